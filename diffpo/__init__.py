@@ -1,0 +1,22 @@
+"""diffpo: reinforcement learning that makes masked diffusion language models reason better in fewer network evaluations."""
+
+from diffpo.decoding.generation import Generation, generate
+from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, PromptThreshold, Rule
+from diffpo.decoding.trajectory import Trajectory
+from diffpo.models.checkpoints import load
+from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfidenceThreshold",
+    "EntropyBounded",
+    "FixedSchedule",
+    "Generation",
+    "MaskedDiffusionLM",
+    "ModelConfig",
+    "PromptThreshold",
+    "Rule",
+    "Trajectory",
+    "generate",
+    "load",
+]

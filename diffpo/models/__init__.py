@@ -1,0 +1,1 @@
+"""Masked diffusion language models: one transformer for every size, checkpoints, and the learned threshold."""

@@ -1,0 +1,208 @@
+"""One bidirectional transformer for tiny and large masked diffusion language models.
+
+Shapes: B rows, L positions, D hidden size, H heads, K key/value heads, N requested positions, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from diffpo.models.threshold import ThresholdPolicy
+
+
+class ModelConfig(BaseModel):
+    """Size and conventions of a masked diffusion LM; field names as in transformers. Unknown fields are errors.
+
+    ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
+    ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_type: str = "diffpo"
+    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    max_position_embeddings: int = Field(default=4096, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    logit_shift: bool = False
+    mask_token_id: int = Field(ge=0)
+    eos_token_id: int | None = Field(default=None, ge=0)
+    pad_token_id: int | None = Field(default=None, ge=0)
+    threshold_gammas: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"hidden_size / num_attention_heads must be even for RoPE, got {self.head_dim}")
+        if self.num_attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} must divide by num_key_value_heads {self.num_key_value_heads}"
+            )
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            token_id = getattr(self, name)
+            if token_id is not None and token_id >= self.vocab_size:
+                raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head attention with grouped key/value heads and rotary positions."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.key_value_heads, config.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+        B, L, _ = x_BLD.shape
+        q_BHLd = self.q_proj(x_BLD).view(B, L, self.heads, self.head_dim).transpose(1, 2)
+        k_BKLd = self.k_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
+        v_BKLd = self.v_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
+        q_BHLd, k_BKLd = rotate(q_BHLd, rotation), rotate(k_BKLd, rotation)
+        grouped = self.heads != self.kv_heads
+        out_BHLd = F.scaled_dot_product_attention(q_BHLd, k_BKLd, v_BKLd, attn_mask=key_mask, enable_gqa=grouped)
+        return self.o_proj(out_BHLd.transpose(1, 2).reshape(B, L, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rotation, key_mask)
+        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+
+
+class MaskedDiffusionLM(nn.Module):
+    """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
+
+    ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer=None):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._initialise()
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.threshold = ThresholdPolicy(config.hidden_size, config.threshold_gammas) if config.threshold_gammas else None
+
+    def _initialise(self) -> None:
+        """Normal(0, .02), with the projections that write into the residual stream scaled by 1/sqrt(2 layers) (GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_hidden_layers) if residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.mask_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def add_threshold(self, gammas: tuple[float, ...]) -> None:
+        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats)."""
+        self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas)})
+        self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.device)
+
+    def forward(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Hidden states [B, L, D] whose row i predicts position i (the shift, if any, is already applied).
+
+        ``tokens_BL``: int64 [B, L], masked positions hold ``mask_id``. ``attention_mask``: [B, L], nonzero where a token is
+        real; padding may stand anywhere, is never attended to, and does not count in positions.
+        """
+        B, L = tokens_BL.shape
+        if L > self.config.max_position_embeddings:
+            raise ValueError(f"sequence of {L} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}")
+        key_mask, positions_BL = None, torch.arange(L, device=tokens_BL.device)[None]
+        if attention_mask is not None:
+            attention_mask = attention_mask.bool()
+            positions_BL = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+            key_mask = attention_mask[:, None, None, :]
+        rotation = rotary_angles(positions_BL, self.config.head_dim, self.config.rope_theta, self.embed_tokens.weight.dtype)
+        x_BLD = self.embed_tokens(tokens_BL)
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, rotation, key_mask)
+        hidden_BLD = self.norm(x_BLD)
+        if self.config.logit_shift:
+            hidden_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+        return hidden_BLD
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] of the requested rows."""
+        return self.lm_head(hidden_ND)
+
+    def logits(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits [B, L, V] of every position: for tests and small models only."""
+        return self.head(self(tokens_BL, attention_mask))
+
+    def save(self, folder) -> None:
+        """Write config.json, model.safetensors and the tokenizer; ``diffpo.load(folder)`` reads them back."""
+        from diffpo.models.checkpoints import save_checkpoint
+
+        save_checkpoint(self, folder)
+
+
+def rotary_angles(positions_BL: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, L, head_dim] of the rotary embedding, half-rotation layout, computed in fp32."""
+    inverse_frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions_BL.device).float() / head_dim)
+    angles_BLd = positions_BL[..., None].float() * inverse_frequency
+    angles_BLd = torch.cat([angles_BLd, angles_BLd], dim=-1)[:, None]
+    return angles_BLd.cos().to(dtype), angles_BLd.sin().to(dtype)
+
+
+def rotate(x_BHLd: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rotation
+    first, second = x_BHLd.chunk(2, dim=-1)
+    return x_BHLd * cos + torch.cat([-second, first], dim=-1) * sin
