@@ -1,0 +1,214 @@
+"""Countdown: combine three numbers with + - * / so that they make the target."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arithmetic import evaluate
+from .task import Split, Task, chat_answer, check_request, stable_hash
+
+MAX_NUMBER = 20
+MAX_VALUE = 99  # of the target and of every intermediate value
+OPERATORS = "+-*/"
+
+_EQUATION = r"\s*([0-9]{1,9})\s*([-+*/])\s*([0-9]{1,9})\s*=\s*([0-9]{1,9})\s*"
+_TWO_EQUATIONS = re.compile(f"{_EQUATION},{_EQUATION}")
+_ORDERS = np.array(list(itertools.permutations(range(3))))  # [6, 3]
+
+
+@dataclass(frozen=True)
+class CountdownProblem:
+    """Three numbers in 1..20, in the order shown, and a target in 1..99. It need not be solvable."""
+
+    numbers: tuple[int, int, int]
+    target: int
+
+    def __post_init__(self) -> None:
+        if len(self.numbers) != 3 or not all(1 <= number <= MAX_NUMBER for number in self.numbers):
+            raise ValueError(f"numbers must be three integers in 1..{MAX_NUMBER}, got {self.numbers}")
+        if not 1 <= self.target <= MAX_VALUE:
+            raise ValueError(f"target must be in 1..{MAX_VALUE}, got {self.target}")
+
+
+class Countdown(Task[CountdownProblem]):
+    """Countdown with three numbers.
+
+    Compact: prompt `7 3 11 -> 32`, completion `7 * 3 = 21 , 21 + 11 = 32` and EOS. The first step takes two of the
+    numbers, the second its result and the remaining number, in either order.
+
+    Distribution: uniform over the valid *expressions*: numbers a, b, c in 1..20, two operators, and which side of the
+    second step the first result stands on, such that both results are integers in 1..99. The numbers are shown in
+    random order. So a target is the more likely the more ways there are to reach it.
+
+    Split: by key (sorted numbers, target); a hash of the key alone sends a tenth of the keys to test.
+
+    Reward: 0 without an answer, .1 for a wrong one, 1 for a right one. An answer is two equations (compact, true or
+    not) or a non-empty `<answer>` (chat; the expression before any "=", each number exactly once, within 1e-5).
+    """
+
+    name = "countdown"
+    vocabulary = (*map(str, range(MAX_VALUE + 1)), *OPERATORS, "=", ",", "->")
+    gen_length = 12
+    block_length = 12
+    ends_with_eos = True
+
+    def problem(self, numbers: Iterable[int], target: int) -> CountdownProblem:
+        """A problem of your own, solvable or not. ValueError or TypeError unless it is three integers in 1..20 and a
+        target in 1..99."""
+        return CountdownProblem(tuple(map(operator.index, numbers)), operator.index(target))
+
+    def problems(self, split: Split, count: int, seed: int) -> list[CountdownProblem]:
+        check_request(split, count)
+        rng = np.random.default_rng(seed)
+        expressions = _expressions(split)
+        expressions = expressions[rng.permutation(len(expressions))]
+        _, first = np.unique(_key(expressions.numbers, expressions.target), return_index=True)
+        if count > len(first):
+            raise ValueError(f"the {split} split of countdown holds {len(first)} problems, {count} asked for")
+        chosen = expressions[np.sort(first)[:count]]
+        shown = rng.permuted(chosen.numbers, axis=1)
+        pairs = zip(shown.tolist(), chosen.target.tolist(), strict=True)
+        return [self.problem(numbers, target) for numbers, target in pairs]
+
+    def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
+        check_request("train", count)
+        rng = np.random.default_rng(seed)
+        completions = _train_completions()
+        index = rng.integers(len(completions), size=count)
+        chosen = _expressions("train")[index]
+        shown = np.take_along_axis(chosen.numbers, _ORDERS[rng.integers(len(_ORDERS), size=count)], axis=1)
+        return [
+            (f"{a} {b} {c} -> {target}", completions[i])
+            for (a, b, c), target, i in zip(shown.tolist(), chosen.target.tolist(), index.tolist(), strict=True)
+        ]
+
+    def prompt(self, problem: CountdownProblem) -> str:
+        return "{} {} {} -> {}".format(*problem.numbers, problem.target)
+
+    def question(self, problem: CountdownProblem) -> str:
+        return (
+            f"Using only the numbers {list(problem.numbers)}, write an arithmetic expression that evaluates to exactly "
+            f"{problem.target}. Use every number exactly once, with the operations + - * / and parentheses as needed. "
+            "Give only the expression as the answer, for example: (1 + 2) * 3"
+        )
+
+    def solution(self, problem: CountdownProblem, rng: np.random.Generator) -> str:
+        """A valid expression drawn uniformly, as `examples` does. ValueError if none makes the target."""
+        expressions = _evaluate(np.array(problem.numbers)[_ORDERS])
+        expressions = expressions[expressions.target == problem.target]
+        if not len(expressions):
+            raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {self.prompt(problem)!r}")
+        return expressions[rng.integers(len(expressions), size=1)].texts()[0]
+
+    def reward(self, problem: CountdownProblem, text: str) -> float:
+        if not chat_answer(text) and not _TWO_EQUATIONS.fullmatch(text):
+            return 0.0
+        return 1.0 if self.correct(problem, text) else 0.1
+
+    def correct(self, problem: CountdownProblem, text: str) -> bool:
+        answer = chat_answer(text)
+        return _two_steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
+
+
+def _two_steps_solve(problem: CountdownProblem, text: str) -> bool:
+    match = _TWO_EQUATIONS.fullmatch(text)
+    if not match:
+        return False
+    a, first, b, middle, c, second, d, last = (word if word in OPERATORS else int(word) for word in match.groups())
+    unused = Counter([*problem.numbers, middle]) - Counter([a, b])
+    return (
+        _holds(a, first, b, middle)
+        and _holds(c, second, d, last)
+        and not Counter([a, b]) - Counter(problem.numbers)
+        and Counter([c, d]) == unused
+        and last == problem.target
+    )
+
+
+def _holds(left: int, sign: str, right: int, result: int) -> bool:
+    if sign == "/":
+        return right != 0 and left == result * right
+    return result == {"+": operator.add, "-": operator.sub, "*": operator.mul}[sign](left, right)
+
+
+def _expression_solves(problem: CountdownProblem, answer: str) -> bool:
+    try:
+        value, numbers = evaluate(answer.split("=")[0])
+    except (ValueError, ZeroDivisionError):
+        return False
+    return sorted(numbers) == sorted(problem.numbers) and abs(value - problem.target) < 1e-5
+
+
+@dataclass(frozen=True)
+class _Expressions:
+    """N two-step expressions: `left[0] sign[0] right[0] = middle`, then `left[1] sign[1] right[1] = target`."""
+
+    numbers: np.ndarray  # [N, 3]
+    left: np.ndarray  # [N, 2]
+    sign: np.ndarray  # [N, 2], index into OPERATORS
+    right: np.ndarray  # [N, 2]
+    result: np.ndarray  # [N, 2]
+
+    @property
+    def target(self) -> np.ndarray:
+        return self.result[:, 1]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: np.ndarray) -> _Expressions:
+        return _Expressions(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def texts(self) -> list[str]:
+        columns = (self.left, self.sign, self.right, self.result)
+        return [
+            f"{a} {OPERATORS[p]} {b} = {x} , {c} {OPERATORS[q]} {d} = {y}"
+            for (a, c), (p, q), (b, d), (x, y) in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+
+def _evaluate(numbers: np.ndarray) -> _Expressions:
+    """The valid ones among the 32 expressions that take each row of `numbers` [N, 3] in order."""
+    sign_1, sign_2, middle_first, row = np.indices((4, 4, 2, len(numbers))).reshape(4, -1)
+    a, b, c = numbers[row].T
+    middle = _apply(sign_1, a, b)
+    left, right = np.where(middle_first, (middle, c), (c, middle))
+    target = _apply(sign_2, left, right)
+    pairs = ((a, left), (sign_1, sign_2), (b, right), (middle, target))
+    expressions = _Expressions(numbers[row], *(np.stack(pair, axis=1) for pair in pairs))
+    return expressions[((expressions.result >= 1) & (expressions.result <= MAX_VALUE)).all(axis=1)]
+
+
+def _apply(sign: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Result of each operation, 0 (never valid) for a division that is not exact."""
+    divisor = np.maximum(right, 1)  # a first result below 1 makes the expression invalid anyway
+    quotient = np.where(left % divisor == 0, left // divisor, 0)
+    return np.choose(sign, (left + right, left - right, left * right, quotient))
+
+
+def _key(numbers: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The same integer [N] for the same sorted numbers [N, 3] and target [N]."""
+    low, middle, high = np.sort(numbers, axis=1).T
+    return ((low * 100 + middle) * 100 + high) * 100 + target
+
+
+@functools.cache
+def _expressions(split: Split) -> _Expressions:
+    """Every valid expression of a split: there are few enough to list them all."""
+    numbers = np.stack(np.meshgrid(*[np.arange(1, MAX_NUMBER + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    expressions = _evaluate(numbers)
+    is_test = stable_hash(_key(expressions.numbers, expressions.target)) % 10 == 0
+    return expressions[is_test == (split == "test")]
+
+
+@functools.cache
+def _train_completions() -> list[str]:
+    return _expressions("train").texts()

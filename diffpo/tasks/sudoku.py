@@ -1,0 +1,198 @@
+"""Sudoku 4x4: fill the grid so that every row, column and 2x2 box holds 1, 2, 3 and 4."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .task import Split, Task, chat_answer, check_request, stable_hash
+
+CELLS = 16
+MIN_CLUES = 4  # fewer clues never determine a 4x4 grid
+TEST_GRIDS = 58  # of 288
+
+_ROWS = list(itertools.permutations((1, 2, 3, 4)))  # also the 24 ways to rename the digits
+
+
+@dataclass(frozen=True)
+class SudokuProblem:
+    """A puzzle and its solution, 16 digits each, row by row; 0 in the puzzle is an empty cell."""
+
+    puzzle: str
+    solution: str
+
+    def __post_init__(self) -> None:
+        _check_puzzle(self.puzzle)
+        if self.solution not in _grid_texts():
+            raise ValueError(f"{self.solution!r} is not a complete 4x4 grid")
+        if not _fits(self.puzzle, self.solution):
+            raise ValueError(f"{self.solution!r} does not solve {self.puzzle!r}")
+
+
+class Sudoku(Task[SudokuProblem]):
+    """Sudoku 4x4 with exactly one solution per puzzle.
+
+    Compact: prompt of 16 words `1`..`4` or `_` (empty), completion of 16 digits, without EOS.
+
+    Distribution: a solution grid, uniform over the split's; a number of clues, uniform over `clues`; which cells,
+    uniform over the choices that leave one solution. More clues make easier puzzles.
+
+    Split: by *solution*: 230 of the 288 grids are for training, 58 for test. Split by puzzle, a model could learn all
+    the grids by heart.
+
+    Reward: the fraction of the originally empty cells that are right. Whitespace is dropped, every other character
+    takes a cell, and the answer is padded with empty cells or cut to 16.
+    """
+
+    name = "sudoku"
+    vocabulary = ("1", "2", "3", "4", "_")
+    gen_length = CELLS
+    block_length = CELLS
+    ends_with_eos = False
+
+    def __init__(self, clues: tuple[int, int] = (4, 8)) -> None:
+        """`clues`: least and greatest number of given cells, within 4..15."""
+        low, high = clues
+        if not MIN_CLUES <= low <= high < CELLS:
+            raise ValueError(f"clues must be (low, high) with {MIN_CLUES} <= low <= high < {CELLS}, got {clues}")
+        self.clues = (low, high)
+
+    def problem(self, puzzle: str) -> SudokuProblem:
+        """A puzzle of your own: 16 digits, 0 = empty. ValueError unless it has exactly one solution."""
+        _check_puzzle(puzzle)
+        solutions = [grid for grid in _grid_texts() if _fits(puzzle, grid)]
+        if len(solutions) != 1:
+            raise ValueError(f"a puzzle needs exactly one solution, {puzzle!r} has {len(solutions)}")
+        return SudokuProblem(puzzle, solutions[0])
+
+    def problems(self, split: Split, count: int, seed: int) -> list[SudokuProblem]:
+        check_request(split, count)
+        low, high = self.clues
+        _, _, size = _clue_masks()
+        available = int(size[_split_grids(split) % len(size), low : high + 1].sum())
+        if count > available:
+            raise ValueError(
+                f"the {split} split of sudoku holds {available} puzzles with {low}..{high} clues, {count} asked for"
+            )
+        rng = np.random.default_rng(seed)
+        texts = list(_grid_texts())
+        found: dict[SudokuProblem, None] = {}
+        while len(found) < count:
+            grid, puzzle = self._draw(split, count, rng)
+            rows = ("".join(map(str, cells)) for cells in puzzle.tolist())
+            found |= dict.fromkeys(SudokuProblem(row, texts[g]) for row, g in zip(rows, grid.tolist(), strict=True))
+        return list(found)[:count]
+
+    def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
+        check_request("train", count)
+        grid, puzzle = self._draw("train", count, np.random.default_rng(seed))
+        words = np.full((count, 2 * CELLS - 1), ord(" "), dtype=np.uint8)
+        words[:, ::2] = np.frombuffer(b"_1234", dtype=np.uint8)[puzzle]
+        prompts = words.view(f"S{2 * CELLS - 1}")[:, 0].astype(str).tolist()
+        completions = [" ".join(text) for text in _grid_texts()]
+        return [(prompt, completions[g]) for prompt, g in zip(prompts, grid.tolist(), strict=True)]
+
+    def _draw(self, split: Split, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Grid indices [N] and puzzles [N, 16] with 0 for an empty cell."""
+        low, high = self.clues
+        masks, start, size = _clue_masks()
+        grid = rng.choice(_split_grids(split), size=count)
+        pattern, clues = grid % len(size), rng.integers(low, high, size=count, endpoint=True)
+        mask = masks[start[pattern, clues] + rng.integers(size[pattern, clues])]
+        return grid, _grids()[grid] * _bits(mask)
+
+    def prompt(self, problem: SudokuProblem) -> str:
+        return " ".join(problem.puzzle.replace("0", "_"))
+
+    def question(self, problem: SudokuProblem) -> str:
+        return (
+            f"Solve this 4x4 Sudoku: {problem.puzzle}\nIt is written row by row, and 0 is an empty cell. "
+            "Fill the empty cells so that every row, every column and every 2x2 box holds each of 1, 2, 3 and 4 once. "
+            f"Give the completed grid as the answer: {CELLS} digits, row by row, without separators."
+        )
+
+    def solution(self, problem: SudokuProblem, rng: np.random.Generator) -> str:
+        """The one solution; nothing is random about it."""
+        return " ".join(problem.solution)
+
+    def reward(self, problem: SudokuProblem, text: str) -> float:
+        cells = zip(problem.puzzle, problem.solution, _answer(text), strict=True)
+        right = [given == digit for clue, digit, given in cells if clue == "0"]
+        return sum(right) / len(right)
+
+    def correct(self, problem: SudokuProblem, text: str) -> bool:
+        return _answer(text) == problem.solution
+
+
+def _check_puzzle(puzzle: str) -> None:
+    if len(puzzle) != CELLS or set(puzzle) - set("01234") or "0" not in puzzle:
+        raise ValueError(f"a puzzle is {CELLS} digits 0..4 with at least one 0, got {puzzle!r}")
+
+
+def _fits(puzzle: str, grid: str) -> bool:
+    return all(clue in ("0", digit) for clue, digit in zip(puzzle, grid, strict=True))
+
+
+def _answer(text: str) -> str:
+    """The answer's 16 cells, whatever characters they hold."""
+    answer = chat_answer(text)
+    return "".join((text if answer is None else answer).split())[:CELLS].ljust(CELLS, "0")
+
+
+@functools.cache
+def _grids() -> np.ndarray:
+    """All 288 solution grids [288, 16]: the 12 whose first row is 1 2 3 4, under each of the 24 renamings of digits.
+
+    Grid g is a renaming of grid g % 12.
+    """
+    candidates = np.array([sum(rows, ()) for rows in itertools.product(_ROWS[:1], _ROWS, _ROWS, _ROWS)])
+    row, column = np.divmod(np.arange(CELLS), 4)
+    units = [np.flatnonzero(kind == i) for kind in (row, column, row // 2 * 2 + column // 2) for i in range(4)]
+    sorted_units = np.sort(candidates[:, units], axis=-1)  # [candidates, 12, 4]
+    first = candidates[(sorted_units == _ROWS[0]).all(axis=(1, 2))]
+    return np.array(_ROWS)[:, first - 1].reshape(-1, CELLS)
+
+
+@functools.cache
+def _grid_texts() -> dict[str, int]:
+    """The grids as 16 digits, in the order of `_grids`, with their index."""
+    return {"".join(map(str, grid)): index for index, grid in enumerate(_grids().tolist())}
+
+
+@functools.cache
+def _split_grids(split: Split) -> np.ndarray:
+    """Indices of a split's grids: those with the smallest hashes are for test."""
+    order = np.argsort(stable_hash(np.array([int(text) for text in _grid_texts()])))
+    return order[:TEST_GRIDS] if split == "test" else order[TEST_GRIDS:]
+
+
+def _bits(masks: np.ndarray) -> np.ndarray:
+    """Bits [N, 16] of masks [N]; bit i stands for cell i."""
+    return masks[:, None] >> np.arange(CELLS) & 1
+
+
+@functools.cache
+def _clue_masks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every choice of clue cells that leaves exactly one solution: masks, start [12, 17] and size [12, 17].
+
+    `masks[start[p, n] :][: size[p, n]]` are those with n clues for any grid g with g % 12 == p. Renaming the digits
+    changes no puzzle's number of solutions, so 12 grids stand for all. A choice fails if another grid has the same
+    digits in all of its cells.
+    """
+    every = np.arange(1 << CELLS)
+    clues = _bits(every).sum(axis=1)
+    by_clues = np.argsort(clues, kind="stable")
+    lists, size = [], []
+    for grid in _grids()[: len(_grids()) // len(_ROWS)]:
+        agreements = np.unique((grid == _grids()) @ (1 << np.arange(CELLS)))
+        unique = np.ones(len(every), dtype=bool)
+        for agreement in agreements[agreements != every[-1]]:
+            unique &= (every & ~agreement) != 0
+        lists.append(by_clues[unique[by_clues]])
+        size.append(np.bincount(clues[unique], minlength=CELLS + 1))
+    sizes = np.array(size)
+    ends = np.cumsum(sizes).reshape(sizes.shape)
+    return np.concatenate(lists), ends - sizes, sizes

@@ -1,0 +1,101 @@
+"""What a task offers to pretraining, rollouts and evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+Split = Literal["train", "test"]
+ProblemT = TypeVar("ProblemT", bound=Hashable)
+
+CHAT_FORMAT = """Respond in the following format:
+<reasoning>
+your reasoning
+</reasoning>
+<answer>
+your answer
+</answer>"""
+
+
+class Task(ABC, Generic[ProblemT]):
+    """Generated problems with their prompts, solutions and rewards.
+
+    Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
+    `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is one user turn for instruction
+    models, answered inside `<answer>` tags. `reward` and `correct` read both: a text with `<answer>...</answer>` as
+    chat, any other as compact. Texts come decoded, cut at the first EOS and without special tokens.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]  # every compact word; special tokens are the tokenizer's own
+    gen_length: int  # tokens of a compact completion, EOS included if it ends with one
+    block_length: int  # divides gen_length
+    ends_with_eos: bool
+    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model (d1 protocol)
+
+    @abstractmethod
+    def problems(self, split: Split, count: int, seed: int) -> list[ProblemT]:
+        """`count` distinct problems; equal seeds give equal lists. ValueError if the split holds fewer."""
+
+    @abstractmethod
+    def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
+        """`count` compact (prompt, completion) pairs of the train split, drawn with replacement, for pretraining."""
+
+    @abstractmethod
+    def prompt(self, problem: ProblemT) -> str:
+        """The compact prompt."""
+
+    @abstractmethod
+    def solution(self, problem: ProblemT, rng: np.random.Generator) -> str:
+        """A random correct compact completion, without EOS. ValueError if the problem has none."""
+
+    @abstractmethod
+    def question(self, problem: ProblemT) -> str:
+        """The question in plain English, for the chat form."""
+
+    @abstractmethod
+    def reward(self, problem: ProblemT, text: str) -> float:
+        """Training reward in [0, 1]. Never raises, whatever the text."""
+
+    @abstractmethod
+    def correct(self, problem: ProblemT, text: str) -> bool:
+        """Whether the text solves the problem. Never raises, whatever the text."""
+
+    def chat(self, problem: ProblemT) -> list[dict[str, str]]:
+        """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
+        return [{"role": "user", "content": f"{CHAT_FORMAT}\n\n{self.question(problem)}"}]
+
+
+def chat_answer(text: str) -> str | None:
+    """Content of the last complete `<answer>...</answer>`, stripped; None if there is none.
+
+    The last one, as in the reward of d1: a model that restates the format before it answers is not punished for it.
+    Plain searches rather than a lazy regular expression, whose time is quadratic in the number of unclosed tags.
+    """
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    if start < 0:
+        return None
+    start += len("<answer>")
+    return text[start : text.find("</answer>", start)].strip()
+
+
+def check_request(split: str, count: int) -> None:
+    """ValueError for an unknown split or a negative count."""
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}: use 'train' or 'test'")
+    if count < 0:
+        raise ValueError(f"count must be at least 0, got {count}")
+
+
+def stable_hash(key: np.ndarray) -> np.ndarray:
+    """Pseudo-random 64-bit hash [N] of non-negative integers [N], the same on every machine and in every process.
+
+    The splitmix64 finalizer (Steele, Lea and Flood, 2014), a bijection. Splits hang on it: it must never change.
+    """
+    bits = key.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(31))

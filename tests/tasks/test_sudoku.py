@@ -1,0 +1,138 @@
+"""Sudoku 4x4: grids, uniqueness, split, rewards by hand, and an independent solver."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from diffpo.tasks import Sudoku, SudokuProblem
+
+TASK = Sudoku()
+PROBLEM = TASK.problem("1030340021004020")
+UNITS = [
+    *([4 * i + j for j in range(4)] for i in range(4)),
+    *([4 * j + i for j in range(4)] for i in range(4)),
+    *([8 * (i // 2) + 2 * (i % 2) + j for j in (0, 1, 4, 5)] for i in range(4)),
+]
+
+
+def solve(puzzle):
+    """All solutions of a puzzle by backtracking."""
+    if "0" not in puzzle:
+        return [puzzle]
+    cell = puzzle.index("0")
+    seen = {puzzle[other] for unit in UNITS if cell in unit for other in unit}
+    return [grid for digit in "1234" if digit not in seen for grid in solve(puzzle[:cell] + digit + puzzle[cell + 1 :])]
+
+
+def test_grids_are_all_grids_and_split_by_solution():
+    easy = Sudoku(clues=(15, 15))  # one cell to fill: every grid turns up 16 times
+    train = Counter(problem.solution for problem in easy.problems("train", 230 * 16, seed=0))
+    test = Counter(problem.solution for problem in easy.problems("test", 58 * 16, seed=0))
+    assert set(train.values()) == set(test.values()) == {16}
+    assert len(train) == 230
+    assert len(test) == 58
+    assert not set(train) & set(test)
+    assert set(train) | set(test) == set(solve("0" * 16))
+    assert {completion.replace(" ", "") for _, completion in TASK.examples(5000, seed=0)} == set(train)
+
+
+def test_split_is_frozen():
+    """Checkpoints are trained on this split: in every process and release it must be the same."""
+    test = {problem.solution for problem in Sudoku(clues=(15, 15)).problems("test", 58 * 16, seed=0)}
+    assert sum(map(int, test)) == 154910644835319538
+
+
+def test_puzzles_have_one_solution_and_the_asked_number_of_clues():
+    for clues in ((4, 8), (4, 4), (6, 6), (12, 15)):
+        counts = Counter()
+        for problem in Sudoku(clues).problems("train", 150, seed=2):
+            assert solve(problem.puzzle) == [problem.solution]
+            counts[16 - problem.puzzle.count("0")] += 1
+        assert set(counts) == set(range(clues[0], clues[1] + 1))
+
+
+def test_four_clue_puzzles_are_all_found():
+    """25,728 four-clue puzzles have one solution, a known count; train and test share them out."""
+    task = Sudoku(clues=(4, 4))
+    totals = []
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match="holds") as error:
+            task.problems(split, 10**6, seed=0)
+        totals.append(int(str(error.value).split("holds ")[1].split()[0]))
+    assert sum(totals) == 25728
+    assert len(set(task.problems("test", totals[1], seed=0))) == totals[1]
+
+
+def test_examples_are_train_puzzles_with_their_solutions():
+    for prompt, completion in TASK.examples(200, seed=0):
+        problem = TASK.problem(prompt.replace("_", "0").replace(" ", ""))
+        assert TASK.prompt(problem) == prompt
+        assert completion.replace(" ", "") == problem.solution
+
+
+@pytest.mark.parametrize("clues", [(3, 8), (8, 16), (9, 8)])
+def test_difficulty_is_checked(clues):
+    with pytest.raises(ValueError, match="clues"):
+        Sudoku(clues)
+
+
+@pytest.mark.parametrize("puzzle", ["", "0" * 15, "0" * 17, "5" + "0" * 15, "x" + "0" * 15, "1234341221434321"])
+def test_malformed_puzzles(puzzle):
+    with pytest.raises(ValueError, match="16 digits"):
+        TASK.problem(puzzle)
+
+
+def test_own_problems():
+    with pytest.raises(ValueError, match="has 288"):
+        TASK.problem("0" * 16)
+    with pytest.raises(ValueError, match="has 0"):
+        TASK.problem("11" + "0" * 14)
+    with pytest.raises(ValueError, match="complete"):
+        SudokuProblem("0" * 16, "1" * 16)
+    with pytest.raises(ValueError, match="does not solve"):
+        SudokuProblem("2" + PROBLEM.puzzle[1:], PROBLEM.solution)
+
+
+def test_prompts():
+    assert TASK.prompt(PROBLEM) == "1 _ 3 _ 3 4 _ _ 2 1 _ _ 4 _ 2 _"
+    assert PROBLEM.puzzle in TASK.chat(PROBLEM)[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reward", "correct"),
+    [
+        ("1234341221434321", 1, True),
+        ("1234 3412\n2143 4321", 1, True),
+        ("12343412214343219999", 1, True),  # cut to 16
+        ("2234341221434321", 1, False),  # a given cell changed: all empty cells are right all the same
+        ("1234341221434322", 7 / 8, False),
+        ("123434122143432", 7 / 8, False),  # padded to 16
+        ("1030340021004020", 0, False),
+        ("1_3_34__21__4_2_", 0, False),
+        ("2121212121212121", 1 / 8, False),
+        ("|1234341221434321|", 0, False),  # every character takes a cell: all are shifted
+        ("123434122143432\u0661", 7 / 8, False),  # a digit, but not an ASCII one
+        ("", 0, False),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}", "easy</reasoning>\n<answer>\n{}\n</answer>"], ids=["compact", "chat"])
+def test_rewards(text, reward, correct, form):
+    assert TASK.reward(PROBLEM, form.format(text)) == reward
+    assert TASK.correct(PROBLEM, form.format(text)) == correct
+
+
+def test_agrees_with_the_rules_on_mutated_solutions():
+    """An answer is right exactly if it keeps the clues and satisfies the rules."""
+    random_cells = random.Random(0)
+    verdicts = []
+    for problem in TASK.problems("test", 500, seed=7):
+        cells = list(problem.solution)
+        for _ in range(random_cells.randrange(3)):
+            cells[random_cells.randrange(16)] = random_cells.choice("01234")
+        keeps = all(clue in ("0", cell) for clue, cell in zip(problem.puzzle, cells, strict=True))
+        legal = all(sorted(cells[i] for i in unit) == list("1234") for unit in UNITS)
+        verdicts.append(TASK.correct(problem, " ".join(cells)))
+        assert verdicts[-1] == (keeps and legal)
+    assert 0.2 < np.mean(verdicts) < 0.8
