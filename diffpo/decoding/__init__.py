@@ -1,0 +1,1 @@
+"""Decoding: the denoising loop, the commit rules, and the trajectory they leave."""

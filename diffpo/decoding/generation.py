@@ -1,0 +1,141 @@
+"""``diffpo.generate``: prompts in, text, tokens, NFE and trajectory out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpo.decoding.decoder import Sampling, denoise
+from diffpo.decoding.rules import FixedSchedule, Rule
+from diffpo.decoding.trajectory import Trajectory
+from diffpo.models.transformer import MaskedDiffusionLM
+
+Prompts = Sequence[str] | Sequence[list[dict[str, str]]] | Sequence[Tensor] | Tensor
+
+
+@dataclass(frozen=True)
+class Generation:
+    """text: the completions up to the first EOS (None without a tokenizer); tokens: int64 [B, L]; nfe: int64 [B]."""
+
+    text: list[str] | None
+    trajectory: Trajectory
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.trajectory.tokens
+
+    @property
+    def nfe(self) -> Tensor:
+        return self.trajectory.nfe
+
+
+def generate(
+    model: MaskedDiffusionLM,
+    prompts: Prompts,
+    gen_length: int,
+    block_length: int | None = None,
+    rule: Rule | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    cfg_scale: float = 0.0,
+    batch_size: int | None = None,
+) -> Generation:
+    """Decode every prompt to ``gen_length`` tokens with a commit rule.
+
+    prompts: strings, chats (lists of role/content messages, by the tokenizer's template) or token ids (a list of 1-d
+        tensors, or one tensor [B, P] without padding)
+    gen_length, block_length: tokens; block_length (default gen_length) must divide gen_length
+    rule: what to commit in each step; default ``FixedSchedule(gen_length)``, one token a step
+    temperature: 0 takes the most probable token, otherwise a draw from softmax(logits / temperature)
+    seed: keys every draw together with the prompt's index: the same result whatever the batch size
+    cfg_scale: classifier-free guidance, logits = u + (cfg_scale + 1)(c - u) with u from a masked prompt; 0 = off. A guided
+        step evaluates the network twice and counts as one NFE.
+    batch_size: rows decoded together; default all
+
+    ValueError for lengths, temperature, prompts or a rule that do not fit, before any network evaluation.
+    FloatingPointError when the model's logits are not finite.
+    """
+    rule = FixedSchedule(gen_length) if rule is None else rule
+    block_length = gen_length if block_length is None else block_length
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_lengths(gen_length, block_length)
+    check_sampling(temperature, cfg_scale)
+    prompt_ids, prompt_mask = encode_prompts(model, prompts)
+    check_prompts(model, prompt_ids, prompt_mask, gen_length)
+    rule.check(len(prompt_ids), gen_length, block_length)
+    sampling, row_ids = Sampling(temperature, cfg_scale, seed), torch.arange(len(prompt_ids), device=model.device)
+    parts = [
+        denoise(model, prompt_ids[rows], prompt_mask[rows], rows, gen_length, block_length, rule, sampling)
+        for rows in row_ids.split(batch_size or len(row_ids))
+    ]
+    trajectory = Trajectory.concatenate(parts)
+    return Generation(decode_text(model, trajectory), trajectory)
+
+
+def check_lengths(gen_length: int, block_length: int) -> None:
+    if gen_length < 1:
+        raise ValueError(f"gen_length must be at least 1, got {gen_length}")
+    if block_length < 1 or gen_length % block_length:
+        raise ValueError(f"gen_length {gen_length} must be a multiple of block_length, got {block_length}")
+
+
+def check_sampling(temperature: float, cfg_scale: float) -> None:
+    for name, value in (("temperature", temperature), ("cfg_scale", cfg_scale)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+
+
+def encode_prompts(model: MaskedDiffusionLM, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Left-padded prompt ids int64 [B, P] and their mask bool [B, P], on the model's device."""
+    if isinstance(prompts, str):
+        raise ValueError("prompts must be a list; wrap a single prompt in one: [prompt]")
+    if len(prompts) == 0:
+        raise ValueError("prompts is empty: give at least one")
+    rows = [torch.as_tensor(row, dtype=torch.int64) for row in _token_ids(model, prompts)]
+    P = max(len(row) for row in rows)
+    pad_id = model.config.pad_token_id if model.config.pad_token_id is not None else 0
+    prompt_ids = torch.full((len(rows), P), pad_id)
+    prompt_mask = torch.zeros(len(rows), P, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        prompt_ids[i, P - len(row) :], prompt_mask[i, P - len(row) :] = row, True
+    return prompt_ids.to(model.device), prompt_mask.to(model.device)
+
+
+def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence:
+    if isinstance(prompts[0], Tensor):
+        if any(row.dim() != 1 for row in prompts):
+            raise ValueError("token-id prompts must be 1-d tensors, or one tensor [B, P]")
+        return prompts
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer: give prompts as token-id tensors")
+    if isinstance(prompts[0], str):
+        return model.tokenizer(list(prompts))["input_ids"]
+    if model.tokenizer.chat_template is None:
+        raise ValueError("the model's tokenizer has no chat template: give prompts as strings")
+    encoded = model.tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)
+    return encoded["input_ids"]
+
+
+def check_prompts(model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, gen_length: int) -> None:
+    """ValueError for an id outside the vocabulary, a mask token, or a prompt that leaves no room for the completion."""
+    vocab_size, context = model.config.vocab_size, model.config.max_position_embeddings
+    if ((prompt_ids < 0) | (prompt_ids >= vocab_size)).any():
+        raise ValueError(f"a prompt holds a token id outside the vocabulary of {vocab_size} tokens")
+    masked = ((prompt_ids == model.mask_id) & prompt_mask).any(dim=1).nonzero()[:, 0].tolist()
+    if masked:
+        raise ValueError(f"prompts {masked[:8]} contain the mask token (id {model.mask_id}), which only completions may hold")
+    if prompt_ids.shape[1] + gen_length > context:
+        raise ValueError(
+            f"the longest prompt ({prompt_ids.shape[1]} tokens) and gen_length {gen_length} exceed the model's context of {context}"
+        )
+
+
+def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory) -> list[str] | None:
+    """Completions up to the first EOS, special tokens removed; None without a tokenizer."""
+    if model.tokenizer is None:
+        return None
+    rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
+    return model.tokenizer.batch_decode(rows, skip_special_tokens=True)

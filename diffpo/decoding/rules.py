@@ -1,0 +1,189 @@
+"""Commit rules: which masked positions of the active block are committed in a denoising step.
+
+Every rule is data for one operator, ``entropy_bounded_commit_``: an order (commit the smallest ``proxy`` first), a ``cost``
+per position and a ``budget`` per row; committed is the longest prefix with sum(cost) - max(cost) <= budget, at least one.
+Unit costs with budget k - 1 commit exactly k positions.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffpo.keyed_random import uniform
+from diffpo.models.transformer import MaskedDiffusionLM
+
+PROXIES = ("entropy", "confidence", "margin")
+_GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
+
+
+@dataclass(frozen=True)
+class StepPredictions:
+    """What the network says in one step about A rows of L positions; only ``candidates`` hold meaningful values.
+
+    candidates: bool [A, L], masked positions of each row's active block; entropy (nats), confidence (probability of the
+    proposed token), top1, top2 (probabilities): fp32 [A, L], untempered; block_length: tokens; blocks: their
+    number; block_step: int64 [A], steps already spent on the active block; gamma: fp32 [A], the rows' thresholds (nats) or NaN.
+    """
+
+    candidates: Tensor
+    entropy: Tensor
+    confidence: Tensor
+    top1: Tensor
+    top2: Tensor
+    block_length: int
+    blocks: int
+    block_step: Tensor
+    gamma: Tensor
+
+    def proxy(self, name: str) -> Tensor:
+        """Estimated error per position, small = commit first."""
+        return {"entropy": self.entropy, "confidence": -self.top1, "margin": self.top2 - self.top1}[name]
+
+
+class Plan(NamedTuple):
+    proxy: Tensor  # [A, L]
+    cost: Tensor  # [A, L]
+    budget: Tensor  # [A]
+
+
+class Threshold(NamedTuple):
+    """Per-row thresholds [B] with the bin they came from (-1: none) and its log-prob."""
+
+    gamma: Tensor
+    bin: Tensor
+    logprob: Tensor
+
+
+class Rule:
+    """A commit rule. ``stops_at_eos``: a row ends once every token before its first EOS is committed."""
+
+    stops_at_eos = True
+
+    def check(self, prompts: int, gen_length: int, block_length: int) -> None:
+        """ValueError if the rule cannot decode this many prompts with these lengths."""
+
+    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, row_ids: Tensor, seed: int) -> Threshold:
+        """Called once, with the completion's hidden states [B, L, D] of the first pass; no threshold by default."""
+        nothing = torch.full((len(hidden_BLD),), math.nan, device=hidden_BLD.device)
+        return Threshold(nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing))
+
+    def plan(self, step: StepPredictions) -> Plan:
+        raise NotImplementedError
+
+
+def _entropy_bounded(step: StepPredictions, proxy: str) -> Plan:
+    return Plan(step.proxy(proxy), step.entropy, step.gamma)
+
+
+def _fixed_count(proxy: Tensor, count: Tensor) -> Plan:
+    return Plan(proxy, torch.ones_like(proxy), (count - 1).clamp(min=0).float())
+
+
+class FixedSchedule(Rule):
+    """LLaDA's reference schedule: ``steps`` in all, the same number in each block, most confident tokens first.
+
+    A block of n tokens and S steps commits n // S per step, the first n % S steps one more. Decodes every position, also
+    after an EOS. ``steps`` must be a multiple of the number of blocks; steps beyond one a token are not spent.
+    Source: LLaDA (arXiv 2502.09992), low-confidence remasking.
+    """
+
+    stops_at_eos = False
+
+    def __init__(self, steps: int):
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps = steps
+
+    def __repr__(self) -> str:
+        return f"FixedSchedule(steps={self.steps})"
+
+    def check(self, prompts: int, gen_length: int, block_length: int) -> None:
+        blocks = gen_length // block_length
+        if self.steps % blocks:
+            raise ValueError(f"steps {self.steps} must be a multiple of the number of blocks {blocks} (gen_length / block_length)")
+
+    def plan(self, step: StepPredictions) -> Plan:
+        steps_per_block = self.steps // step.blocks
+        count = step.block_length // steps_per_block + (step.block_step < step.block_length % steps_per_block).long()
+        return _fixed_count(-step.confidence, count)
+
+
+class ConfidenceThreshold(Rule):
+    """Commit every candidate whose confidence is at least ``p``, and always the most confident one (Fast-dLLM, 2505.22618)."""
+
+    def __init__(self, p: float = 0.9):
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be a probability in [0, 1], got {p}")
+        self.p = p
+
+    def __repr__(self) -> str:
+        return f"ConfidenceThreshold(p={self.p:g})"
+
+    def plan(self, step: StepPredictions) -> Plan:
+        return _fixed_count(-step.confidence, ((step.confidence >= self.p) & step.candidates).sum(dim=1))
+
+
+class EntropyBounded(Rule):
+    """The Entropy-Bounded sampler (arXiv 2505.24857): the longest prefix U by proxy with sum_U H - max_U H <= gamma.
+
+    ``gamma``: nats, a number or a tensor [B] with one value per row; 0 commits one token a step, inf the whole block.
+    ``proxy``: the order of commitment: "entropy" H, "confidence" (largest probability) or "margin" (top-1 less runner-up).
+    """
+
+    def __init__(self, gamma: float | Tensor, proxy: str = "entropy"):
+        self.gamma = torch.as_tensor(gamma, dtype=torch.float32)
+        if self.gamma.dim() > 1:
+            raise ValueError(f"gamma must be a number or a tensor [B], got shape {list(self.gamma.shape)}")
+        if self.gamma.isnan().any() or (self.gamma < 0).any():
+            raise ValueError(f"gamma must be at least 0 (nats) and not NaN, got {gamma}")
+        self.proxy = _checked_proxy(proxy)
+
+    def __repr__(self) -> str:
+        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, proxy={self.proxy})"
+
+    def check(self, prompts: int, gen_length: int, block_length: int) -> None:
+        if self.gamma.dim() == 1 and len(self.gamma) != prompts:
+            raise ValueError(f"gamma has {len(self.gamma)} values for {prompts} prompts")
+
+    def thresholds(self, model, hidden_BLD, row_ids, seed) -> Threshold:
+        gamma = self.gamma.to(hidden_BLD.device)
+        chosen = gamma[row_ids] if gamma.dim() else gamma.repeat(len(row_ids))
+        return super().thresholds(model, hidden_BLD, row_ids, seed)._replace(gamma=chosen)
+
+    def plan(self, step: StepPredictions) -> Plan:
+        return _entropy_bounded(step, self.proxy)
+
+
+class PromptThreshold(Rule):
+    """Entropy-bounded with the threshold the model predicts for each prompt: its mode, or a draw when ``sample`` (training)."""
+
+    def __init__(self, proxy: str = "entropy", sample: bool = False):
+        self.proxy, self.sample = _checked_proxy(proxy), sample
+
+    def __repr__(self) -> str:
+        return f"PromptThreshold(proxy={self.proxy}{', sample' if self.sample else ''})"
+
+    def thresholds(self, model, hidden_BLD, row_ids, seed) -> Threshold:
+        if model.threshold is None:
+            raise ValueError("the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded")
+        logprob_BG = model.threshold(hidden_BLD)
+        if self.sample:
+            # inverse CDF; the clamp keeps a rounding of the last cumulative sum below 1 from overshooting
+            cdf_BG = logprob_BG.exp().cumsum(dim=1)
+            draw_B1 = uniform(seed, _GAMMA_DRAW, row_ids)[:, None].to(cdf_BG)
+            index = (cdf_BG <= draw_B1).sum(dim=1).clamp(max=cdf_BG.shape[1] - 1)
+        else:
+            index = logprob_BG.argmax(dim=1)
+        return Threshold(model.threshold.gammas[index], index, logprob_BG.gather(1, index[:, None])[:, 0])
+
+    def plan(self, step: StepPredictions) -> Plan:
+        return _entropy_bounded(step, self.proxy)
+
+
+def _checked_proxy(proxy: str) -> str:
+    if proxy not in PROXIES:
+        raise ValueError(f"proxy must be one of {', '.join(PROXIES)}, got {proxy!r}")
+    return proxy
