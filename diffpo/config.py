@@ -1,0 +1,174 @@
+"""Configuration: frozen pydantic models, a TOML file and the command line. Later sources win: defaults, TOML, flags.
+
+An unknown key, a wrong type or an impossible value ends the program with exit code 2 before anything is loaded or created.
+"""
+
+import difflib
+import json
+import math
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from diffpo.models.threshold import ENTROPY_BOUND_GRID
+
+
+def _not_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("must be a number, got NaN")
+    return value
+
+
+Nats = Annotated[float, Field(ge=0), AfterValidator(_not_nan)]
+Positive = Annotated[float, Field(gt=0), AfterValidator(_not_nan)]
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSize(Config):
+    hidden_size: int = Field(128, gt=0)
+    intermediate_size: int = Field(384, gt=0)
+    num_hidden_layers: int = Field(4, gt=0)
+    num_attention_heads: int = Field(4, gt=0)
+
+
+class PretrainConfig(Config):
+    """Train a tiny masked diffusion LM from scratch."""
+
+    task: str = "countdown"
+    """countdown or sudoku"""
+    output: str = "runs/pretrained"
+    """folder for the checkpoint"""
+    steps: int = Field(2000, gt=0)
+    batch_size: int = Field(256, gt=0)
+    lr: Positive = 2e-3
+    warmup_steps: int = Field(100, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    seed: int = Field(0, ge=0)
+    heldout: int = Field(1000, gt=0)
+    """held-out problems of the final evaluation"""
+    model: ModelSize = ModelSize()
+
+
+class AlgorithmConfig(Config):
+    """One RL algorithm. The defaults here are DiFFPO's; another ``name`` brings its own (see diffpo/objectives)."""
+
+    name: str = "diffpo"
+    """diffpo or d1"""
+    mode: Literal["joint", "model", "sampler"] = "joint"
+    """train the model and the threshold, the model alone at a fixed threshold, or the threshold alone"""
+    m: int = Field(2, ge=0)
+    """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
+    importance_correction: bool = True
+    """weigh each token by min(weight_cap, surrogate / true likelihood)"""
+    weight_cap: Positive = 2.0
+    clip: Positive = 0.2
+    kl_coefficient: Nats = 0.0
+    """weight of the k3 KL to the starting model"""
+    normalisation: Literal["sequence", "token"] = "sequence"
+    advantage: Literal["mean", "std", "leave_one_out"] = "mean"
+    """reward less the group's mean, also divided by its standard deviation, or less the mean of the others"""
+    group_size: int = Field(8, ge=2)
+    prompts_per_update: int = Field(64, gt=0)
+    inner_updates: int = Field(2, gt=0)
+    """optimizer steps per batch of rollouts"""
+    prompt_mask_probability: float = Field(0.0, ge=0, le=1)
+
+
+class RolloutConfig(Config):
+    """How training rollouts are decoded and rewarded."""
+
+    temperature: Positive = 1.0
+    gamma: Nats = 0.5
+    """entropy bound (nats) of rollouts in mode "model" """
+    proxy: Literal["entropy", "confidence", "margin"] = "entropy"
+    threshold_gammas: tuple[Nats, ...] = ENTROPY_BOUND_GRID
+    """bins (nats) of the learned threshold"""
+    speed_exponent: Nats = 0.5
+    """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent; 0 = correctness alone"""
+
+
+class OptimizerConfig(Config):
+    """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
+
+    lr: Positive = 2e-4
+    threshold_lr: Positive = 5e-3
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_updates: int = Field(10, ge=0)
+    max_grad_norm: Positive = 1.0
+
+
+class TrainConfig(Config):
+    """Reinforcement learning of a masked diffusion LM: python -m diffpo.train [config.toml] [--flags]."""
+
+    model: str = "tiny-countdown"
+    """a shipped model, a folder or a hub id"""
+    task: str = "countdown"
+    name: str = "diffpo-countdown"
+    """of the run; its folder is <runs>/<name>"""
+    runs: str = "runs"
+    updates: int = Field(200, gt=0)
+    """batches of rollouts"""
+    seed: int = Field(0, ge=0)
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+T = TypeVar("T", bound=Config)
+
+
+def parse(kind: type[T], arguments: list[str] | None = None) -> T:
+    """The configuration of a command: an optional TOML file as the first argument, then flags."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    values: dict[str, Any] = {}
+    if arguments and not arguments[0].startswith("-"):
+        values = read_toml(Path(arguments.pop(0)), kind)
+    try:
+        default = kind(**values)
+        return tyro.cli(kind, args=arguments, default=default, description=kind.__doc__)
+    except ValidationError as error:
+        fail(explain(error, kind))
+
+
+def read_toml(path: Path, kind: type[Config]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        fail(f"config file {path}: {error.strerror}")
+    except tomllib.TOMLDecodeError as error:
+        fail(f"config file {path} is not valid TOML: {error}")
+
+
+def explain(error: ValidationError, kind: type[Config]) -> str:
+    """One line per fault: the field, what was wrong, and for an unknown field the nearest valid names."""
+    lines = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"])
+        message = f"{field}: {fault['msg']}, got {fault['input']!r}" if field else fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            owner = kind
+            for part in fault["loc"][:-1]:
+                owner = owner.model_fields[part].annotation
+            message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
+        lines.append(message)
+    return "\n".join(lines)
+
+
+def nearest(name: str, valid) -> list[str]:
+    """The valid names closest to ``name``, best first."""
+    return difflib.get_close_matches(name, list(valid), n=3, cutoff=0.0)
+
+
+def fail(message: str) -> None:
+    """Report a user's mistake and leave with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,1 @@
+"""Likelihood: trajectories in, token log-probabilities out."""

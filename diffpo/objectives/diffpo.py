@@ -1,0 +1,56 @@
+"""DiFFPO (arXiv 2510.02212): two-times mean-field surrogate, importance correction, joint training of the threshold.
+
+    J = E 1/G sum_i 1/|o_i| sum_k  w_k min( rho_k A_i, clip(rho_k, 1 - eps, 1 + eps) A_i )  -  beta KL(pi_theta || pi_ref)
+
+    rho_k = pi_theta(o_k | c, z_tau(k)) / pi_old(o_k | c, z_tau(k))                       surrogate / surrogate
+    w_k   = stopgrad min( C, pi_old(o_k | c, z_tau(k)) / pi_old(o_k | c, z_{s(k)-1}) )    surrogate / true likelihood
+
+with z_tau(k) = z_0 if token k was committed by step tau, else z_tau, and tau uniform in {0, .., T - 1}. The learned threshold
+gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = 1, the same advantage A_i, and no KL.
+"""
+
+import torch
+from torch import Tensor
+
+from diffpo.decoding.trajectory import Trajectory
+from diffpo.keyed_random import uniform
+from diffpo.objectives.objective import Objective, View, threshold_first
+from diffpo_kernels import surrogate_loss
+
+EXACT = 0  # m = 0: a boundary at every step, the true likelihood
+
+
+def draw_boundaries(nfe_B: Tensor, m: int, *key: int) -> list[int | Tensor]:
+    """0 and m - 1 sorted steps, uniform in {0, .., T - 1} for each row with its own T = nfe; every step if m is ``EXACT``."""
+    if m == EXACT:
+        return list(range(int(nfe_B.max())))
+    rows, draws = torch.arange(len(nfe_B), device=nfe_B.device), torch.arange(m - 1, device=nfe_B.device)
+    tau_BM = (uniform(*key, rows[:, None], draws) * nfe_B[:, None]).long().sort(dim=1).values
+    return [0, *tau_BM.unbind(dim=1)]
+
+
+class Diffpo(Objective):
+    """The model, its threshold, or both, by the same clipped and importance-corrected objective."""
+
+    def view(self, trajectory: Trajectory, *key: int) -> View:
+        return View(trajectory, draw_boundaries(trajectory.nfe, self.config.m, *key))
+
+    def loss(self, model, view, advantage, old, reference):
+        trajectory, config = view.trajectory, self.config
+        new = view.score(model)
+        if old is None:
+            old = new
+        # token 0 is the threshold: drawn from pi_old(gamma | c) itself, so its weight is 1; its own log-prob as reference: no KL
+        behaviour = threshold_first(old.gamma_logprob, trajectory.logprob)
+        return surrogate_loss(
+            logprob=threshold_first(new.gamma_logprob, new.logprob),
+            old=threshold_first(old.gamma_logprob, old.logprob),
+            advantage=advantage,
+            mask=threshold_first(trajectory.gamma_bin >= 0, trajectory.scored),
+            behaviour=behaviour if config.importance_correction else None,
+            reference=threshold_first(new.gamma_logprob, reference.logprob) if reference else None,
+            clip=config.clip,
+            weight_cap=config.weight_cap,
+            kl_coefficient=config.kl_coefficient,
+            normalisation=config.normalisation,
+        )
