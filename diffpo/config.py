@@ -3,13 +3,14 @@
 An unknown key, a wrong type or an impossible value ends the program with exit code 2 before anything is loaded or created.
 """
 
+import argparse
 import difflib
-import json
 import math
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -103,6 +104,7 @@ class OptimizerConfig(Config):
     threshold_lr: Positive = 5e-3
     weight_decay: float = Field(0.0, ge=0)
     warmup_updates: int = Field(10, ge=0)
+    final_lr_fraction: float = Field(0.1, ge=0, le=1)
     max_grad_norm: Positive = 1.0
 
 
@@ -112,12 +114,27 @@ class TrainConfig(Config):
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
+    """countdown or sudoku"""
     name: str = "diffpo-countdown"
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"
     updates: int = Field(200, gt=0)
     """batches of rollouts"""
+    max_minutes: Positive | None = None
+    """stop training early, with everything saved, after this many minutes"""
     seed: int = Field(0, ge=0)
+    heldout: int = Field(1000, gt=0)
+    """held-out problems of the evaluations before and after"""
+    save_every: int = Field(25, gt=0)
+    """updates between checkpoints"""
+    resume: bool = False
+    """continue the run in its folder from the newest checkpoint"""
+    overwrite: bool = False
+    """delete the run's folder first"""
+    allow_config_change: bool = False
+    """resume although the configuration differs from the one the run began with"""
+    dry_run: bool = False
+    """print the resolved configuration and stop"""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     rollout: RolloutConfig = RolloutConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -126,20 +143,37 @@ class TrainConfig(Config):
 T = TypeVar("T", bound=Config)
 
 
-def parse(kind: type[T], arguments: list[str] | None = None) -> T:
-    """The configuration of a command: an optional TOML file as the first argument, then flags."""
+def parse(
+    kind: type[T],
+    arguments: list[str] | None = None,
+    algorithm_defaults: Callable[[str], dict[str, Any]] | None = None,
+) -> T:
+    """The configuration of a command: defaults, then an optional TOML file (the first argument), then flags.
+
+    ``algorithm_defaults``: the settings an algorithm's name brings along, below the TOML file and the flags.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     values: dict[str, Any] = {}
     if arguments and not arguments[0].startswith("-"):
-        values = read_toml(Path(arguments.pop(0)), kind)
+        values = read_toml(Path(arguments.pop(0)))
+    if algorithm_defaults is not None:
+        algorithm = values.get("algorithm", {})
+        name = _flag(arguments, "--algorithm.name") or algorithm.get("name", "diffpo")
+        values["algorithm"] = {**algorithm_defaults(name), **algorithm, "name": name}
     try:
-        default = kind(**values)
-        return tyro.cli(kind, args=arguments, default=default, description=kind.__doc__)
+        return tyro.cli(kind, args=arguments, default=kind(**values), description=kind.__doc__)
     except ValidationError as error:
         fail(explain(error, kind))
 
 
-def read_toml(path: Path, kind: type[Config]) -> dict[str, Any]:
+def _flag(arguments: list[str], name: str) -> str | None:
+    """The value of one flag, without reading the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(name, dest="value")
+    return parser.parse_known_args(arguments)[0].value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -168,7 +202,7 @@ def nearest(name: str, valid) -> list[str]:
     return difflib.get_close_matches(name, list(valid), n=3, cutoff=0.0)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Report a user's mistake and leave with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

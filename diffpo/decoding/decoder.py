@@ -53,7 +53,9 @@ def denoise(
         nfe[active] += 1
         start = block[active] * block_length
         candidates = _window(start, block_length, L) & (tokens[active] == mask_id)
-        hidden_ALD, unconditional_ALD = _hidden(model, prompt_ids[active], prompt_mask[active], tokens[active], sampling)
+        hidden_ALD, unconditional_ALD = _hidden(
+            model, prompt_ids[active], prompt_mask[active], tokens[active], sampling
+        )
         if threshold is None:
             threshold = rule.thresholds(model, hidden_ALD, row_ids, sampling.seed)
         keys = (row_ids[active, None], nfe[active, None], torch.arange(L, device=device))
@@ -95,7 +97,9 @@ def _hidden(model, prompt_ids, prompt_mask, tokens, sampling) -> tuple[Tensor, T
     return hidden_ALD, model(torch.cat([masked_prompt, tokens], dim=1), attention_mask)[:, -L:]
 
 
-def _predict(model, hidden_ALD, unconditional_ALD, candidates, keys, sampling) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _predict(
+    model, hidden_ALD, unconditional_ALD, candidates, keys, sampling
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Proposed tokens and their log-probs [A, L] with the predictive statistics [A, L]; the head runs at candidates only."""
     logits_NV = model.head(hidden_ALD[candidates])
     if unconditional_ALD is not None:
@@ -107,7 +111,9 @@ def _predict(model, hidden_ALD, unconditional_ALD, candidates, keys, sampling) -
     stats = row_statistics(logits_NV, sampling.temperature, uniform_N, banned_ids=[model.mask_id])
     if not stats.valid.all():
         rows = candidates.nonzero()[~stats.valid][:, 0].unique().tolist()
-        raise FloatingPointError(f"the model's logits are NaN or infinite in {len(rows)} rows of the batch, first: {rows[:8]}")
+        raise FloatingPointError(
+            f"the model's logits are NaN or infinite in {len(rows)} rows of the batch, first: {rows[:8]}"
+        )
     confidence_N = (logits_NV.gather(1, stats.token[:, None])[:, 0].float() - stats.lse).exp()
 
     def spread(values_N: Tensor) -> Tensor:

@@ -126,7 +126,9 @@ def check_prompts(model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Ten
         raise ValueError(f"a prompt holds a token id outside the vocabulary of {vocab_size} tokens")
     masked = ((prompt_ids == model.mask_id) & prompt_mask).any(dim=1).nonzero()[:, 0].tolist()
     if masked:
-        raise ValueError(f"prompts {masked[:8]} contain the mask token (id {model.mask_id}), which only completions may hold")
+        raise ValueError(
+            f"prompts {masked[:8]} contain the mask token (id {model.mask_id}), which only completions may hold"
+        )
     if prompt_ids.shape[1] + gen_length > context:
         raise ValueError(
             f"the longest prompt ({prompt_ids.shape[1]} tokens) and gen_length {gen_length} exceed the model's context of {context}"

@@ -103,7 +103,9 @@ class FixedSchedule(Rule):
     def check(self, prompts: int, gen_length: int, block_length: int) -> None:
         blocks = gen_length // block_length
         if self.steps % blocks:
-            raise ValueError(f"steps {self.steps} must be a multiple of the number of blocks {blocks} (gen_length / block_length)")
+            raise ValueError(
+                f"steps {self.steps} must be a multiple of the number of blocks {blocks} (gen_length / block_length)"
+            )
 
     def plan(self, step: StepPredictions) -> Plan:
         steps_per_block = self.steps // step.blocks
@@ -168,7 +170,9 @@ class PromptThreshold(Rule):
 
     def thresholds(self, model, hidden_BLD, row_ids, seed) -> Threshold:
         if model.threshold is None:
-            raise ValueError("the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded")
+            raise ValueError(
+                "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
+            )
         logprob_BG = model.threshold(hidden_BLD)
         if self.sample:
             # inverse CDF; the clamp keeps a rounding of the last cumulative sum below 1 from overshooting

@@ -12,6 +12,7 @@ Shapes: B rollouts, L completion positions, P prompt positions, U distinct promp
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -98,6 +99,6 @@ def _gamma_logprob(model, trajectory: Trajectory, hidden_ULD: Tensor, source_B: 
 def _check_boundaries(boundaries: Sequence[int | Tensor]) -> None:
     if len(boundaries) == 0 or bool((torch.as_tensor(boundaries[0]) != 0).any()):
         raise ValueError(f"boundaries must start with 0, got {boundaries}")
-    for previous, following in zip(boundaries, boundaries[1:], strict=False):
+    for previous, following in pairwise(boundaries):
         if bool((torch.as_tensor(following) < torch.as_tensor(previous)).any()):
             raise ValueError(f"boundaries must increase, got {boundaries}")

@@ -57,7 +57,9 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except Exception as error:
-        raise FileNotFoundError(f"model {hub_id!r} is no local folder and could not be fetched from the hub: {error}") from error
+        raise FileNotFoundError(
+            f"model {hub_id!r} is no local folder and could not be fetched from the hub: {error}"
+        ) from error
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -81,7 +83,9 @@ def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.exists():
         pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        hint = f"; pickle checkpoints ({', '.join(pickled)}) are refused, convert them to safetensors" if pickled else ""
+        hint = (
+            f"; pickle checkpoints ({', '.join(pickled)}) are refused, convert them to safetensors" if pickled else ""
+        )
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS}{hint}")
     expected = stored_tensors(model)
     try:
@@ -109,7 +113,9 @@ def read_tokenizer(folder: Path, config: ModelConfig):
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}")
+        raise ValueError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}"
+        )
     if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != config.mask_token_id:
         raise ValueError(
             f"{folder}: the tokenizer's mask id is {tokenizer.mask_token_id}, the config's mask_token_id {config.mask_token_id}"

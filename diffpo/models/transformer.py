@@ -43,7 +43,9 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}"
+            )
         if self.head_dim % 2:
             raise ValueError(f"hidden_size / num_attention_heads must be even for RoPE, got {self.head_dim}")
         if self.num_attention_heads % self.key_value_heads:
@@ -132,14 +134,18 @@ class MaskedDiffusionLM(nn.Module):
         self._initialise()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.threshold = ThresholdPolicy(config.hidden_size, config.threshold_gammas) if config.threshold_gammas else None
+        self.threshold = (
+            ThresholdPolicy(config.hidden_size, config.threshold_gammas) if config.threshold_gammas else None
+        )
 
     def _initialise(self) -> None:
         """Normal(0, .02), with the projections that write into the residual stream scaled by 1/sqrt(2 layers) (GPT-2)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_hidden_layers) if residual else 0.02)
+                nn.init.normal_(
+                    parameter, std=0.02 / math.sqrt(2 * self.config.num_hidden_layers) if residual else 0.02
+                )
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -162,15 +168,19 @@ class MaskedDiffusionLM(nn.Module):
         ``tokens_BL``: int64 [B, L], masked positions hold ``mask_id``. ``attention_mask``: [B, L], nonzero where a token is
         real; padding may stand anywhere, is never attended to, and does not count in positions.
         """
-        B, L = tokens_BL.shape
-        if L > self.config.max_position_embeddings:
-            raise ValueError(f"sequence of {L} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}")
+        L = tokens_BL.shape[1]
+        if self.config.max_position_embeddings < L:
+            raise ValueError(
+                f"sequence of {L} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}"
+            )
         key_mask, positions_BL = None, torch.arange(L, device=tokens_BL.device)[None]
         if attention_mask is not None:
             attention_mask = attention_mask.bool()
             positions_BL = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
             key_mask = attention_mask[:, None, None, :]
-        rotation = rotary_angles(positions_BL, self.config.head_dim, self.config.rope_theta, self.embed_tokens.weight.dtype)
+        rotation = rotary_angles(
+            positions_BL, self.config.head_dim, self.config.rope_theta, self.embed_tokens.weight.dtype
+        )
         x_BLD = self.embed_tokens(tokens_BL)
         for layer in self.layers:
             x_BLD = layer(x_BLD, rotation, key_mask)

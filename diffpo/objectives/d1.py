@@ -8,6 +8,7 @@ theta, old and reference.
 """
 
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,7 +21,7 @@ from diffpo.objectives.objective import View
 class D1(Diffpo):
     """DiFFPO's loss with m = 1, no importance correction and token-level normalisation; only the view differs in kind."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         "m": 1,
         "importance_correction": False,
         "mode": "model",

@@ -44,9 +44,10 @@ class Countdown(Task[CountdownProblem]):
     Compact: prompt `7 3 11 -> 32`, completion `7 * 3 = 21 , 21 + 11 = 32` and EOS. The first step takes two of the
     numbers, the second its result and the remaining number, in either order.
 
-    Distribution: uniform over the valid *expressions*: numbers a, b, c in 1..20, two operators, and which side of the
-    second step the first result stands on, such that both results are integers in 1..99. The numbers are shown in
-    random order. So a target is the more likely the more ways there are to reach it.
+    Distribution: `problems` are uniform over the solvable keys (sorted numbers, target), in both splits, so training and
+    test are equally hard. `examples` are uniform over the valid *expressions*: numbers a, b, c in 1..20, two operators,
+    and which side of the second step the first result stands on, such that both results are integers in 1..99. There a
+    target is the more likely the more ways there are to reach it. The numbers are shown in random order.
 
     Split: by key (sorted numbers, target); a hash of the key alone sends a tenth of the keys to test.
 
@@ -69,14 +70,15 @@ class Countdown(Task[CountdownProblem]):
         check_request(split, count)
         rng = np.random.default_rng(seed)
         expressions = _expressions(split)
-        expressions = expressions[rng.permutation(len(expressions))]
         _, first = np.unique(_key(expressions.numbers, expressions.target), return_index=True)
         if count > len(first):
-            raise ValueError(f"the {split} split of countdown holds {len(first)} problems, {count} asked for")
-        chosen = expressions[np.sort(first)[:count]]
+            raise ValueError(f"the {split} split of countdown holds {len(first)} problems, {count} were asked for")
+        chosen = expressions[rng.choice(first, size=count, replace=False)]
         shown = rng.permuted(chosen.numbers, axis=1)
-        pairs = zip(shown.tolist(), chosen.target.tolist(), strict=True)
-        return [self.problem(numbers, target) for numbers, target in pairs]
+        return [
+            self.problem(numbers, target)
+            for numbers, target in zip(shown.tolist(), chosen.target.tolist(), strict=True)
+        ]
 
     def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
         check_request("train", count)

@@ -1,0 +1,185 @@
+"""``python -m diffpo.train``: joint DiFFPO on tiny-countdown, or what a TOML file and flags say. Minutes on 2 CPU cores.
+
+Evaluates the base model, trains, evaluates again; writes runs/<name>/ (see ``RunFolder``). Ctrl-C or SIGTERM finishes the
+current update, saves and exits with code 0; ``--resume`` continues.
+"""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from diffpo.config import TrainConfig, fail, nearest, parse
+from diffpo.cpu_memory import keep_freed_memory
+from diffpo.models.checkpoints import load, write_atomically
+from diffpo.objectives import OBJECTIVES
+from diffpo.tasks import get_task
+from diffpo.training.checkpointing import load_state, save_state
+from diffpo.training.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.training.logging import MetricsLog, draw_curves, summary_line
+from diffpo.training.run_folder import RunFolder
+from diffpo.training.trainer import Trainer, TrainingDivergedError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done or interrupted with everything saved, 1 diverged; 2 (SystemExit) a user's mistake."""
+    config = parse(TrainConfig, arguments, algorithm_defaults)
+    try:
+        task = get_task(config.task)
+        if config.dry_run:
+            print(config.model_dump_json(indent=2))
+            return 0
+        model = load(config.model)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error))
+    keep_freed_memory()
+    return Run(config, RunFolder(config), Trainer(config, model, task)).execute()
+
+
+def algorithm_defaults(name: str) -> dict:
+    """The published settings of an objective, by name."""
+    if name not in OBJECTIVES:
+        fail(f"algorithm.name: unknown objective {name!r}; nearest: {', '.join(nearest(name, OBJECTIVES))}")
+    return OBJECTIVES[name].defaults
+
+
+class Run:
+    """One command: evaluate, train, evaluate, report."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, trainer: Trainer):
+        self.config, self.folder, self.trainer = config, folder, trainer
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.problems = fixed_problems(trainer.task, config.heldout)
+        self.started = time.perf_counter()
+        self.interrupted = False
+
+    def execute(self) -> int:
+        base = self._base_evaluation()
+        if self.config.resume:
+            state = load_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer)
+            if state is not None:
+                self.trainer.restore(state)
+            self.console.print(f"resuming after update {self.trainer.update}")
+        log = MetricsLog(self.folder.path, self.trainer.update)
+        try:
+            self._train(log)
+        except TrainingDivergedError as error:
+            self.console.print(f"stopped: {error}; the last good checkpoint is in {self.folder.checkpoints}")
+            return 1
+        finally:
+            lines = log.close()
+        if self.interrupted:
+            self.console.print(f"interrupted after update {self.trainer.update}; continue with --resume")
+            return 0
+        self._report(base, lines)
+        return 0
+
+    def _base_evaluation(self) -> list[Evaluation]:
+        """The untrained model under every rule; kept in base.json, so that a resumed run does not repeat it."""
+        path = self.folder.path / "base.json"
+        if path.exists():
+            return [Evaluation(**fields) for fields in json.loads(path.read_text())]
+        self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
+        evaluations = self._evaluate([one_at_a_time(self.trainer.task), *parallel_rules(self.trainer.task)])
+        path.write_text(json.dumps([e.asdict() for e in evaluations], indent=1))
+        return evaluations
+
+    def _evaluate(self, rules) -> list[Evaluation]:
+        evaluations = []
+        for rule in rules:
+            evaluations.append(evaluate(self.trainer.model, self.trainer.task, self.problems, rule))
+            self.console.print(
+                f"  {rule!r:<45} accuracy {evaluations[-1].accuracy:6.1%}  NFE {evaluations[-1].nfe:5.2f}"
+            )
+        return evaluations
+
+    def _train(self, log: MetricsLog) -> None:
+        trainer, config = self.trainer, self.config
+        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        deadline = time.perf_counter() + 60 * (config.max_minutes or math.inf)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        try:
+            with Progress(*columns, console=self.console) as progress:
+                bar = progress.add_task("training", total=config.updates, completed=trainer.update)
+                while trainer.update < config.updates and not self.interrupted and time.perf_counter() < deadline:
+                    metrics = trainer.step()
+                    log.write(metrics)
+                    progress.update(bar, completed=trainer.update)
+                    if trainer.update == 1 or trainer.update % 5 == 0:
+                        self.console.print(summary_line(metrics, config.updates))
+                    if trainer.update % config.save_every == 0:
+                        self._save()
+            self._save()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, number, frame) -> None:
+        self.interrupted = True
+        self.console.print("finishing this update, then saving ...")
+
+    def _save(self) -> None:
+        """A full disk must not end the run: the older checkpoint stays, the next save is tried."""
+        if self.trainer.skipped_in_a_row:
+            return  # keep the last good one
+        try:
+            save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, self.trainer.state())
+        except OSError as error:
+            self.console.print(f"checkpoint not saved, training goes on: {error}")
+
+    def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
+        """The before/after table, curves.png, the trained model and summary.json."""
+        config, path = self.config, self.folder.path
+        self.trainer.model.save(path / "model")
+        self.console.print(f"trained model on {len(self.problems)} held-out problems")
+        trained, *swept = self._evaluate([self.trainer.evaluation_rule, *(self._rules_like(base))])
+        draw_curves(lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {config.algorithm.mode}")
+        best = max(base, key=lambda e: (e.accuracy, -e.nfe))
+        summary = {
+            "base": {"one_at_a_time": _point(base[0]), "best": {"rule": best.rule, **_point(best)}},
+            "trained": {**_point(trained), "gamma": trained.gamma},
+            "heldout": len(self.problems),
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "seed": config.seed,
+            "denoiser_calls": lines[-1]["denoiser_calls"] if lines else 0,
+            "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in (trained, *swept)]},
+        }
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(path / "summary.json", lambda temporary: Path(temporary).write_text(text))
+        self._print_table(base[0], best, swept[0], trained)
+        self.console.print(f"model, metrics, curves.png and summary.json are in {path}")
+
+    def _rules_like(self, base: list[Evaluation]):
+        return [one_at_a_time(self.trainer.task), *parallel_rules(self.trainer.task)][: len(base)]
+
+    def _print_table(self, base_single: Evaluation, best: Evaluation, single: Evaluation, trained: Evaluation) -> None:
+        table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")
+        for column in ("model", "decoding", "accuracy", "NFE", "gamma (nats)"):
+            table.add_column(column)
+        for model, name, e in (
+            ("base", "one token at a time", base_single),
+            ("base", f"its best rule, {best.rule}", best),
+            ("trained", "one token at a time", single),
+            ("trained", trained.rule, trained),
+        ):
+            table.add_row(model, name, f"{e.accuracy:.1%}", f"{e.nfe:.2f}", "" if e.gamma is None else f"{e.gamma:.3f}")
+        self.console.print(table)
+
+
+def _point(e: Evaluation) -> dict:
+    return {"accuracy": e.accuracy, "nfe": e.nfe}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Training: rollouts, the update, evaluation, checkpoints and logs."""

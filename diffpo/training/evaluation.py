@@ -1,0 +1,65 @@
+"""Accuracy against network evaluations on held-out problems."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from diffpo.decoding.generation import generate
+from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, Rule
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.tasks import Task
+
+SWEEP_GAMMAS = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """accuracy: share of problems solved; nfe: mean network evaluations; tokens_per_second: generated tokens up to and
+    including EOS per second of decoding; gamma: mean threshold in nats, None for rules without one."""
+
+    rule: str
+    accuracy: float
+    nfe: float
+    tokens_per_second: float
+    gamma: float | None
+
+    def asdict(self) -> dict:
+        return asdict(self)
+
+
+def evaluate(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule, batch_size: int = 256) -> Evaluation:
+    """Decode every problem greedily (temperature 0) with ``rule`` and score it."""
+    started = time.perf_counter()
+    out = generate(
+        model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, batch_size=batch_size
+    )
+    seconds = time.perf_counter() - started
+    correct = sum(task.correct(p, text) for p, text in zip(problems, out.text, strict=True))
+    gamma = out.trajectory.gamma.mean().item()
+    return Evaluation(
+        rule=repr(rule),
+        accuracy=correct / len(problems),
+        nfe=out.nfe.float().mean().item(),
+        tokens_per_second=out.trajectory.length.sum().item() / seconds,
+        gamma=None if gamma != gamma else gamma,
+    )
+
+
+def one_at_a_time(task: Task) -> Rule:
+    """LLaDA's schedule with one token a step, the most confident first."""
+    return FixedSchedule(task.gen_length)
+
+
+def parallel_rules(task: Task) -> list[Rule]:
+    """Every rule without training, over a sweep of its threshold."""
+    steps = [s for s in range(1, task.gen_length) if task.gen_length % s == 0]
+    return [
+        *(FixedSchedule(s * (task.gen_length // task.block_length)) for s in steps if s > 1),
+        *(EntropyBounded(gamma, proxy) for proxy in ("entropy", "confidence") for gamma in SWEEP_GAMMAS),
+        *(ConfidenceThreshold(p) for p in (0.5, 0.7, 0.9)),
+    ]
+
+
+def fixed_problems(task: Task, count: int) -> list:
+    """The held-out problems of every report: the test split, seed 0."""
+    return task.problems("test", count, seed=0)

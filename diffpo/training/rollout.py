@@ -1,0 +1,70 @@
+"""Rollouts: fresh problems, G completions each, their rewards and advantages."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpo.decoding.generation import generate
+from diffpo.decoding.rules import Rule
+from diffpo.decoding.trajectory import Trajectory
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.tasks import Task
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B = prompts x G rollouts, the members of a group adjacent.
+
+    task_reward, reward (the task's, times the speed factor where correct; NaN = dropped): fp32 [B]; correct: bool [B].
+    """
+
+    trajectory: Trajectory
+    task_reward: Tensor
+    reward: Tensor
+    correct: Tensor
+
+
+def collect(
+    model: MaskedDiffusionLM,
+    task: Task,
+    prompts: int,
+    group_size: int,
+    rule: Rule,
+    temperature: float,
+    speed_exponent: float,
+    seed: int,
+) -> Rollout:
+    """Decode ``group_size`` completions of each of ``prompts`` fresh training problems; ``seed`` keys problems and draws."""
+    problems = [problem for problem in task.problems("train", prompts, seed) for _ in range(group_size)]
+    out = generate(
+        model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, temperature, seed
+    )
+    task_reward = torch.tensor([task.reward(p, text) for p, text in zip(problems, out.text, strict=True)])
+    correct = torch.tensor([task.correct(p, text) for p, text in zip(problems, out.text, strict=True)])
+    # only a right answer is worth more when it is fast: otherwise being wrong quickly would pay
+    factor = torch.where(correct, speed(out.nfe, task.gen_length) ** speed_exponent, 1.0)
+    return Rollout(out.trajectory, task_reward, task_reward * factor, correct)
+
+
+def speed(nfe: Tensor, gen_length: int) -> Tensor:
+    """(L + 1 - NFE) / L: 1 for a single evaluation, 1/L for one token at a time."""
+    return (gen_length + 1 - nfe).float() / gen_length
+
+
+def group_advantage(reward: Tensor, group_size: int, kind: str = "mean") -> Tensor:
+    """Advantage [B] of each reward within its group of adjacent rows.
+
+    "mean": r - mean; "std": also divided by the group's standard deviation; "leave_one_out": r less the mean of the others.
+    A NaN reward has advantage 0 and does not count in its group.
+    """
+    reward_UG = reward.reshape(-1, group_size)
+    known = ~reward_UG.isnan()
+    count = known.sum(dim=1, keepdim=True)
+    centred = torch.where(known, reward_UG - reward_UG.nanmean(dim=1, keepdim=True), 0.0)
+    if kind == "leave_one_out":
+        centred = centred * count / (count - 1).clamp(min=1)
+    if kind == "std":
+        centred = centred / (centred.square().sum(dim=1, keepdim=True) / count.clamp(min=1)).sqrt().clamp(min=1e-6)
+    # rounding of the mean must not turn an all-equal group into a gradient
+    return torch.where(centred.abs() < 1e-6, 0.0, centred).flatten()

@@ -1,0 +1,74 @@
+"""The folder of a run: who may write to it, and the configuration it was started with."""
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+from diffpo.config import TrainConfig, fail
+
+# Fields that say where or whether to run, not what the run computes.
+_FREE_ON_RESUME = {"resume", "overwrite", "allow_config_change", "dry_run", "max_minutes", "save_every", "name", "runs"}
+
+
+class RunFolder:
+    """<runs>/<name> with config.json, metrics.jsonl, checkpoints/, model/, curves.png and summary.json."""
+
+    def __init__(self, config: TrainConfig):
+        """Claim the folder; a used, locked or unwritable one ends the program with exit code 2."""
+        self.path = Path(config.runs) / config.name
+        config_file = self.path / "config.json"
+        if config.resume and not config_file.exists():
+            fail(f"resume: {self.path} holds no run to continue")
+        if self.path.exists() and any(self.path.iterdir()) and not (config.resume or config.overwrite):
+            fail(
+                f"output folder {self.path} is already used: --resume continues it, --overwrite deletes it, --name picks another"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            fail(f"output folder {self.path} is not writable: {error.strerror}")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
+        except BlockingIOError:
+            fail(f"output folder {self.path} is in use by another run")
+        if config.resume:
+            self._check_same(config, json.loads(config_file.read_text()))
+        else:
+            self._clear()
+            config_file.write_text(config.model_dump_json(indent=2) + "\n")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+
+    @staticmethod
+    def _check_same(config: TrainConfig, before: dict) -> None:
+        now = json.loads(config.model_dump_json())
+        changes = _differences(before, now)
+        if changes and not config.allow_config_change:
+            fail(
+                "resume: the configuration changed: "
+                + "; ".join(changes)
+                + " (--allow-config-change resumes all the same)"
+            )
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """Fields of nested configurations that differ, as "name: old -> new"."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new and prefix + key not in _FREE_ON_RESUME:
+            found.append(f"{prefix}{key}: {old} -> {new}")
+    return found

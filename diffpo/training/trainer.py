@@ -1,0 +1,200 @@
+"""The training loop: roll out, score, update. Thin: the formula is in ``diffpo/objectives``, the estimator in ``diffpo/likelihood``."""
+
+import copy
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from diffpo.config import TrainConfig
+from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
+from diffpo.keyed_random import derive
+from diffpo.likelihood.mean_field import Scores
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.objectives import OBJECTIVES
+from diffpo.tasks import Task
+from diffpo.training.rollout import Rollout, collect, group_advantage
+
+MAX_CONSECUTIVE_SKIPS = 3
+_ROLLOUT, _VIEW = 0, 1  # purposes in the random key
+
+
+class TrainingDivergedError(RuntimeError):
+    """Three updates in a row had a loss or gradient that is NaN or infinite."""
+
+
+class Trainer:
+    """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update)."""
+
+    def __init__(self, config: TrainConfig, model: MaskedDiffusionLM, task: Task):
+        self.config, self.model, self.task = config, model, task
+        algorithm = config.algorithm
+        self.objective = OBJECTIVES[algorithm.name](algorithm)
+        if algorithm.mode == "model":
+            self.rule: Rule = EntropyBounded(config.rollout.gamma, config.rollout.proxy)
+            self.evaluation_rule: Rule = self.rule
+        else:
+            if model.threshold is None or model.config.threshold_gammas != config.rollout.threshold_gammas:
+                model.add_threshold(config.rollout.threshold_gammas)
+            self.rule = PromptThreshold(config.rollout.proxy, sample=True)
+            self.evaluation_rule = PromptThreshold(config.rollout.proxy)
+        self.reference = copy.deepcopy(model).requires_grad_(False) if algorithm.kl_coefficient > 0 else None
+        self.optimizer = self._optimizer()
+        self.update = 0
+        self.skipped = self.skipped_in_a_row = 0
+        self.denoiser_calls: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        settings, model = self.config.optimizer, self.model
+        threshold = list(model.threshold.parameters()) if model.threshold else []
+        trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.")]
+        for parameter in trunk:
+            parameter.requires_grad_(self.config.algorithm.mode != "sampler")
+        groups = [{"params": trunk, "lr": settings.lr}, {"params": threshold, "lr": settings.threshold_lr}]
+        groups = [group | {"base_lr": group["lr"]} for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+
+    def step(self) -> dict:
+        """One update: a batch of rollouts and ``inner_updates`` optimizer steps. Returns the metrics to log."""
+        algorithm = self.config.algorithm
+        with self._phase("rollout"):
+            rollout = self._collect()
+        advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
+        varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
+        metrics = self._rollout_metrics(rollout) | {"zero_advantage_fraction": 1 - varied.float().mean().item()}
+        # a group of equal rewards has no policy gradient: it costs denoiser calls only where the KL needs it
+        kept = slice(None) if self.reference else varied.repeat_interleave(algorithm.group_size)
+        if self.reference or varied.any():
+            metrics |= self._optimise(rollout.trajectory[kept], advantage[kept])
+        self.update += 1
+        metrics |= {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
+        self._seconds.clear()
+        return metrics | {
+            "update": self.update,
+            "denoiser_calls": sum(self.denoiser_calls.values()),
+            "skipped_updates": self.skipped,
+        }
+
+    def _collect(self) -> Rollout:
+        algorithm, rollout = self.config.algorithm, self.config.rollout
+        self.model.eval()
+        return collect(
+            self.model,
+            self.task,
+            prompts=algorithm.prompts_per_update,
+            group_size=algorithm.group_size,
+            rule=self.rule,
+            temperature=rollout.temperature,
+            speed_exponent=rollout.speed_exponent,
+            seed=derive(self.config.seed, _ROLLOUT, self.update),
+        )
+
+    def _optimise(self, trajectory, advantage: Tensor) -> dict:
+        """All inner updates on one batch; theta starts as old, so the first view needs no separate old score."""
+        views = [
+            self.objective.view(trajectory, self.config.seed, _VIEW, self.update, inner)
+            for inner in range(self.config.algorithm.inner_updates)
+        ]
+        with self._phase("score"), torch.no_grad():
+            old = [None, *(view.score(self.model) for view in views[1:])]
+            reference = [view.score(self.reference) if self.reference else None for view in views]
+        metrics: dict = {}
+        with self._phase("update"):
+            for view, old_scores, reference_scores in zip(views, old, reference, strict=True):
+                loss, diagnostics = self.objective.loss(self.model, view, advantage, old_scores, reference_scores)
+                metrics = {name: value.item() for name, value in diagnostics.items()}
+                metrics |= self._apply(loss)
+        if old[-1] is not None:
+            metrics |= surrogate_gap(old[-1], trajectory)
+        return metrics
+
+    def _apply(self, loss: Tensor) -> dict:
+        """One optimizer step, or none when the loss or the gradient is not finite."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self.optimizer.zero_grad()
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            if self.skipped_in_a_row >= MAX_CONSECUTIVE_SKIPS:
+                raise TrainingDivergedError(
+                    f"loss {loss.item()} and gradient norm {norm.item()}: {MAX_CONSECUTIVE_SKIPS} updates in a row were "
+                    "not finite; lower optimizer.lr or raise algorithm.kl_coefficient"
+                )
+            return {"loss": loss.item(), "gradient_norm": norm.item()}
+        self.skipped_in_a_row = 0
+        factor = self._lr_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimizer.step()
+        return {"loss": loss.item(), "gradient_norm": norm.item(), "lr": self.config.optimizer.lr * factor}
+
+    def _lr_factor(self) -> float:
+        """Linear warm-up, then linear decay to ``final_lr_fraction`` at the last update."""
+        settings, total = self.config.optimizer, self.config.updates
+        decay = 1 - (1 - settings.final_lr_fraction) * self.update / total
+        return min(1.0, (self.update + 1) / max(settings.warmup_updates, 1)) * decay
+
+    def _rollout_metrics(self, rollout: Rollout) -> dict:
+        trajectory = rollout.trajectory
+        metrics = {
+            "reward": rollout.reward.nanmean().item(),
+            "task_reward": rollout.task_reward.nanmean().item(),
+            "accuracy": rollout.correct.float().mean().item(),
+            "nfe": trajectory.nfe.float().mean().item(),
+            "gamma": trajectory.gamma.mean().item(),
+            "length": trajectory.length.float().mean().item(),
+        }
+        if self.model.threshold is not None:
+            bins = len(self.model.threshold.gammas)
+            metrics["gamma_histogram"] = torch.bincount(trajectory.gamma_bin.clamp(min=0), minlength=bins).tolist()
+        return metrics
+
+    @contextmanager
+    def _phase(self, name: str):
+        """Count the seconds and the denoiser calls (sequences through the network) of a phase."""
+        started = time.perf_counter()
+
+        def count(module, arguments):
+            self.denoiser_calls[name] += len(arguments[0])
+
+        hooks = [model.register_forward_pre_hook(count) for model in (self.model, self.reference) if model is not None]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._seconds[name] += time.perf_counter() - started
+
+    def state(self) -> dict:
+        """What a resume needs beside the model and the optimizer."""
+        return {
+            "update": self.update,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "denoiser_calls": dict(self.denoiser_calls),
+        }
+
+    def restore(self, state: dict) -> None:
+        self.update, self.skipped, self.skipped_in_a_row = state["update"], state["skipped"], state["skipped_in_a_row"]
+        self.denoiser_calls = Counter(state["denoiser_calls"])
+
+
+@torch.no_grad()
+def surrogate_gap(old: Scores, trajectory) -> dict:
+    """By quarter of the denoising steps: KL(true || surrogate), the mean of log pi_true - log pi_surrogate in nats per token,
+    and the effective sample size of the uncapped weights pi_surrogate / pi_true, as a share of the tokens."""
+    gap = (trajectory.logprob - old.logprob)[trajectory.scored]
+    quarter = ((trajectory.commit_step - 1) * 4 // trajectory.nfe[:, None])[trajectory.scored]
+    weight = (-gap).exp()
+    metrics = {}
+    for q in range(4):
+        chosen = quarter == q
+        count = int(chosen.sum())
+        metrics[f"surrogate_kl/quarter_{q + 1}"] = gap[chosen].mean().item() if count else 0.0
+        squares = weight[chosen].square().sum().item()
+        metrics[f"ess/quarter_{q + 1}"] = weight[chosen].sum().item() ** 2 / (count * squares) if squares else 1.0
+    return metrics
