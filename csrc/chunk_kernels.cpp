@@ -1,0 +1,115 @@
+// The inner loops, written once over Vector. DIFFPO_INSTRUCTION_SET names the table this compilation defines.
+#include "chunk_kernels.h"
+
+#include "vector.h"
+
+namespace diffpo {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// exp(z) for -200 <= z <= 0 to about 1 ulp: z = n ln 2 + r with |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 P(r), times 2^n. P is the
+// polynomial of degree 4 that makes the largest relative error of exp(r) least, 3.3e-9. Exactly 1 at 0; exactly 0 at -200 (and below
+// about -87.7, where AVX-512 alone keeps denormal numbers); a NaN stays NaN.
+inline Vector exp_of_clamped(Vector z) {
+    const Vector n = round(z * Vector::all(1.44269504f));
+    const Vector r = fma(n, Vector::all(-0.693147182f), z);
+    Vector p = Vector::all(1.381314476e-3f);
+    p = fma(p, r, Vector::all(8.369418792e-3f));
+    p = fma(p, r, Vector::all(4.166845605e-2f));
+    p = fma(p, r, Vector::all(1.666651517e-1f));
+    p = fma(p, r, Vector::all(4.999999404e-1f));
+    p = fma(p, r * r, r + Vector::all(1.0f));
+    return times_power_of_two(p, n);
+}
+
+// The clamp turns -inf into a finite z whose exp is still exactly 0, so that z exp(z) is 0 and not NaN. A NaN is kept.
+inline Vector clamp_low(Vector z) { return max(Vector::all(-200.0f), z); }
+
+template <Vector (*load)(const uint16_t*)>
+void widen(const uint16_t* x, int n, float* out) {
+    int i = 0;
+    for (; i + Vector::lanes <= n; i += Vector::lanes) load(x + i).store(out + i);
+    if (i == n) return;
+    uint16_t rest[Vector::lanes] = {};
+    for (int j = i; j < n; ++j) rest[j - i] = x[j];
+    float wide[Vector::lanes];
+    load(rest).store(wide);
+    for (int j = i; j < n; ++j) out[j] = wide[j - i];
+}
+
+void widen_bfloat16(const uint16_t* x, int n, float* out) { widen<Vector::from_bfloat16>(x, n, out); }
+void widen_float16(const uint16_t* x, int n, float* out) { widen<Vector::from_float16>(x, n, out); }
+
+void top_two(const float* x, int n, float* max_out, float* second_out) {
+    Vector first = Vector::all(kMinusInfinity), second = first;
+    for (int i = 0; i < n; i += Vector::lanes) {
+        const Vector v = Vector::load(x + i);
+        second = max(min(v, first), second);
+        first = max(v, first);
+    }
+    float top[Vector::lanes], next[Vector::lanes];
+    first.store(top);
+    second.store(next);
+    for (int width = Vector::lanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) {
+            const float a = top[i], b = top[i + width], c = next[i], d = next[i + width];
+            const float lesser = a < b ? a : b, below = c > d ? c : d;
+            top[i] = a > b ? a : b;
+            next[i] = lesser > below ? lesser : below;
+        }
+    *max_out = top[0];
+    *second_out = next[0];
+}
+
+void exp_sums(const float* x, int n, float max_value, float* sum_out, float* weighted_out) {
+    const Vector shift = Vector::all(max_value);
+    Vector sum[2] = {Vector::all(0), Vector::all(0)}, weighted[2] = {Vector::all(0), Vector::all(0)};
+    const auto add = [&](int i, int k) {
+        const Vector z = clamp_low(Vector::load(x + i) - shift);
+        const Vector e = exp_of_clamped(z);
+        sum[k] = sum[k] + e;
+        weighted[k] = fma(z, e, weighted[k]);
+    };
+    int i = 0;
+    for (; i + 2 * Vector::lanes <= n; i += 2 * Vector::lanes) {
+        add(i, 0);
+        add(i + Vector::lanes, 1);
+    }
+    for (; i < n; i += Vector::lanes) add(i, 0);
+    *sum_out = sum_of_lanes(sum[0] + sum[1]);
+    *weighted_out = sum_of_lanes(weighted[0] + weighted[1]);
+}
+
+float exp_sum(const float* x, int n, float max_value, float scale, float* terms) {
+    const Vector shift = Vector::all(max_value), factor = Vector::all(scale);
+    Vector sum = Vector::all(0);
+    for (int i = 0; i < n; i += Vector::lanes) {
+        const Vector e = exp_of_clamped(clamp_low((Vector::load(x + i) - shift) * factor));
+        if (terms) e.store(terms + i);
+        sum = sum + e;
+    }
+    return sum_of_lanes(sum);
+}
+
+int first_equal(const float* x, int n, float value) {
+    const Vector wanted = Vector::all(value);
+    for (int i = 0; i < n; i += Vector::lanes)
+        if (const uint32_t bits = equal_bits(Vector::load(x + i), wanted)) return i + __builtin_ctz(bits);
+    return n;
+}
+
+}  // namespace
+
+#define DIFFPO_STRING_(x) #x
+#define DIFFPO_STRING(x) DIFFPO_STRING_(x)
+#define DIFFPO_JOIN_(a, b) a##b
+#define DIFFPO_JOIN(a, b) DIFFPO_JOIN_(a, b)
+
+const ChunkKernels& DIFFPO_JOIN(chunk_kernels_, DIFFPO_INSTRUCTION_SET)() {
+    static constexpr ChunkKernels kernels = {
+        DIFFPO_STRING(DIFFPO_INSTRUCTION_SET), widen_bfloat16, widen_float16, top_two, exp_sums, exp_sum, first_equal};
+    return kernels;
+}
+
+}  // namespace diffpo

@@ -1,0 +1,121 @@
+"""Which implementation of an operator runs, and why.
+
+    reference   plain torch, any device: the definition every other backend is tested against
+    native      C++ on the CPU, compiled at install time
+    triton      GPU kernels compiled when first used
+    cuda        CUDA C++, compiled at install time where nvcc was found
+
+`backend=None` takes the first available entry of `_PREFERENCE`. A kernel enters that list only once its results were checked on the
+device it is for; asking for it by name works before that.
+
+Environment: DIFFPO_KERNELS=require turns a missing native extension into an error instead of one warning. DIFFPO_CPU=baseline or avx2
+keeps the native backend from using a better instruction set than that (for tests and bug reports).
+"""
+
+import functools
+import importlib
+import json
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("reference", "native", "triton", "cuda")
+
+_IMPLEMENTED: dict[str, tuple[str, ...]] = {
+    "row_statistics": ("reference", "native", "cuda"),
+    "entropy_bounded_commit_": ("reference",),
+    "linear_logprob": ("reference",),
+    "surrogate_loss": ("reference",),
+}
+OPERATORS = tuple(_IMPLEMENTED)
+
+# "cuda" is left out on purpose: row_statistics.cu compiles, but has not been run on a device yet.
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("reference",)}
+_DEVICE_OF = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
+
+
+@torch.compiler.assume_constant_result  # a compiled graph keeps the choice made while it was traced
+def select(operator: str, device: torch.device, backend: str | None) -> str:
+    """Name the backend that runs `operator` on `device`.
+
+    Raises ValueError for an unknown name, RuntimeError for a known one that cannot run here, saying why and what can.
+    """
+    return _select(operator, device.type, backend, os.environ.get("DIFFPO_KERNELS", ""))
+
+
+@functools.cache
+def _select(operator: str, device_type: str, backend: str | None, mode: str) -> str:
+    if mode not in ("", "require"):
+        raise ValueError(f"the environment variable DIFFPO_KERNELS must be unset or 'require', got {mode!r}")
+    if backend is None:
+        _complain_if_native_is_missing(operator, device_type, required=mode == "require")
+        return preferred(operator, device_type)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
+    reason = unavailable_reason(operator, backend, device_type)
+    if reason is not None:
+        usable = ", ".join(name for name in BACKENDS if unavailable_reason(operator, name, device_type) is None)
+        raise RuntimeError(
+            f"backend {backend!r} of {operator} is not available for {device_type}: {reason}; available: {usable}"
+        )
+    return backend
+
+
+def preferred(operator: str, device_type: str) -> str:
+    """The backend that None stands for: the first of the preference list that is available."""
+    candidates = _PREFERENCE.get(device_type, ("reference",))
+    return next(name for name in candidates if unavailable_reason(operator, name, device_type) is None)
+
+
+def unavailable_reason(operator: str, backend: str, device_type: str) -> str | None:
+    """Why `backend` cannot run `operator` on this kind of device, or None if it can."""
+    if backend not in _IMPLEMENTED[operator]:
+        return "not written yet"
+    if backend == "reference":
+        return None
+    if device_type != _DEVICE_OF[backend]:
+        return f"it runs on {_DEVICE_OF[backend]} tensors only"
+    if native_module() is None:
+        return f"the compiled extension is missing ({missing_extension_reason()})"
+    if backend == "cuda" and not native_module().has_cuda:
+        return f"built without CUDA ({build_report().get('cuda', 'no build report')})"
+    return None
+
+
+def _complain_if_native_is_missing(operator: str, device_type: str, required: bool) -> None:
+    if device_type != "cpu" or "native" not in _IMPLEMENTED[operator] or native_module() is not None:
+        return
+    message = f"diffpo_kernels runs {operator} in plain torch, many times slower: {missing_extension_reason()}"
+    if required:
+        raise RuntimeError(f"{message} (DIFFPO_KERNELS=require)")
+    warnings.warn(f"{message}. Run `python -m diffpo_kernels` for details.", RuntimeWarning, stacklevel=6)
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("diffpo_kernels._native"), ""
+    except ModuleNotFoundError:
+        return None, build_report().get("native", "not compiled; run `pip install .` or `pip install -e .`")
+    except ImportError as error:
+        return None, f"compiled, but cannot be loaded: {error}"
+
+
+def native_module() -> ModuleType | None:
+    """The compiled extension, or None where it is missing."""
+    return _load()[0]
+
+
+def missing_extension_reason() -> str:
+    """Why there is no compiled extension; empty if there is one."""
+    return _load()[1]
+
+
+@functools.lru_cache(maxsize=1)
+def build_report() -> dict[str, str]:
+    """What setup.py recorded about the build; empty when run from a source tree that was never installed."""
+    path = Path(__file__).with_name("_build_report.json")
+    return json.loads(path.read_text()) if path.is_file() else {}

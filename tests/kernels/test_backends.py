@@ -1,0 +1,88 @@
+"""Choosing a backend, also where the compiled extension is missing, and the registration with torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffpo_kernels import backends, row_statistics
+
+HIDE_EXTENSION = "import sys; sys.modules['diffpo_kernels._native'] = None; import torch, diffpo_kernels as k; "
+CALL_TWICE = "k.row_statistics(torch.zeros(1, 2)); k.row_statistics(torch.zeros(1, 2))"
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+def test_without_the_extension_there_is_one_warning_and_the_reference_runs() -> None:
+    done = run_python(HIDE_EXTENSION + CALL_TWICE, DIFFPO_KERNELS="")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning: diffpo_kernels runs row_statistics in plain torch") == 1
+
+
+def test_require_makes_a_missing_extension_an_error() -> None:
+    done = run_python(HIDE_EXTENSION + CALL_TWICE, DIFFPO_KERNELS="require")
+    assert done.returncode != 0
+    assert "DIFFPO_KERNELS=require" in done.stderr
+
+
+def test_asking_for_native_without_the_extension_says_why() -> None:
+    done = run_python(HIDE_EXTENSION + "k.row_statistics(torch.zeros(1, 2), backend='native')")
+    assert (
+        "RuntimeError: backend 'native' of row_statistics is not available for cpu: the compiled extension"
+        in done.stderr
+    )
+    assert "available: reference" in done.stderr
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])  # the best one runs in the other tests
+def test_lesser_instruction_sets_pass_the_tests_of_row_statistics(instruction_set: str) -> None:
+    if backends.native_module() is None:
+        pytest.skip(backends.missing_extension_reason())
+    loaded = run_python("import diffpo_kernels._native as n; print(n.instruction_set)", DIFFPO_CPU=instruction_set)
+    if loaded.stdout.strip() != instruction_set:
+        pytest.skip(
+            f"this processor or build has no {instruction_set}: {(loaded.stdout + loaded.stderr).strip()[-200:]}"
+        )
+    tests = Path(__file__).with_name("test_row_statistics.py")
+    done = run_python(
+        f"import pytest; raise SystemExit(pytest.main(['-qx', '-k', 'native', {str(tests)!r}]))",
+        DIFFPO_CPU=instruction_set,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_report_names_every_operator() -> None:
+    done = run_python("import runpy; runpy.run_module('diffpo_kernels', run_name='__main__')", COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    assert all(operator in done.stdout for operator in backends.OPERATORS)
+
+
+def test_none_never_picks_an_unverified_kernel() -> None:
+    assert all(backends.preferred(operator, "cuda") == "reference" for operator in backends.OPERATORS)
+
+
+def test_registered_operator_passes_the_checks_of_torch() -> None:
+    if backends.native_module() is None:
+        pytest.skip(backends.missing_extension_reason())
+    operator = torch.ops.diffpo_kernels.row_statistics.default
+    uniform_N = torch.rand(3, dtype=torch.float64)
+    torch.library.opcheck(operator, (torch.randn(3, 20), torch.ones(3), uniform_N, [2]))
+    torch.library.opcheck(operator, (torch.randn(3, 20).bfloat16(), None, None, []))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_compiles_as_one_graph(cpu_backend: str, temperature: float) -> None:
+    def call(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(row_statistics(logits_NV * 2, temperature, uniform_N, [1], backend=cpu_backend))
+
+    logits_NV, uniform_N = torch.randn(4, 30), torch.rand(4)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(logits_NV, uniform_N), call(logits_NV, uniform_N), strict=True):
+        torch.testing.assert_close(got, expected)
