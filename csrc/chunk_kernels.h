@@ -15,7 +15,8 @@ struct ChunkKernels {
     // Largest and second largest entry; NaN entries are passed over.
     void (*top_two)(const float* x, int n, float* max, float* second);
     // sum exp(x - max) and sum (x - max) exp(x - max); NaN if any entry is NaN. max must be finite.
-    void (*exp_sums)(const float* x, int n, float max, float* sum, float* weighted);
+    // Meanwhile the n `entry_size`-byte entries from `next` are fetched into the cache; it may be any address.
+    void (*exp_sums)(const float* x, int n, float max, float* sum, float* weighted, const char* next, int entry_size);
     // sum exp((x - max) scale), and the terms themselves if `terms` is not null.
     float (*exp_sum)(const float* x, int n, float max, float scale, float* terms);
     // First index with x == value, or n.

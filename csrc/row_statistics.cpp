@@ -22,6 +22,7 @@ constexpr int kBlock = 256;                  // a draw narrows down from chunk t
 struct Chunk {
     const float* x;
     int size;
+    const char* after;  // where the next chunk of the row starts
 };
 
 class ChunkReader {
@@ -36,11 +37,12 @@ public:
         const int64_t offset = row * a_.row_stride + begin;
         const int64_t* banned_end = a_.banned + a_.banned_count;
         const int64_t* banned = std::lower_bound(a_.banned, banned_end, begin);
+        const char* after = static_cast<const char*>(a_.logits) + (offset + n) * entry_size();
         const bool has_banned = banned != banned_end && *banned < begin + n;
 
         if (a_.dtype == Dtype::float32) {
             const float* x = static_cast<const float*>(a_.logits) + offset;
-            if (size == n && !has_banned) return {x, size};
+            if (size == n && !has_banned) return {x, size, after};
             std::memcpy(buffer_, x, n * sizeof(float));
         } else {
             const uint16_t* x = static_cast<const uint16_t*>(a_.logits) + offset;
@@ -48,8 +50,10 @@ public:
         }
         std::fill(buffer_ + n, buffer_ + size, kMinusInfinity);
         for (; banned != banned_end && *banned < begin + n; ++banned) buffer_[*banned - begin] = kMinusInfinity;
-        return {buffer_, size};
+        return {buffer_, size, after};
     }
+
+    int entry_size() const { return a_.dtype == Dtype::float32 ? 4 : 2; }
 
 private:
     const RowStatisticsArguments& a_;
@@ -62,7 +66,7 @@ float temperature_of(const RowStatisticsArguments& a, int64_t row) { return a.te
 // 1 / T, kept finite so that 0 * scale is 0.
 float scale_of(float temperature) { return std::min(1.0f / temperature, 1e30f); }
 
-Partial summarise(const Chunk& chunk, float temperature, const ChunkKernels& k) {
+Partial summarise(const Chunk& chunk, float temperature, int entry_size, const ChunkKernels& k) {
     Partial p{};
     k.top_two(chunk.x, chunk.size, &p.max, &p.second);
     if (!std::isfinite(p.max)) {
@@ -70,7 +74,7 @@ Partial summarise(const Chunk& chunk, float temperature, const ChunkKernels& k) 
         if (std::any_of(chunk.x, chunk.x + chunk.size, [](float x) { return std::isnan(x); })) p.max = kNaN;
         return p;
     }
-    k.exp_sums(chunk.x, chunk.size, p.max, &p.sum, &p.weighted);
+    k.exp_sums(chunk.x, chunk.size, p.max, &p.sum, &p.weighted, chunk.after, entry_size);
     if (std::isnan(p.sum)) p.max = kNaN;
     p.tempered = p.sum;
     if (temperature > 0 && temperature != 1) p.tempered = k.exp_sum(chunk.x, chunk.size, p.max, scale_of(temperature), nullptr);
@@ -205,7 +209,7 @@ void row_statistics_cpu(const RowStatisticsArguments& a, int threads) {
     parallel_for(a.rows * chunks, wanted, [&](int64_t begin, int64_t end) {
         ChunkReader reader(a, k);
         for (int64_t i = begin; i < end; ++i)
-            partial[i] = summarise(reader.read(i / chunks, i % chunks), temperature_of(a, i / chunks), k);
+            partial[i] = summarise(reader.read(i / chunks, i % chunks), temperature_of(a, i / chunks), reader.entry_size(), k);
     });
     // A row's second stage costs at most about as much as three chunks.
     parallel_for(a.rows, std::min<int64_t>(wanted, a.rows * 3 * kChunk / kWorkPerThread), [&](int64_t begin, int64_t end) {

@@ -31,10 +31,10 @@ struct Vector {
 inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline Vector fma(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vector fma(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a b + c
+inline Vector fms(Vector a, Vector b, Vector c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }  // a b - c
 inline Vector max(Vector a, Vector b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vector min(Vector a, Vector b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline Vector round(Vector a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vector times_power_of_two(Vector a, Vector n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline uint32_t equal_bits(Vector a, Vector b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 
@@ -57,10 +57,10 @@ struct Vector {
 inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.v, b.v)}; }
-inline Vector fma(Vector a, Vector b, Vector c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vector fma(Vector a, Vector b, Vector c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }  // a b + c
+inline Vector fms(Vector a, Vector b, Vector c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }  // a b - c
 inline Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vector min(Vector a, Vector b) { return {_mm256_min_ps(a.v, b.v)}; }
-inline Vector round(Vector a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vector times_power_of_two(Vector a, Vector n) {  // 0 below the normal range, NaN kept
     const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
     const __m256 product = _mm256_mul_ps(a.v, _mm256_castsi256_ps(power));
@@ -114,12 +114,9 @@ inline Vector operator+(Vector a, Vector b) { return {a.v + b.v}; }
 inline Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
 inline Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
 inline Vector fma(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
+inline Vector fms(Vector a, Vector b, Vector c) { return {a.v * b.v - c.v}; }
 inline Vector max(Vector a, Vector b) { return select(a.v > b.v, a, b); }
 inline Vector min(Vector a, Vector b) { return select(a.v < b.v, a, b); }
-inline Vector round(Vector a) {  // |a| < 2^22: adding 1.5 * 2^23 leaves no fraction bits
-    const Vector magic = Vector::all(12582912.0f);
-    return (a + magic) - magic;
-}
 inline Vector times_power_of_two(Vector a, Vector n) {  // 0 below the normal range, NaN kept
     const int4 exponent = __builtin_convertvector(n.v, int4) + 127;
     const Vector product = {a.v * reinterpret_cast<float4>(exponent << 23)};

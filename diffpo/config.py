@@ -50,7 +50,7 @@ class PretrainConfig(Config):
     """folder for the checkpoint"""
     steps: int = Field(2000, gt=0)
     batch_size: int = Field(256, gt=0)
-    lr: Positive = 2e-3
+    lr: Positive = 1.5e-3
     warmup_steps: int = Field(100, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     seed: int = Field(0, ge=0)

@@ -2,6 +2,9 @@
 
 The loss is the negative evidence lower bound of masked diffusion (LLaDA, arXiv 2502.09992, eq. 3): draw t ~ U(0,1) for each
 sequence, mask each completion token with probability p = t, and weigh the cross-entropy of the masked tokens by 1/p.
+
+The learning rate stays constant after the warm-up: the shipped models are meant to be undertrained, so that reinforcement
+learning has something to do, and ``--steps k`` is exactly the state of a longer run after k steps.
 """
 
 import math
@@ -29,7 +32,9 @@ def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Te
     """Mean negative ELBO in nats per completion token; ``key`` seeds the masks."""
     B, L = completion_BL.shape
     row_B1 = torch.arange(B)[:, None]
-    rate_B1 = uniform(*key, 0, row_B1) * (1 - _SMALLEST_MASK_RATE) + _SMALLEST_MASK_RATE
+    # one t in each of B equal strata (MDLM, arXiv 2406.07524): each is still uniform, but the batch covers (0, 1) evenly
+    t_B1 = (uniform(*key, 0) + row_B1) / B
+    rate_B1 = t_B1 * (1 - _SMALLEST_MASK_RATE) + _SMALLEST_MASK_RATE
     masked_BL = uniform(*key, 1, row_B1, torch.arange(L)) < rate_B1
     latent_BL = torch.where(masked_BL, model.mask_id, completion_BL)
     hidden_BLD = model(torch.cat([prompt_ids_BP, latent_BL], dim=1))[:, -L:]
@@ -69,7 +74,7 @@ def pretrain(config: PretrainConfig) -> tuple[MaskedDiffusionLM, float]:
     task = get_task(config.task)
     model = build_model(task, config.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_then_linear(step, config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / config.warmup_steps, 1.0))
     chunk = 50  # steps per call of the generator
     started = time.perf_counter()
     losses = []
@@ -91,10 +96,6 @@ def pretrain(config: PretrainConfig) -> tuple[MaskedDiffusionLM, float]:
                 mean = sum(losses[-50:]) / 50
                 progress.console.print(f"step {step + 1}: loss {mean:.3f}, {time.perf_counter() - started:.0f} s")
     return model.eval(), sum(losses[-50:]) / len(losses[-50:])
-
-
-def _warmup_then_linear(step: int, config: PretrainConfig) -> float:
-    return min((step + 1) / config.warmup_steps, (config.steps - step) / config.steps)
 
 
 def model_card(model: MaskedDiffusionLM, task: Task, config: PretrainConfig, loss: float, seconds: float) -> str:

@@ -16,7 +16,7 @@ def main() -> None:
     else:
         console.print(f"compiled extension: [bold]missing[/], {backends.missing_extension_reason()}", highlight=False)
         console.print(
-            "  cost: row_statistics on the CPU runs in plain torch, 10 to 40 times slower at large vocabularies"
+            "  cost: row_statistics on the CPU runs in plain torch, about 20 to 30 times slower at large vocabularies"
         )
         console.print(
             "  remedy: install a C++17 compiler (cmake and ninja come by themselves), then `pip install .` again"
