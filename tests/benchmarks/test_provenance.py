@@ -1,0 +1,31 @@
+"""What a result says about its origin."""
+
+import json
+import subprocess
+
+import provenance
+import torch
+
+
+def test_the_record_is_json_and_complete(monkeypatch):
+    script = provenance.REPOSITORY / "benchmarks/nfe_pareto.py"
+    monkeypatch.setattr("sys.argv", [str(script), "--quick", "--model", "a b"])
+    record = json.loads(json.dumps(provenance.provenance({"heldout": 0})))
+    assert record["command"] == "python benchmarks/nfe_pareto.py --quick --model 'a b'"
+    assert record["seeds"] == {"heldout": 0}
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["hardware"]["cpu"]
+    assert set(record["hardware"]["kernels"].values()) <= {"reference", "native", "triton", "cuda"}
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    def missing(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert provenance.git_commit() is None
+
+
+def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
+    assert provenance.git_commit() is None

@@ -1,0 +1,127 @@
+"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from diffpo import MaskedDiffusionLM, ModelConfig
+
+torch.set_num_threads(1)
+
+
+def build_random_model(seed: int = 0, scale: float = 1.0, **changes) -> MaskedDiffusionLM:
+    """Two layers, 32 wide, ids 0 pad, 1 EOS, 2 mask; every parameter random, logits with a standard deviation of about 2 * scale."""
+    fields = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "mask_token_id": 2,
+    }
+    model = MaskedDiffusionLM(ModelConfig(**fields | changes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1 + 0.1 * noise)
+            elif name.startswith(("lm_head", "embed_tokens")):
+                parameter.copy_(0.4 * scale * noise)
+            elif name.startswith("threshold") or parameter.dim() == 1:
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+    return model.eval()
+
+
+def loop_over_tokens(model: MaskedDiffusionLM, trajectory, boundaries_per_row) -> torch.Tensor:
+    """[B, L] log pi(o_k | c, z_tau), tau the latest boundary before the commit step of k; a list of boundaries for each row.
+
+    One unpadded network evaluation for each token. Differentiable.
+    """
+    B, L = trajectory.tokens.shape
+    result = [[torch.zeros(())] * L for _ in range(B)]
+    for b in range(B):
+        prompt = trajectory.prompt_ids[b][trajectory.prompt_mask[b]]
+        for k in range(L):
+            step = int(trajectory.commit_step[b, k])
+            if step == 0:
+                continue
+            tau = max(t for t in boundaries_per_row[b] if t < step)
+            latent = [
+                int(trajectory.tokens[b, j]) if 0 < trajectory.commit_step[b, j] <= tau else trajectory.mask_id
+                for j in range(L)
+            ]
+            logits = model.logits(torch.cat([prompt, torch.tensor(latent)])[None])[0, len(prompt) + k]
+            keep = torch.arange(len(logits)) != trajectory.mask_id
+            log_normaliser = (logits[keep] / (trajectory.temperature or 1.0)).logsumexp(dim=0)
+            result[b][k] = logits[int(trajectory.tokens[b, k])] / (trajectory.temperature or 1.0) - log_normaliser
+    return torch.stack([torch.stack(row) for row in result])
+
+
+@pytest.fixture
+def naive_logprobs():
+    """naive_logprobs(model, trajectory, one list of boundaries per row) -> [B, L]."""
+    return loop_over_tokens
+
+
+@pytest.fixture
+def random_model():
+    """random_model(seed, scale, **config changes) -> MaskedDiffusionLM."""
+    return build_random_model
+
+
+@pytest.fixture
+def random_prompts():
+    """random_prompts(model, lengths, seed) -> one 1-d id tensor per length, ids 3 and up."""
+
+    def draw(model: MaskedDiffusionLM, lengths, seed: int = 0) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randint(3, model.config.vocab_size, (length,), generator=generator) for length in lengths]
+
+    return draw
+
+
+@pytest.fixture
+def forward_rows():
+    """``with forward_rows(model) as rows:`` collects the number of rows of every network evaluation."""
+
+    @contextmanager
+    def watch(model: MaskedDiffusionLM):
+        rows: list[int] = []
+        handle = model.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
+        try:
+            yield rows
+        finally:
+            handle.remove()
+
+    return watch
+
+
+@pytest.fixture
+def chi_square():
+    """chi_square(counts, probabilities) -> the probability of counts at least this far from the expected ones."""
+
+    def p_value(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+        counts, probabilities = counts.double(), probabilities.double()
+        assert counts.shape == probabilities.shape
+        assert counts[probabilities == 0].sum() == 0, "an impossible outcome was seen"
+        expected = probabilities / probabilities.sum() * counts.sum()
+        rare = expected < 5  # pooled: the approximation needs a few expected counts per cell
+        observed = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+        observed, expected = observed[expected > 0], expected[expected > 0]
+        statistic = ((observed - expected) ** 2 / expected).sum()
+        assert len(observed) > 1
+        return torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2).double(), statistic / 2).item()
+
+    return p_value

@@ -1,0 +1,208 @@
+"""The adaptive rules against a loop that decodes one unpadded prompt at a time, in Python."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import diffpo
+
+MASK, EOS = 2, 1
+
+
+class Row(NamedTuple):
+    tokens: list[int]
+    commit_step: list[int]
+    logprob: list[float]
+    nfe: int
+    length: int
+
+
+def decode_alone(model, prompt, gen_length, block_length, choose) -> Row:
+    """Greedy decoding of one prompt; ``choose(probabilities [n, V])`` names the masked positions of the block to commit."""
+    tokens, commit_step, logprob = [MASK] * gen_length, [0] * gen_length, [0.0] * gen_length
+    nfe = 0
+    while True:
+        known = tokens.index(MASK) if MASK in tokens else gen_length
+        if known == gen_length or EOS in tokens[:known]:
+            break
+        block = known // block_length
+        masked = [i for i in range(block * block_length, (block + 1) * block_length) if tokens[i] == MASK]
+        logits = model.logits(torch.cat([prompt, torch.tensor(tokens)])[None])[0, len(prompt) :].double()
+        logits[:, MASK] = -math.inf
+        nfe += 1
+        for n in choose(logits[masked].softmax(dim=1)):
+            position = masked[n]
+            tokens[position] = int(logits[position].argmax())
+            commit_step[position] = nfe
+            logprob[position] = logits[position].log_softmax(0).max().item()
+    tokens = [EOS if token == MASK else token for token in tokens]
+    length = tokens.index(EOS) + 1 if EOS in tokens else gen_length
+    return Row(tokens, commit_step, logprob, nfe, length)
+
+
+def entropy_bounded(gamma, proxy):
+    def choose(p_NV):
+        rows = p_NV.tolist()
+        entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in rows]
+        top = [sorted(row, reverse=True)[:2] for row in rows]
+        error = {
+            "entropy": entropy,
+            "confidence": [-first for first, _ in top],
+            "margin": [second - first for first, second in top],
+        }[proxy]
+        order = sorted(range(len(rows)), key=lambda n: error[n])
+        chosen = order[:1]
+        for n in order[1:]:
+            costs = [entropy[k] for k in [*chosen, n]]
+            if sum(costs) - max(costs) > gamma:
+                break
+            chosen.append(n)
+        return chosen
+
+    return choose
+
+
+def above(p):
+    def choose(p_NV):
+        best = p_NV.max(dim=1).values.tolist()
+        return {n for n, value in enumerate(best) if value >= p} | {best.index(max(best))}
+
+    return choose
+
+
+def assert_equals_rows(out, rows):
+    trajectory = out.trajectory
+    assert out.tokens.tolist() == [row.tokens for row in rows]
+    assert trajectory.commit_step.tolist() == [row.commit_step for row in rows]
+    assert out.nfe.tolist() == [row.nfe for row in rows]
+    assert trajectory.length.tolist() == [row.length for row in rows]
+    torch.testing.assert_close(trajectory.logprob, torch.tensor([row.logprob for row in rows]), rtol=1e-4, atol=1e-5)
+    assert trajectory.logprob.dtype == torch.float32
+
+
+SHAPES = [([6, 6, 6], 12, 12), ([2, 9, 5, 1], 12, 4), ([8, 3], 10, 5), ([4, 7, 4], 6, 1)]
+
+
+@pytest.mark.parametrize("proxy", ["entropy", "confidence", "margin"])
+@pytest.mark.parametrize(("lengths", "gen_length", "block_length"), SHAPES)
+def test_entropy_bounded(random_model, random_prompts, proxy, lengths, gen_length, block_length):
+    several_at_once = 0
+    for seed, gamma in enumerate((0.0, 0.1, 0.7, 2.5, 8.0, math.inf)):
+        changes = {"logit_shift": seed % 2 == 1, "num_key_value_heads": 2 if seed % 3 == 0 else 4, "vocab_size": 14}
+        model = random_model(seed=seed, **changes)
+        prompts = random_prompts(model, lengths, seed)
+        rows = [decode_alone(model, p, gen_length, block_length, entropy_bounded(gamma, proxy)) for p in prompts]
+        out = diffpo.generate(model, prompts, gen_length, block_length, diffpo.EntropyBounded(gamma, proxy))
+        assert_equals_rows(out, rows)
+        assert torch.equal(out.trajectory.gamma, torch.full((len(lengths),), gamma))
+        several_at_once += sum(row.nfe < sum(step > 0 for step in row.commit_step) for row in rows)
+    assert several_at_once > 0 or block_length == 1
+
+
+@pytest.mark.parametrize("proxy", ["entropy", "confidence", "margin"])
+def test_one_gamma_per_row(random_model, random_prompts, proxy):
+    model = random_model(seed=9, scale=0.6)
+    prompts = random_prompts(model, [5, 2, 7, 5, 5, 3])
+    gammas = [0.0, 0.3, 1.0, 3.0, 6.0, math.inf]
+    rows = [decode_alone(model, p, 16, 8, entropy_bounded(g, proxy)) for p, g in zip(prompts, gammas, strict=True)]
+    assert len({row.nfe for row in rows}) >= 4, "the rows should be in different blocks at the same time"
+    out = diffpo.generate(model, prompts, 16, 8, diffpo.EntropyBounded(torch.tensor(gammas), proxy))
+    assert_equals_rows(out, rows)
+    assert torch.equal(out.trajectory.gamma, torch.tensor(gammas))
+    # the thresholds follow their prompts into the batches
+    split = diffpo.generate(model, prompts, 16, 8, diffpo.EntropyBounded(torch.tensor(gammas), proxy), batch_size=4)
+    assert_equals_rows(split, rows)
+
+
+def test_gamma_zero_is_one_token_a_step_and_infinity_one_step_a_block(random_model, random_prompts):
+    model = random_model(seed=1, eos_token_id=None)
+    prompts = random_prompts(model, [4, 6])
+    one = diffpo.generate(model, prompts, 12, 4, diffpo.EntropyBounded(0.0, "confidence"))
+    assert one.nfe.tolist() == [12, 12]
+    assert torch.equal(one.tokens, diffpo.generate(model, prompts, 12, 4, diffpo.FixedSchedule(12)).tokens)
+    all_at_once = diffpo.generate(model, prompts, 12, 4, diffpo.EntropyBounded(math.inf))
+    assert all_at_once.nfe.tolist() == [3, 3]
+    assert torch.equal(all_at_once.tokens, diffpo.generate(model, prompts, 12, 4, diffpo.FixedSchedule(3)).tokens)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize(("lengths", "gen_length", "block_length"), SHAPES)
+def test_confidence_threshold(random_model, random_prompts, p, lengths, gen_length, block_length):
+    for seed in range(2):
+        model = random_model(seed=seed, vocab_size=14, logit_shift=seed == 1)
+        prompts = random_prompts(model, lengths, seed)
+        rows = [decode_alone(model, prompt, gen_length, block_length, above(p)) for prompt in prompts]
+        out = diffpo.generate(model, prompts, gen_length, block_length, diffpo.ConfidenceThreshold(p))
+        assert_equals_rows(out, rows)
+        assert out.trajectory.gamma.isnan().all()
+        assert (out.trajectory.gamma_bin == -1).all()
+
+
+def test_confidence_threshold_defaults_to_nine_tenths():
+    assert diffpo.ConfidenceThreshold().p == 0.9
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_early_stop_at_the_first_eos(random_model, random_prompts, temperature):
+    model = random_model(seed=2, scale=0.5, vocab_size=7)
+    prompts = random_prompts(model, [4] * 60)
+    out = diffpo.generate(model, prompts, 12, 6, diffpo.EntropyBounded(2.0), temperature=temperature, seed=3)
+    trajectory = out.trajectory
+    stopped = 0
+    for tokens, steps, logprob, nfe, length in zip(
+        out.tokens.tolist(), trajectory.commit_step.tolist(), trajectory.logprob.tolist(), out.nfe.tolist(),
+        trajectory.length.tolist(), strict=True,
+    ):  # fmt: skip
+        never = [i for i in range(12) if steps[i] == 0]
+        stopped += bool(never)
+        assert nfe == max(steps)
+        assert set(steps) - {0} == set(range(1, nfe + 1)), "every step commits something"
+        assert length == (tokens.index(EOS) + 1 if EOS in tokens else 12)
+        assert 0 not in steps[:length], "all up to the first EOS is committed"
+        assert all(tokens[i] == EOS and logprob[i] == 0 and i >= length for i in never)
+        assert MASK not in tokens
+        if never:
+            # not a step too many: before the last step something ahead of the final EOS was still masked
+            assert nfe == max(steps[:length])
+    assert 5 < stopped < 60
+    assert torch.equal(trajectory.committed, trajectory.commit_step > 0)
+    counts = trajectory.scored.sum(dim=1)
+    assert torch.equal(counts, trajectory.length)
+
+
+def test_without_an_eos_id_nothing_stops_early(random_model, random_prompts):
+    model = random_model(seed=2, vocab_size=7, eos_token_id=None)
+    out = diffpo.generate(model, random_prompts(model, [4] * 10), 12, 6, diffpo.EntropyBounded(2.0))
+    assert (out.tokens == 1).any()
+    assert (out.trajectory.commit_step > 0).all()
+    assert (out.trajectory.length == 12).all()
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_finished_rows_cost_nothing(random_model, random_prompts, forward_rows, cfg_scale):
+    model = random_model(seed=2, vocab_size=7)
+    prompts = random_prompts(model, [4, 2, 7] * 10)
+    with forward_rows(model) as rows:
+        out = diffpo.generate(model, prompts, 12, 6, diffpo.EntropyBounded(1.0), cfg_scale=cfg_scale)
+    assert len(out.nfe.unique()) > 2
+    assert sum(rows) == out.nfe.sum() * (2 if cfg_scale else 1)
+    assert len(rows) == out.nfe.max() * (2 if cfg_scale else 1)
+
+
+def test_latents_are_the_states_the_network_saw(random_model, random_prompts):
+    model = random_model(seed=4, vocab_size=10)
+    prompts = torch.stack(random_prompts(model, [5] * 6))
+    seen = []
+    handle = model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0][:, 5:].clone()))
+    out = diffpo.generate(model, prompts, 12, 4, diffpo.EntropyBounded(1.0), temperature=1.0)
+    handle.remove()
+    for step, latents in enumerate(seen):
+        running = out.nfe > step
+        assert torch.equal(out.trajectory.latent(step)[running], latents)
+    final = out.trajectory.latent(out.nfe)
+    assert torch.equal(final, torch.where(out.trajectory.commit_step > 0, out.tokens, MASK))
+    mixed = out.trajectory.latent(torch.tensor([0, 1, 2, 0, 1, 2]))
+    for row, tau in enumerate([0, 1, 2, 0, 1, 2]):
+        assert torch.equal(mixed[row], out.trajectory.latent(tau)[row])

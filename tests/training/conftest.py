@@ -1,0 +1,85 @@
+"""Shared by the training tests: a tiny random sudoku model and a complete run in about a second.
+
+Sudoku, because its reward is the fraction of right cells: an untrained model already has groups of unequal reward.
+"""
+
+import json
+
+import pytest
+import torch
+
+import diffpo.train
+from diffpo.config import ModelSize, TrainConfig
+from diffpo.decoding.rules import EntropyBounded
+from diffpo.models.checkpoints import load
+from diffpo.pretrain import build_model
+from diffpo.tasks import get_task
+from diffpo.training.trainer import Trainer
+
+SIZE = ModelSize(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+
+
+@pytest.fixture(scope="session")
+def sudoku_model(tmp_path_factory) -> str:
+    """The folder of an untrained sudoku model."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "sudoku"
+    build_model(get_task("sudoku"), SIZE).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def flags(sudoku_model, tmp_path) -> list[str]:
+    """Flags of a short run called "run" in tmp_path."""
+    return [
+        *("--model", sudoku_model, "--task", "sudoku", "--name", "run", "--runs", str(tmp_path)),
+        *("--heldout", "8", "--updates", "4", "--save-every", "1"),
+        *("--algorithm.prompts-per-update", "4", "--algorithm.group-size", "4"),
+    ]
+
+
+@pytest.fixture
+def train(flags, monkeypatch):
+    """train(*more flags) -> exit code of ``python -m diffpo.train``; a flag given twice takes its last value.
+
+    Without the full sweep of rules and without the figure, which take longer than the training; see test_reports.py.
+    """
+    monkeypatch.setattr(diffpo.train, "parallel_rules", lambda task: [EntropyBounded(0.5)])
+    monkeypatch.setattr(diffpo.train, "draw_curves", lambda lines, path, title: None)
+    return lambda *more: diffpo.train.main([*flags, *more])
+
+
+@pytest.fixture
+def make_trainer(sudoku_model):
+    """make_trainer(**AlgorithmConfig fields) -> Trainer on the sudoku model."""
+
+    def build(rollout: dict | None = None, **algorithm) -> Trainer:
+        algorithm = {"prompts_per_update": 4, "group_size": 4} | algorithm
+        config = TrainConfig(task="sudoku", updates=4, algorithm=algorithm, rollout=rollout or {})
+        return Trainer(config, load(sudoku_model), get_task("sudoku"))
+
+    return build
+
+
+@pytest.fixture
+def metrics_of():
+    """metrics_of(run folder) -> the lines of metrics.jsonl without their wall-clock values."""
+
+    def read(folder) -> list[dict]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if not k.startswith("seconds/")} for line in lines]
+
+    return read
+
+
+@pytest.fixture
+def assert_same_weights():
+    """assert_same_weights(folder, folder): two checkpoint folders hold bitwise equal models."""
+
+    def check(first, second) -> None:
+        a, b = load(first).state_dict(), load(second).state_dict()
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+
+    return check

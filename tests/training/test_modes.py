@@ -1,0 +1,101 @@
+"""Each mode trains what it says and nothing else; every objective runs; what cannot learn costs nothing."""
+
+import math
+
+import pytest
+import torch
+
+from diffpo.decoding.rules import EntropyBounded, PromptThreshold
+
+
+def changed_parameters(trainer, updates: int = 2) -> set[str]:
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    for _ in range(updates):
+        trainer.step()
+    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("mode", ["joint", "model", "sampler"])
+def test_a_mode_changes_exactly_its_parameters(make_trainer, mode):
+    trainer = make_trainer(mode=mode)
+    names = {name for name, _ in trainer.model.named_parameters()}
+    threshold = {name for name in names if name.startswith("threshold.")}
+    expected = {"joint": names, "model": names - threshold, "sampler": threshold}[mode]
+    assert bool(threshold) == (mode != "model")
+    assert changed_parameters(trainer) == expected
+
+
+def test_model_mode_leaves_an_existing_threshold_alone(make_trainer, sudoku_model, tmp_path):
+    make_trainer().model.save(tmp_path)
+    trainer = make_trainer(mode="model")
+    trainer.model.add_threshold((0.0, 1.0))
+    trainer = type(trainer)(trainer.config, trainer.model, trainer.task)
+    assert not any(name.startswith("threshold.") for name in changed_parameters(trainer))
+
+
+def test_rules_of_the_modes(make_trainer):
+    joint, model = make_trainer(), make_trainer({"gamma": 0.25, "proxy": "margin"}, mode="model")
+    assert isinstance(joint.rule, PromptThreshold)
+    assert joint.rule.sample
+    assert not joint.evaluation_rule.sample
+    assert isinstance(model.rule, EntropyBounded)
+    assert (model.rule.gamma.item(), model.rule.proxy) == (0.25, "margin")
+
+
+def test_bins_other_than_the_model_was_trained_with_start_a_fresh_threshold(make_trainer):
+    trainer = make_trainer({"threshold_gammas": (0.0, 0.5)})
+    assert trainer.model.threshold.gammas.tolist() == [0.0, 0.5]
+    assert len(trainer.step()["gamma_histogram"]) == 2
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "d1", "mode": "model", "m": 1, "prompt_mask_probability": 0.15, "normalisation": "token",
+         "importance_correction": False, "kl_coefficient": 0.04, "inner_updates": 3},
+        {"m": 0},
+        {"m": 3, "kl_coefficient": 0.1, "advantage": "leave_one_out"},
+        {"m": 1, "importance_correction": False, "advantage": "std", "inner_updates": 1},
+    ],
+    ids=["d1", "exact", "three-times mean field", "mean field"],
+)  # fmt: skip
+def test_objectives_run_with_finite_metrics(make_trainer, algorithm):
+    trainer = make_trainer(**algorithm)
+    for _ in range(2):
+        metrics = trainer.step()
+    assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=0.1)
+    assert metrics["skipped_updates"] == 0
+
+
+def test_d1_runs_from_the_command_line_with_its_published_settings(train, tmp_path, metrics_of):
+    assert train("--algorithm.name", "d1", "--updates", "2") == 0
+    assert len(metrics_of(tmp_path / "run")) == 2
+    assert '"inner_updates": 12' in (tmp_path / "run/config.json").read_text()
+
+
+def test_equal_rewards_leave_the_model_alone_and_are_counted(make_trainer, monkeypatch):
+    trainer = make_trainer({"speed_exponent": 0.0})
+    monkeypatch.setattr(trainer.task, "reward", lambda problem, text: 0.5)
+    before = trainer.denoiser_calls.copy()
+    assert changed_parameters(trainer, updates=1) == set()
+    assert trainer.step()["zero_advantage_fraction"] == 1
+    assert set(trainer.denoiser_calls) - set(before) == {"rollout"}, "scored a batch without a gradient"
+
+
+def test_nan_rewards_are_dropped(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    reward = trainer.task.reward
+    monkeypatch.setattr(trainer.task, "reward", lambda p, text: math.nan if text.startswith("1") else reward(p, text))
+    metrics = trainer.step()
+    assert math.isfinite(metrics["reward"])
+    assert math.isfinite(metrics["loss"])
+    assert metrics["skipped_updates"] == 0
+
+
+def test_equal_configurations_give_equal_trajectories(make_trainer):
+    """Two boundaries with a zero KL weight are what the defaults say: the very same floats."""
+    plain, spelled_out = make_trainer(), make_trainer(m=2, kl_coefficient=0.0, weight_cap=2.0)
+    for _ in range(2):
+        first, second = plain.step(), spelled_out.step()
+        assert [first[k] for k in ("reward", "loss", "ess")] == [second[k] for k in ("reward", "loss", "ess")]

@@ -1,0 +1,69 @@
+"""Pretraining: the loss is the negative ELBO, it falls, and a seed decides everything."""
+
+import math
+
+import pytest
+import torch
+
+import diffpo.pretrain
+from diffpo.config import ModelSize, PretrainConfig
+from diffpo.pretrain import build_model, elbo_loss, encode_examples, pretrain
+from diffpo.tasks import get_task
+
+SIZE = ModelSize(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+
+
+def small(**changes) -> PretrainConfig:
+    return PretrainConfig(
+        **{"task": "sudoku", "steps": 60, "batch_size": 32, "warmup_steps": 10, "model": SIZE} | changes
+    )
+
+
+@pytest.mark.parametrize("name", ["countdown", "sudoku"])
+def test_examples_fill_the_completion_exactly(name):
+    task = get_task(name)
+    model = build_model(task, SIZE)
+    prompts, completions = encode_examples(model, task, 10, seed=0)
+    assert completions.shape == (10, task.gen_length)
+    assert len(prompts) == 10
+    assert (completions != model.mask_id).all()
+    assert ((completions[:, -1] == model.config.eos_token_id) == task.ends_with_eos).all()
+
+
+def test_the_loss_of_a_uniform_model_is_the_entropy_of_its_vocabulary():
+    """E over t of sum over masked (1/t) log(V-1) / L = log(V-1): the mask token itself is never predicted."""
+    task = get_task("sudoku")
+    model = build_model(task, SIZE)
+    model.lm_head.weight.data.zero_()
+    prompts, completions = encode_examples(model, task, 512, seed=0)
+    with torch.no_grad():
+        losses = [elbo_loss(model, prompts, completions, 0, step).item() for step in range(8)]
+    expected = math.log(model.config.vocab_size - 1)
+    assert sum(losses) / 8 == pytest.approx(expected, rel=0.1)
+
+
+def test_a_few_steps_reduce_the_loss():
+    task = get_task("sudoku")
+    torch.manual_seed(0)
+    untrained = build_model(task, SIZE)
+    model, _ = pretrain(small())
+    prompts, completions = encode_examples(model, task, 256, seed=99)
+    with torch.no_grad():
+        before, after = (elbo_loss(m, prompts, completions, 7).item() for m in (untrained, model))
+    assert after < before - 0.3
+
+
+def test_a_seed_decides_every_weight():
+    first, second, third = (pretrain(small(steps=5, seed=seed))[0].state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], third["lm_head.weight"])
+
+
+def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
+    flags = ["--task", "sudoku", "--steps", "2", "--batch-size", "4", "--heldout", "4", "--output", str(tmp_path / "m")]
+    size = ["--model.hidden-size", "32", "--model.intermediate-size", "48", "--model.num-hidden-layers", "1"]
+    monkeypatch.setattr("sys.argv", ["pretrain", *flags, *size])
+    diffpo.pretrain.main()
+    model = diffpo.load(tmp_path / "m")
+    assert model.config.hidden_size == 32
+    assert diffpo.generate(model, ["_ " * 15 + "1"], gen_length=16).tokens.shape == (1, 16)

@@ -1,0 +1,138 @@
+"""What a run leaves behind: metrics.jsonl, TensorBoard, summary.json, curves.png, the model."""
+
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import diffpo
+import diffpo.train
+from diffpo.config import OptimizerConfig, TrainConfig
+from diffpo.tasks import get_task
+from diffpo.training.evaluation import evaluate, fixed_problems
+from diffpo.training.logging import summary_line
+
+LOGGED = {
+    *("update", "reward", "task_reward", "accuracy", "nfe", "gamma", "gamma_histogram", "length"),
+    *("loss", "gradient_norm", "lr", "ratio_mean", "clip_fraction", "ess", "kl", "weight_cap_fraction"),
+    *("zero_advantage_fraction", "denoiser_calls", "skipped_updates"),
+    *("seconds/rollout", "seconds/score", "seconds/update"),
+    *(f"{name}/quarter_{q}" for name in ("surrogate_kl", "ess") for q in range(1, 5)),
+}
+
+
+@pytest.fixture(scope="module")
+def run(sudoku_model, tmp_path_factory):
+    """The folder of a finished run with the full sweep of rules."""
+    runs = tmp_path_factory.mktemp("runs")
+    flags = ("--model", sudoku_model, "--task", "sudoku", "--heldout", "8", "--updates", "3", "--seed", "5")
+    small = ("--algorithm.prompts-per-update", "4", "--algorithm.group-size", "4")
+    assert diffpo.train.main([*flags, *small, "--name", "run", "--runs", str(runs)]) == 0
+    return runs / "run"
+
+
+@pytest.fixture
+def summary(run) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_summary_has_the_documented_shape(summary):
+    numbers = {"accuracy": float, "nfe": float}
+    shape = {
+        "base": {"one_at_a_time": numbers, "best": {"rule": str, **numbers}},
+        "trained": {**numbers, "gamma": float},
+        "heldout": int,
+        "seconds": float,
+        "seed": int,
+    }
+
+    def check(value, expected) -> None:
+        if isinstance(expected, dict):
+            for key, inner in expected.items():
+                check(value[key], inner)
+        else:
+            assert isinstance(value, expected)
+
+    check(summary, shape)
+    assert set(summary["base"]) == {"one_at_a_time", "best"}
+    assert set(summary["base"]["one_at_a_time"]) == {"accuracy", "nfe"}
+    assert set(summary["base"]["best"]) == {"rule", "accuracy", "nfe"}
+    assert set(summary["trained"]) == {"accuracy", "nfe", "gamma"}
+    assert (summary["heldout"], summary["seed"]) == (8, 5)
+
+
+def test_the_summary_agrees_with_itself_and_with_the_saved_model(run, summary):
+    sweep = summary["sweep"]["base"]
+    best = max(sweep, key=lambda e: (e["accuracy"], -e["nfe"]))
+    assert summary["base"]["best"]["rule"] == best["rule"]
+    assert summary["base"]["one_at_a_time"]["nfe"] == 16
+    task = get_task("sudoku")
+    again = evaluate(diffpo.load(run / "model"), task, fixed_problems(task, 8), diffpo.PromptThreshold())
+    assert summary["trained"] == {"accuracy": again.accuracy, "nfe": again.nfe, "gamma": again.gamma}
+
+
+def test_metrics_hold_one_complete_line_per_update(lines):
+    assert [line["update"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line.keys() >= LOGGED, LOGGED - line.keys()
+        assert sum(line["gamma_histogram"]) == 16
+        assert all(math.isfinite(value) for value in line.values() if isinstance(value, float))
+    calls = [line["denoiser_calls"] for line in lines]
+    assert calls == sorted(calls)
+    # at least every rollout's own evaluations, and the surrogate's on top
+    assert calls[0] > 16 * lines[0]["nfe"]
+
+
+def test_the_learning_rate_warms_up_and_decays(lines):
+    settings, updates = OptimizerConfig(), len(lines)
+    assert settings.warmup_updates >= updates
+    warmup = [(update + 1) / settings.warmup_updates for update in range(updates)]
+    decay = [1 - (1 - settings.final_lr_fraction) * update / updates for update in range(updates)]
+    expected = [settings.lr * a * b for a, b in zip(warmup, decay, strict=True)]
+    assert [line["lr"] for line in lines] == pytest.approx(expected)
+
+
+def test_tensorboard_holds_the_same_numbers(run, lines):
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("reward", "nfe", "seconds/update"):
+        events = board.Scalars(name)
+        assert [event.step for event in events] == [1, 2, 3]
+        assert [event.value for event in events] == pytest.approx([line[name] for line in lines])
+
+
+def test_the_folder_is_complete(run):
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = TrainConfig(**json.loads((run / "config.json").read_text()))
+    assert config.algorithm.group_size == 4
+    assert diffpo.load(run / "model").threshold is not None
+    assert not list(run.rglob("*.partial"))
+
+
+def test_a_summary_line_says_the_essential(lines):
+    text = summary_line(lines[0], 3)
+    for part in ("update    1/3", "reward", "accuracy", "NFE", "gamma", "ESS", "clip", "KL"):
+        assert part in text
+
+
+def test_a_time_limit_ends_training_and_still_reports(flags, tmp_path, metrics_of):
+    assert diffpo.train.main([*flags, "--max-minutes", "1e-9"]) == 0
+    assert metrics_of(tmp_path / "run") == []
+    assert (tmp_path / "run/summary.json").exists()
+
+
+def test_the_console_shows_the_table(train, capsys):
+    assert train("--updates", "1") == 0
+    output = capsys.readouterr().out
+    for part in (
+        "sudoku, 8 held-out problems",
+        "one token at a time",
+        "PromptThreshold(proxy=entropy)",
+        "gamma (nats)",
+    ):
+        assert part in output

@@ -1,0 +1,45 @@
+"""What a batch of rollouts holds, and on what it depends."""
+
+import pytest
+import torch
+
+from diffpo.decoding.rules import EntropyBounded
+from diffpo.models.checkpoints import load
+from diffpo.tasks import get_task
+from diffpo.training.rollout import collect, speed
+
+
+@pytest.fixture
+def rollouts(sudoku_model):
+    model, task = load(sudoku_model), get_task("sudoku")
+    return lambda **changes: collect(
+        **{"model": model, "task": task, "prompts": 3, "group_size": 4, "rule": EntropyBounded(1.0)}
+        | {"temperature": 1.0, "speed_exponent": 0.5, "seed": 5}
+        | changes
+    )
+
+
+def test_a_group_shares_its_prompt_and_differs_in_its_draws(rollouts):
+    trajectory = rollouts().trajectory
+    prompts, tokens = trajectory.prompt_ids.reshape(3, 4, -1), trajectory.tokens.reshape(3, 4, -1)
+    assert (prompts == prompts[:, :1]).all()
+    assert all(len(group.unique(dim=0)) > 1 for group in tokens)
+
+
+def test_rollouts_are_keyed_by_their_seed_and_not_by_the_global_generator(rollouts):
+    first = rollouts().trajectory.tokens
+    torch.manual_seed(99)
+    assert torch.equal(first, rollouts().trajectory.tokens)
+    assert not torch.equal(first, rollouts(seed=6).trajectory.tokens)
+
+
+def test_only_a_right_answer_is_worth_less_when_it_is_slow(rollouts, monkeypatch):
+    monkeypatch.setattr("diffpo.tasks.Sudoku.correct", lambda self, problem, text: text.startswith("1"))
+    rollout = rollouts(speed_exponent=1.0)
+    factor = speed(rollout.trajectory.nfe, 16)
+    assert rollout.correct.any()
+    assert not rollout.correct.all()
+    expected = torch.where(rollout.correct, rollout.task_reward * factor, rollout.task_reward)
+    assert torch.equal(rollout.reward, expected)
+    unscaled = rollouts(speed_exponent=0.0)
+    assert torch.equal(unscaled.reward, unscaled.task_reward)
