@@ -9,15 +9,19 @@ with z_tau(k) = z_0 if token k was committed by step tau, else z_tau, and tau un
 gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = 1, the same advantage A_i, and no KL.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from diffpo.config import AlgorithmConfig
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.keyed_random import uniform
 from diffpo.objectives.objective import Objective, View, threshold_first
 from diffpo_kernels import surrogate_loss
 
 EXACT = 0  # m = 0: a boundary at every step, the true likelihood
+_BOUNDARY, _PROMPT_MASK = 0, 1  # purposes in the random key
 
 
 def draw_boundaries(nfe_B: Tensor, m: int, *key: int) -> list[int | Tensor]:
@@ -29,17 +33,25 @@ def draw_boundaries(nfe_B: Tensor, m: int, *key: int) -> list[int | Tensor]:
     return [0, *tau_BM.unbind(dim=1)]
 
 
+def mask_prompts(trajectory: Trajectory, config: AlgorithmConfig, *key: int) -> Trajectory:
+    """Each prompt token masked with probability ``prompt_mask_probability``, alike for the members of a group."""
+    if config.prompt_mask_probability == 0:
+        return trajectory
+    group = torch.arange(len(trajectory), device=trajectory.tokens.device)[:, None] // config.group_size
+    position = torch.arange(trajectory.prompt_ids.shape[1], device=group.device)
+    masked = (uniform(*key, group, position) < config.prompt_mask_probability) & trajectory.prompt_mask
+    return replace(trajectory, prompt_ids=trajectory.prompt_ids.masked_fill(masked, trajectory.mask_id))
+
+
 class Diffpo(Objective):
     """The model, its threshold, or both, by the same clipped and importance-corrected objective."""
 
     def view(self, trajectory: Trajectory, *key: int) -> View:
-        return View(trajectory, draw_boundaries(trajectory.nfe, self.config.m, *key))
+        boundaries = draw_boundaries(trajectory.nfe, self.config.m, *key, _BOUNDARY)
+        return View(mask_prompts(trajectory, self.config, *key, _PROMPT_MASK), boundaries)
 
-    def loss(self, model, view, advantage, old, reference):
-        trajectory, config = view.trajectory, self.config
-        new = view.score(model)
-        if old is None:
-            old = new
+    def loss(self, trajectory, advantage, new, old, reference):
+        config = self.config
         # token 0 is the threshold: drawn from pi_old(gamma | c) itself, so its weight is 1; its own log-prob as reference: no KL
         behaviour = threshold_first(old.gamma_logprob, trajectory.logprob)
         return surrogate_loss(

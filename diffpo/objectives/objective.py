@@ -43,9 +43,9 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(
-        self, model: MaskedDiffusionLM, view: View, advantage: Tensor, old: Scores | None, reference: Scores | None
+        self, trajectory: Trajectory, advantage: Tensor, new: Scores, old: Scores, reference: Scores | None
     ) -> SurrogateLoss:
-        """Differentiable loss and diagnostics. advantage: [B]; old: None while the model is still the old one."""
+        """Loss and diagnostics, a pure function. advantage: [B]; new, old, reference: scores of one and the same view."""
 
 
 def threshold_first(gamma_value_B: Tensor, token_values_BL: Tensor) -> Tensor:

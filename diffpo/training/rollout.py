@@ -60,11 +60,14 @@ def group_advantage(reward: Tensor, group_size: int, kind: str = "mean") -> Tens
     """
     reward_UG = reward.reshape(-1, group_size)
     known = ~reward_UG.isnan()
+    # compared, not subtracted: the rounding of a mean must not turn equal rewards into a gradient
+    lowest, highest = (reward_UG.nan_to_num(nan=nan).aminmax(dim=1, keepdim=True) for nan in (torch.inf, -torch.inf))
+    varied = known & (lowest.min < highest.max)
     count = known.sum(dim=1, keepdim=True)
-    centred = torch.where(known, reward_UG - reward_UG.nanmean(dim=1, keepdim=True), 0.0)
+    centred = torch.where(varied, reward_UG - reward_UG.nanmean(dim=1, keepdim=True), 0.0)
     if kind == "leave_one_out":
         centred = centred * count / (count - 1).clamp(min=1)
     if kind == "std":
-        centred = centred / (centred.square().sum(dim=1, keepdim=True) / count.clamp(min=1)).sqrt().clamp(min=1e-6)
-    # rounding of the mean must not turn an all-equal group into a gradient
-    return torch.where(centred.abs() < 1e-6, 0.0, centred).flatten()
+        deviation = (centred.square().sum(dim=1, keepdim=True) / count.clamp(min=1)).sqrt()
+        centred = torch.where(varied, centred / deviation, 0.0)
+    return centred.flatten()

@@ -93,22 +93,23 @@ class Trainer:
         )
 
     def _optimise(self, trajectory, advantage: Tensor) -> dict:
-        """All inner updates on one batch; theta starts as old, so the first view needs no separate old score."""
+        """All inner updates on one batch; theta starts as old, so the first view needs no separate old scores."""
         views = [
             self.objective.view(trajectory, self.config.seed, _VIEW, self.update, inner)
             for inner in range(self.config.algorithm.inner_updates)
         ]
         with self._phase("score"), torch.no_grad():
-            old = [None, *(view.score(self.model) for view in views[1:])]
+            old = {inner: views[inner].score(self.model) for inner in range(1, len(views))}
             reference = [view.score(self.reference) if self.reference else None for view in views]
         metrics: dict = {}
         with self._phase("update"):
-            for view, old_scores, reference_scores in zip(views, old, reference, strict=True):
-                loss, diagnostics = self.objective.loss(self.model, view, advantage, old_scores, reference_scores)
-                metrics = {name: value.item() for name, value in diagnostics.items()}
-                metrics |= self._apply(loss)
-        if old[-1] is not None:
-            metrics |= surrogate_gap(old[-1], trajectory)
+            for inner, view in enumerate(views):
+                new = view.score(self.model)
+                if inner == 0:
+                    metrics |= surrogate_gap(new, trajectory)
+                scores = new, old.get(inner, new), reference[inner]
+                loss, diagnostics = self.objective.loss(view.trajectory, advantage, *scores)
+                metrics |= {name: value.item() for name, value in diagnostics.items()} | self._apply(loss)
         return metrics
 
     def _apply(self, loss: Tensor) -> dict:

@@ -100,7 +100,7 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs):
     advantage = torch.tensor([1.0, -1.0, 0.4, -0.4, 2.0, -2.0])
     with torch.no_grad():
         old_scores, reference_scores = view.score(old_model), view.score(reference)
-    loss, diagnostics = objective.loss(theta, view, advantage, old_scores, reference_scores)
+    loss, diagnostics = objective.loss(view.trajectory, advantage, view.score(theta), old_scores, reference_scores)
 
     mean_field = [[0]] * 6
     new = naive_logprobs(theta, view.trajectory, mean_field)

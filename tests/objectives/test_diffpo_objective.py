@@ -24,6 +24,12 @@ def perturbed(model, seed, size):
     return other
 
 
+def loss_of(objective, model, view, advantage, old):
+    """The loss of a model on a view; old None: the model itself is the old one."""
+    new = view.score(model)
+    return objective.loss(view.trajectory, advantage, new, old or new, None)
+
+
 def naive_loss(config, new, old, reference, behaviour, scored, advantage):
     """-J + beta KL. Per rollout a list of tokens; each value is a scalar tensor. Token 0 of a rollout may be the threshold.
 
@@ -117,7 +123,9 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs, learned,
     with torch.no_grad():
         old_scores, reference_scores = view.score(model), view.score(reference)
     use_kl = config.kl_coefficient > 0
-    loss, _ = objective.loss(theta, view, advantage, old_scores, reference_scores if use_kl else None)
+    loss, _ = objective.loss(
+        view.trajectory, advantage, view.score(theta), old_scores, reference_scores if use_kl else None
+    )
     parameters = list(theta.parameters())
     gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
 
@@ -163,7 +171,7 @@ def test_the_exact_surrogate_needs_no_correction(rollouts):
     losses = []
     for correction in (True, False):
         objective = OBJECTIVES["diffpo"](AlgorithmConfig(m=0, importance_correction=correction))
-        losses.append(objective.loss(model, objective.view(trajectory, 1), advantage, None, None))
+        losses.append(loss_of(objective, model, objective.view(trajectory, 1), advantage, None))
     torch.testing.assert_close(losses[0].loss, losses[1].loss, rtol=1e-4, atol=1e-5)
     assert losses[0].diagnostics["ess"] == pytest.approx(1, abs=1e-4)
 
@@ -175,8 +183,8 @@ def test_the_first_inner_update_takes_the_model_itself_as_old(rollouts):
     with torch.no_grad():
         old = view.score(model)
     parameters = list(model.parameters())
-    first = objective.loss(model, view, advantage, None, None)
-    same = objective.loss(model, view, advantage, old, None)
+    first = loss_of(objective, model, view, advantage, None)
+    same = loss_of(objective, model, view, advantage, old)
     torch.testing.assert_close(first.loss, same.loss, rtol=1e-5, atol=1e-6)
     for a, b in zip(*(torch.autograd.grad(out.loss, parameters) for out in (first, same)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -187,7 +195,7 @@ def test_the_first_inner_update_takes_the_model_itself_as_old(rollouts):
 def test_zero_advantage_is_no_gradient(rollouts):
     model, trajectory = rollouts(13)
     objective = OBJECTIVES["diffpo"](AlgorithmConfig())
-    loss = objective.loss(model, objective.view(trajectory, 1), torch.zeros(6), None, None).loss
+    loss = loss_of(objective, model, objective.view(trajectory, 1), torch.zeros(6), None).loss
     assert loss == 0
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert all((g == 0).all() for g in gradients)
@@ -204,7 +212,7 @@ def test_a_rewarded_threshold_becomes_more_probable(rollouts):
     view = objective.view(trajectory, 1)
     before = view.score(model).gamma_logprob.detach()
     advantage = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    loss = objective.loss(model, view, advantage, None, None).loss
+    loss = loss_of(objective, model, view, advantage, None).loss
     with torch.no_grad():
         for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
             parameter -= 0.1 * gradient
