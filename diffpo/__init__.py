@@ -3,6 +3,7 @@
 from diffpo.decoding.generation import Generation, generate
 from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, PromptThreshold, Rule
 from diffpo.decoding.trajectory import Trajectory
+from diffpo.likelihood.mean_field import trajectory_logprobs
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 
@@ -19,4 +20,5 @@ __all__ = [
     "Trajectory",
     "generate",
     "load",
+    "trajectory_logprobs",
 ]

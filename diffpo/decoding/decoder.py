@@ -110,10 +110,8 @@ def _predict(
         uniform_N = uniform(sampling.seed, _TOKEN_DRAW, *(key.expand(candidates.shape)[candidates] for key in keys))
     stats = row_statistics(logits_NV, sampling.temperature, uniform_N, banned_ids=[model.mask_id])
     if not stats.valid.all():
-        rows = candidates.nonzero()[~stats.valid][:, 0].unique().tolist()
-        raise FloatingPointError(
-            f"the model's logits are NaN or infinite in {len(rows)} rows of the batch, first: {rows[:8]}"
-        )
+        rows = keys[0].expand(candidates.shape)[candidates][~stats.valid].unique().tolist()
+        raise FloatingPointError(f"the model's logits are NaN or infinite for {len(rows)} prompts, first: {rows[:8]}")
     confidence_N = (logits_NV.gather(1, stats.token[:, None])[:, 0].float() - stats.lse).exp()
 
     def spread(values_N: Tensor) -> Tensor:

@@ -57,15 +57,15 @@ def generate(
     ValueError for lengths, temperature, prompts or a rule that do not fit, before any network evaluation.
     FloatingPointError when the model's logits are not finite.
     """
-    rule = FixedSchedule(gen_length) if rule is None else rule
     block_length = gen_length if block_length is None else block_length
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_lengths(gen_length, block_length)
+    rule = FixedSchedule(gen_length) if rule is None else rule
     check_sampling(temperature, cfg_scale)
     prompt_ids, prompt_mask = encode_prompts(model, prompts)
     check_prompts(model, prompt_ids, prompt_mask, gen_length)
-    rule.check(len(prompt_ids), gen_length, block_length)
+    rule.check(model, len(prompt_ids), gen_length, block_length)
     sampling, row_ids = Sampling(temperature, cfg_scale, seed), torch.arange(len(prompt_ids), device=model.device)
     parts = [
         denoise(model, prompt_ids[rows], prompt_mask[rows], rows, gen_length, block_length, rule, sampling)

@@ -62,8 +62,8 @@ class Rule:
 
     stops_at_eos = True
 
-    def check(self, prompts: int, gen_length: int, block_length: int) -> None:
-        """ValueError if the rule cannot decode this many prompts with these lengths."""
+    def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
+        """ValueError if the rule cannot decode this many prompts with this model and these lengths."""
 
     def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, row_ids: Tensor, seed: int) -> Threshold:
         """Called once, with the completion's hidden states [B, L, D] of the first pass; no threshold by default."""
@@ -100,7 +100,7 @@ class FixedSchedule(Rule):
     def __repr__(self) -> str:
         return f"FixedSchedule(steps={self.steps})"
 
-    def check(self, prompts: int, gen_length: int, block_length: int) -> None:
+    def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         blocks = gen_length // block_length
         if self.steps % blocks:
             raise ValueError(
@@ -146,7 +146,7 @@ class EntropyBounded(Rule):
     def __repr__(self) -> str:
         return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, proxy={self.proxy})"
 
-    def check(self, prompts: int, gen_length: int, block_length: int) -> None:
+    def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if self.gamma.dim() == 1 and len(self.gamma) != prompts:
             raise ValueError(f"gamma has {len(self.gamma)} values for {prompts} prompts")
 
@@ -167,6 +167,12 @@ class PromptThreshold(Rule):
 
     def __repr__(self) -> str:
         return f"PromptThreshold(proxy={self.proxy}{', sample' if self.sample else ''})"
+
+    def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
+        if model.threshold is None:
+            raise ValueError(
+                "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
+            )
 
     def thresholds(self, model, hidden_BLD, row_ids, seed) -> Threshold:
         if model.threshold is None:

@@ -42,11 +42,12 @@ def trajectory_logprobs(model: MaskedDiffusionLM, trajectory: Trajectory, bounda
 
 def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Scores:
     """As ``trajectory_logprobs``, with the log-probs of the learned thresholds, which come with the z_0 pass."""
-    _check_boundaries(boundaries)
+    _check_boundaries(boundaries, len(trajectory))
     steps = trajectory.commit_step
     boundaries = [torch.as_tensor(tau, device=steps.device).expand(len(steps))[:, None] for tau in boundaries]
     ends = [*boundaries[1:], torch.full_like(boundaries[0], torch.iinfo(torch.int64).max)]
-    logprob_BL = torch.zeros(steps.shape, device=steps.device)
+    precision = torch.promote_types(model.lm_head.weight.dtype, torch.float32)
+    logprob_BL = torch.zeros(steps.shape, dtype=precision, device=steps.device)
     for j, (tau, end) in enumerate(zip(boundaries, ends, strict=True)):
         span_BL = (steps > tau) & (steps <= end)
         if j == 0:
@@ -72,8 +73,11 @@ def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence
 
 def _shared_first_pass(model: MaskedDiffusionLM, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
     """Hidden states [U, L, D] of the fully masked completion after each distinct prompt, and each rollout's row in them [B]."""
-    prompt_ids = trajectory.prompt_ids.masked_fill(~trajectory.prompt_mask, -1)
-    _, source_B = torch.unique(prompt_ids, dim=0, return_inverse=True)
+    key = trajectory.prompt_ids.masked_fill(~trajectory.prompt_mask, -1)
+    key = torch.cat(
+        [torch.zeros_like(trajectory.tokens[:, :1]), key], dim=1
+    )  # one column even when all prompts are empty
+    _, source_B = torch.unique(key, dim=0, return_inverse=True)
     first_U = torch.full((int(source_B.max()) + 1,), len(source_B), device=source_B.device)
     first_U.scatter_reduce_(0, source_B, torch.arange(len(source_B), device=source_B.device), "amin")
     distinct = trajectory[first_U]
@@ -96,7 +100,10 @@ def _gamma_logprob(model, trajectory: Trajectory, hidden_ULD: Tensor, source_B: 
     return torch.where(chosen, logprob_BG.gather(1, trajectory.gamma_bin.clamp(min=0)[:, None])[:, 0], 0.0)
 
 
-def _check_boundaries(boundaries: Sequence[int | Tensor]) -> None:
+def _check_boundaries(boundaries: Sequence[int | Tensor], rows: int) -> None:
+    for tau in boundaries:
+        if isinstance(tau, Tensor) and tau.shape not in ((), (rows,)):
+            raise ValueError(f"each of boundaries must be an int or a tensor [{rows}], got shape {list(tau.shape)}")
     if len(boundaries) == 0 or bool((torch.as_tensor(boundaries[0]) != 0).any()):
         raise ValueError(f"boundaries must start with 0, got {boundaries}")
     for previous, following in pairwise(boundaries):

@@ -15,6 +15,7 @@ from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def shipped_models() -> list[str]:
@@ -70,6 +71,8 @@ def read_config(folder: Path) -> ModelConfig:
         fields = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(fields).__name__}")
     if fields.get("model_type") != "diffpo":
         raise ValueError(f"{path}: model_type {fields.get('model_type')!r} is not supported; supported: 'diffpo'")
     try:
@@ -132,15 +135,43 @@ def stored_tensors(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike) -> None:
-    """Write the checkpoint; each file appears complete or not at all, config.json last."""
+    """Write the checkpoint. Everything is written aside first; a failure at any point leaves the old checkpoint as it was."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_tensors(model).items()}
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-    config = model.config.model_dump_json(indent=2) + "\n"
-    write_atomically(folder / CONFIG, lambda path: Path(path).write_text(config))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+        new, old = Path(staging, "new"), Path(staging, "old")
+        new.mkdir(), old.mkdir()
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(new)
+        (new / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n")
+        _replace_files(new, folder, old)
+
+
+def _replace_files(new: Path, folder: Path, backup: Path) -> None:
+    """Move the files of ``new`` into ``folder``, config last, and drop a tokenizer that is not the new model's."""
+    arriving = sorted((path.name for path in new.iterdir()), key=lambda name: (name == CONFIG, name))
+    stale = [name for name in TOKENIZER_FILES if name not in arriving and (folder / name).exists()]
+    for name in arriving:
+        with open(new / name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(new / name, 0o644)
+    for name in [*arriving, *stale]:
+        if (folder / name).exists():
+            os.link(folder / name, backup / name)
+    try:
+        for name in arriving:
+            os.replace(new / name, folder / name)
+        for name in stale:
+            (folder / name).unlink()
+    except BaseException:
+        for name in arriving:
+            if (backup / name).exists():
+                os.rename(backup / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(target: Path, write) -> None:

@@ -20,7 +20,7 @@ class ModelConfig(BaseModel):
     ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     model_type: str = "diffpo"
     vocab_size: int = Field(gt=0)
@@ -159,8 +159,8 @@ class MaskedDiffusionLM(nn.Module):
 
     def add_threshold(self, gammas: tuple[float, ...]) -> None:
         """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats)."""
+        self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
         self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas)})
-        self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.device)
 
     def forward(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states [B, L, D] whose row i predicts position i (the shift, if any, is already applied).
@@ -186,7 +186,9 @@ class MaskedDiffusionLM(nn.Module):
             x_BLD = layer(x_BLD, rotation, key_mask)
         hidden_BLD = self.norm(x_BLD)
         if self.config.logit_shift:
-            hidden_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+            hidden_BLD = hidden_BLD.gather(
+                1, previous_position(tokens_BL, attention_mask)[..., None].expand_as(hidden_BLD)
+            )
         return hidden_BLD
 
     def head(self, hidden_ND: Tensor) -> Tensor:
@@ -202,6 +204,14 @@ class MaskedDiffusionLM(nn.Module):
         from diffpo.models.checkpoints import save_checkpoint
 
         save_checkpoint(self, folder)
+
+
+def previous_position(tokens_BL: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """int64 [B, L]: the nearest real position before each one, or itself where there is none."""
+    position_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
+    real_BL = position_BL if attention_mask is None else torch.where(attention_mask, position_BL, -1)
+    previous_BL = torch.cat([torch.full_like(real_BL[:, :1], -1), real_BL.cummax(dim=1).values[:, :-1]], dim=1)
+    return torch.where(previous_BL < 0, position_BL, previous_BL)
 
 
 def rotary_angles(positions_BL: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -168,9 +168,9 @@ def test_the_error_names_the_prompts_whose_logits_are_not_finite(random_model):
     with torch.no_grad():
         model.embed_tokens.weight[39] = float("nan")
     prompts = [torch.tensor([3, 4]), torch.tensor([5, 6]), torch.tensor([7, 39]), torch.tensor([8, 9])]
-    with pytest.raises(FloatingPointError, match=r"1 rows.*\[2\]"):
+    with pytest.raises(FloatingPointError, match=r"1 prompts.*\[2\]"):
         diffpo.generate(model, prompts, 4)
-    with pytest.raises(FloatingPointError, match=r"1 rows.*\[2\]"):
+    with pytest.raises(FloatingPointError, match=r"1 prompts.*\[2\]"):
         diffpo.generate(model, prompts, 4, batch_size=2)
 
 
