@@ -65,9 +65,9 @@ class Trainer:
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {"zero_advantage_fraction": 1 - varied.float().mean().item()}
-        # a group of equal rewards has no policy gradient: it costs denoiser calls only where the KL needs it
-        kept = slice(None) if self.reference else varied.repeat_interleave(algorithm.group_size)
-        if self.reference or varied.any():
+        # a group of equal rewards has no policy gradient: scoring it would only spend denoiser calls
+        kept = varied.repeat_interleave(algorithm.group_size)
+        if varied.any():
             metrics |= self._optimise(rollout.trajectory[kept], advantage[kept])
         self.update += 1
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
