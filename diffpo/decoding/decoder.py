@@ -11,6 +11,7 @@ from torch import Tensor
 from diffpo.decoding.rules import Rule, StepPredictions
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.keyed_random import uniform
+from diffpo.models.shared_pass import completion_hidden
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo_kernels import entropy_bounded_commit_, row_statistics
 
@@ -86,15 +87,12 @@ def _window(start: Tensor, length: int, L: int) -> Tensor:
 
 def _hidden(model, prompt_ids, prompt_mask, tokens, sampling) -> tuple[Tensor, Tensor | None]:
     """Hidden states [A, L, D] of the completion, and those with the prompt masked out when guidance is on."""
-    sequence, L = torch.cat([prompt_ids, tokens], dim=1), tokens.shape[1]
-    attention_mask = torch.cat([prompt_mask, torch.ones_like(tokens, dtype=torch.bool)], dim=1)
-    if prompt_mask.all():
-        attention_mask = None  # nothing is padding: the faster attention kernel applies
-    hidden_ALD = model(sequence, attention_mask)[:, -L:]
+    hidden_ULD, source_A = completion_hidden(model, prompt_ids, prompt_mask, tokens)
     if sampling.cfg_scale == 0:
-        return hidden_ALD, None
+        return hidden_ULD[source_A], None
     masked_prompt = torch.where(prompt_mask, model.mask_id, prompt_ids)
-    return hidden_ALD, model(torch.cat([masked_prompt, tokens], dim=1), attention_mask)[:, -L:]
+    unconditional_ULD, unconditional_source_A = completion_hidden(model, masked_prompt, prompt_mask, tokens)
+    return hidden_ULD[source_A], unconditional_ULD[unconditional_source_A]
 
 
 def _predict(

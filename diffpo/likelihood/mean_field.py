@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffpo.decoding.trajectory import Trajectory
+from diffpo.models.shared_pass import completion_hidden
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo_kernels import linear_logprob
 
@@ -34,8 +35,9 @@ def trajectory_logprobs(model: MaskedDiffusionLM, trajectory: Trajectory, bounda
     """Log-probs [B, L] (fp32, nats) of the committed tokens; boundaries [0] = mean field, range(T) = exact.
 
     Each boundary is an int or an int64 tensor [B]; the first is 0 and they increase within each row. Tokens are scored at
-    the trajectory's temperature (at 1 for a greedy one) with the mask token excluded, as they were drawn. Rows that share a
-    prompt share the evaluation of z_0, so m boundaries cost at most B (m - 1) + U denoiser calls. Differentiable.
+    the trajectory's temperature (at 1 for a greedy one) with the mask token excluded, as they were drawn. Equal latents are
+    evaluated once: rows that share a prompt share z_0, so m boundaries cost at most B (m - 1) + U denoiser calls.
+    Differentiable.
     """
     return score(model, trajectory, boundaries).logprob
 
@@ -48,17 +50,17 @@ def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence
     ends = [*boundaries[1:], torch.full_like(boundaries[0], torch.iinfo(torch.int64).max)]
     precision = torch.promote_types(model.lm_head.weight.dtype, torch.float32)
     logprob_BL = torch.zeros(steps.shape, dtype=precision, device=steps.device)
-    for j, (tau, end) in enumerate(zip(boundaries, ends, strict=True)):
+    gamma_logprob = None
+    for tau, end in zip(boundaries, ends, strict=True):
         span_BL = (steps > tau) & (steps <= end)
-        if j == 0:
-            hidden_ULD, source_B = _shared_first_pass(model, trajectory)
-            gamma_logprob = _gamma_logprob(model, trajectory, hidden_ULD, source_B)
-        else:
-            rows = span_BL.any(dim=1)
-            if not rows.any():
-                continue
-            hidden_ULD = _completion_hidden(model, trajectory[rows], trajectory[rows].latent(tau[rows, 0]))
-            source_B = rows.long().cumsum(dim=0) - 1
+        rows = span_BL.any(dim=1) if gamma_logprob is not None else torch.ones_like(trajectory.nfe, dtype=torch.bool)
+        if not rows.any():
+            continue
+        part = trajectory[rows]
+        hidden_ULD, source_R = completion_hidden(model, part.prompt_ids, part.prompt_mask, part.latent(tau[rows, 0]))
+        if gamma_logprob is None:  # z_0, the pass from which the threshold was read
+            gamma_logprob = _gamma_logprob(model, trajectory, hidden_ULD, source_R)
+        source_B = torch.zeros_like(trajectory.nfe).masked_scatter_(rows, source_R)
         row, position = span_BL.nonzero(as_tuple=True)
         logprob_N = linear_logprob(
             hidden_ULD[source_B[row], position],
@@ -69,27 +71,6 @@ def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence
         )
         logprob_BL = logprob_BL.index_put((row, position), logprob_N)
     return Scores(logprob_BL, gamma_logprob)
-
-
-def _shared_first_pass(model: MaskedDiffusionLM, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-    """Hidden states [U, L, D] of the fully masked completion after each distinct prompt, and each rollout's row in them [B]."""
-    key = trajectory.prompt_ids.masked_fill(~trajectory.prompt_mask, -1)
-    key = torch.cat(
-        [torch.zeros_like(trajectory.tokens[:, :1]), key], dim=1
-    )  # one column even when all prompts are empty
-    _, source_B = torch.unique(key, dim=0, return_inverse=True)
-    first_U = torch.full((int(source_B.max()) + 1,), len(source_B), device=source_B.device)
-    first_U.scatter_reduce_(0, source_B, torch.arange(len(source_B), device=source_B.device), "amin")
-    distinct = trajectory[first_U]
-    return _completion_hidden(model, distinct, distinct.latent(0)), source_B
-
-
-def _completion_hidden(model: MaskedDiffusionLM, trajectory: Trajectory, latent_BL: Tensor) -> Tensor:
-    sequence = torch.cat([trajectory.prompt_ids, latent_BL], dim=1)
-    mask = None
-    if not trajectory.prompt_mask.all():
-        mask = torch.cat([trajectory.prompt_mask, torch.ones_like(latent_BL, dtype=torch.bool)], dim=1)
-    return model(sequence, mask)[:, -latent_BL.shape[1] :]
 
 
 def _gamma_logprob(model, trajectory: Trajectory, hidden_ULD: Tensor, source_B: Tensor) -> Tensor:

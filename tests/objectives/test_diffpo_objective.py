@@ -118,7 +118,7 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs, learned,
     theta, reference = perturbed(model, 1, 0.03), perturbed(model, 2, 0.02)
     config = AlgorithmConfig(mode="joint" if learned else "model", group_size=2, **changes)
     objective = OBJECTIVES["diffpo"](config)
-    view = objective.view(trajectory, 5, 6)
+    view = objective.view(trajectory, 5, 8)
     advantage = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -1.5])
     with torch.no_grad():
         old_scores, reference_scores = view.score(model), view.score(reference)
