@@ -20,7 +20,14 @@ from diffpo.models.checkpoints import load, write_atomically
 from diffpo.objectives import OBJECTIVES
 from diffpo.tasks import get_task
 from diffpo.training.checkpointing import load_state, save_state
-from diffpo.training.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.training.evaluation import (
+    Evaluation,
+    check_vocabulary,
+    evaluate,
+    fixed_problems,
+    one_at_a_time,
+    parallel_rules,
+)
 from diffpo.training.logging import MetricsLog, draw_curves, summary_line
 from diffpo.training.run_folder import RunFolder
 from diffpo.training.trainer import Trainer, TrainingDivergedError
@@ -34,11 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
+        problems = fixed_problems(task, config.heldout)
         model = load(config.model)
+        check_vocabulary(model, task)
     except (ValueError, FileNotFoundError) as error:
         fail(str(error))
     keep_freed_memory()
-    return Run(config, RunFolder(config), Trainer(config, model, task)).execute()
+    return Run(config, RunFolder(config), Trainer(config, model, task), problems).execute()
 
 
 def algorithm_defaults(name: str) -> dict:
@@ -51,10 +60,11 @@ def algorithm_defaults(name: str) -> dict:
 class Run:
     """One command: evaluate, train, evaluate, report."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, trainer: Trainer):
+    def __init__(self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list):
         self.config, self.folder, self.trainer = config, folder, trainer
         self.console = Console(highlight=False, soft_wrap=True)
-        self.problems = fixed_problems(trainer.task, config.heldout)
+        self.problems = problems
+        self.rules = [one_at_a_time(trainer.task), *parallel_rules(trainer.task)]
         self.started = time.perf_counter()
         self.interrupted = False
 
@@ -85,7 +95,7 @@ class Run:
         if path.exists():
             return [Evaluation(**fields) for fields in json.loads(path.read_text())]
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
-        evaluations = self._evaluate([one_at_a_time(self.trainer.task), *parallel_rules(self.trainer.task)])
+        evaluations = self._evaluate(self.rules)
         path.write_text(json.dumps([e.asdict() for e in evaluations], indent=1))
         return evaluations
 
@@ -143,7 +153,7 @@ class Run:
         config, path = self.config, self.folder.path
         self.trainer.model.save(path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
-        trained, *swept = self._evaluate([self.trainer.evaluation_rule, *(self._rules_like(base))])
+        trained, *swept = self._evaluate([self.trainer.evaluation_rule, *self.rules])
         draw_curves(lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {config.algorithm.mode}")
         best = max(base, key=lambda e: (e.accuracy, -e.nfe))
         summary = {
@@ -159,9 +169,6 @@ class Run:
         write_atomically(path / "summary.json", lambda temporary: Path(temporary).write_text(text))
         self._print_table(base[0], best, swept[0], trained)
         self.console.print(f"model, metrics, curves.png and summary.json are in {path}")
-
-    def _rules_like(self, base: list[Evaluation]):
-        return [one_at_a_time(self.trainer.task), *parallel_rules(self.trainer.task)][: len(base)]
 
     def _print_table(self, base_single: Evaluation, best: Evaluation, single: Evaluation, trained: Evaluation) -> None:
         table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")

@@ -59,6 +59,14 @@ def parallel_rules(task: Task) -> list[Rule]:
     ]
 
 
+def check_vocabulary(model: MaskedDiffusionLM, task: Task) -> None:
+    """ValueError unless the model's tokenizer knows every word of the task's compact format."""
+    known = model.tokenizer.get_vocab() if model.tokenizer is not None else {}
+    missing = [word for word in task.vocabulary if word not in known]
+    if missing:
+        raise ValueError(f"the model's tokenizer does not know words of task {task.name}: {' '.join(missing[:8])}")
+
+
 def fixed_problems(task: Task, count: int) -> list:
     """The held-out problems of every report: the test split, seed 0."""
     return task.problems("test", count, seed=0)
