@@ -72,7 +72,7 @@ class AlgorithmConfig(Config):
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
     weight_cap: Positive = 2.0
     clip: Positive = 0.2
-    kl_coefficient: Nats = 0.0
+    kl_coefficient: Nats = 0.05
     """weight of the k3 KL to the starting model"""
     normalisation: Literal["sequence", "token"] = "sequence"
     advantage: Literal["mean", "std", "leave_one_out"] = "mean"
@@ -88,20 +88,20 @@ class RolloutConfig(Config):
     """How training rollouts are decoded and rewarded."""
 
     temperature: Positive = 1.0
-    gamma: Nats = 0.5
+    gamma: Nats = 0.1
     """entropy bound (nats) of rollouts in mode "model" """
-    proxy: Literal["entropy", "confidence", "margin"] = "entropy"
+    proxy: Literal["entropy", "confidence", "margin"] = "confidence"
     threshold_gammas: tuple[Nats, ...] = ENTROPY_BOUND_GRID
     """bins (nats) of the learned threshold"""
-    speed_exponent: Nats = 0.5
+    speed_exponent: Nats = 0.4
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent; 0 = correctness alone"""
 
 
 class OptimizerConfig(Config):
     """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
 
-    lr: Positive = 2e-4
-    threshold_lr: Positive = 5e-3
+    lr: Positive = 2.5e-4
+    threshold_lr: Positive = 2e-3
     weight_decay: float = Field(0.0, ge=0)
     warmup_updates: int = Field(10, ge=0)
     final_lr_fraction: float = Field(0.1, ge=0, le=1)
@@ -118,7 +118,7 @@ class TrainConfig(Config):
     name: str = "diffpo-countdown"
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"
-    updates: int = Field(200, gt=0)
+    updates: int = Field(240, gt=0)
     """batches of rollouts"""
     max_minutes: Positive | None = None
     """stop training early, with everything saved, after this many minutes"""
