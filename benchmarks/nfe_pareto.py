@@ -30,7 +30,7 @@ from diffpo.decoding.rules import (
 from diffpo.models.checkpoints import load, shipped_models
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task, get_task, task_names
-from diffpo.training.evaluation import evaluate, fixed_problems
+from diffpo.training.evaluation import check_vocabulary, evaluate, fixed_problems
 
 RESULTS = Path(__file__).parent / "results"
 GAMMAS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, math.inf)
@@ -253,6 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         problems = fixed_problems(task, options.heldout or (500 if options.quick else 1000))
         models = {label: load(name) for label, name in zip(labels(names), names, strict=True)}
+        for model in models.values():
+            check_vocabulary(model, task)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     keep_freed_memory()

@@ -31,7 +31,7 @@ Positive = Annotated[float, Field(gt=0), AfterValidator(_not_nan)]
 class Config(BaseModel):
     """Base of all configurations: immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class ModelSize(Config):
@@ -47,7 +47,7 @@ class PretrainConfig(Config):
     task: str = "countdown"
     """countdown or sudoku"""
     output: str = "runs/pretrained"
-    """folder for the checkpoint"""
+    """folder for the checkpoint; must be new or empty"""
     steps: int = Field(2000, gt=0)
     batch_size: int = Field(256, gt=0)
     lr: Positive = 1.5e-3
@@ -60,7 +60,8 @@ class PretrainConfig(Config):
 
 
 class AlgorithmConfig(Config):
-    """One RL algorithm. The defaults here are DiFFPO's; another ``name`` brings its own (see diffpo/objectives)."""
+    """One RL algorithm. The defaults are DiFFPO's, tuned on the tiny models (benchmarks/notes/experiments.md); another
+    ``name`` brings its own (see diffpo/objectives)."""
 
     name: str = "diffpo"
     """diffpo or d1"""
@@ -91,7 +92,7 @@ class RolloutConfig(Config):
     gamma: Nats = 0.1
     """entropy bound (nats) of rollouts in mode "model" """
     proxy: Literal["entropy", "confidence", "margin"] = "confidence"
-    threshold_gammas: tuple[Nats, ...] = ENTROPY_BOUND_GRID
+    threshold_gammas: tuple[Nats, ...] = Field(ENTROPY_BOUND_GRID, min_length=1)
     """bins (nats) of the learned threshold"""
     speed_exponent: Nats = 0.4
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent; 0 = correctness alone"""
@@ -115,7 +116,7 @@ class TrainConfig(Config):
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
     """countdown or sudoku"""
-    name: str = "diffpo-countdown"
+    name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"
     updates: int = Field(240, gt=0)
@@ -158,8 +159,10 @@ def parse(
         values = read_toml(Path(arguments.pop(0)))
     if algorithm_defaults is not None:
         algorithm = values.get("algorithm", {})
+        if not isinstance(algorithm, dict):
+            fail(f"algorithm: must be a table with a name, got {algorithm!r}")
         name = _flag(arguments, "--algorithm.name") or algorithm.get("name", "diffpo")
-        values["algorithm"] = {**algorithm_defaults(name), **algorithm, "name": name}
+        values["algorithm"] = {**algorithm_defaults(str(name)), **algorithm, "name": name}
     try:
         return tyro.cli(kind, args=arguments, default=kind(**values), description=kind.__doc__)
     except ValidationError as error:

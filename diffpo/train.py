@@ -13,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from safetensors import SafetensorError
 
 from diffpo.config import TrainConfig, fail, nearest, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.models.checkpoints import load, write_atomically
 from diffpo.objectives import OBJECTIVES
 from diffpo.tasks import get_task
-from diffpo.training.checkpointing import load_state, save_state
+from diffpo.training.checkpointing import checkpoints, load_state, save_state
 from diffpo.training.evaluation import (
     Evaluation,
     check_vocabulary,
@@ -31,6 +32,14 @@ from diffpo.training.evaluation import (
 from diffpo.training.logging import MetricsLog, draw_curves, summary_line
 from diffpo.training.run_folder import RunFolder
 from diffpo.training.trainer import Trainer, TrainingDivergedError
+
+PROGRESS_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         fail(str(error))
     keep_freed_memory()
-    return Run(config, RunFolder(config), Trainer(config, model, task), problems).execute()
+    trainer = Trainer(config, model, task)
+    return Run(config, RunFolder(config), trainer, problems).execute()
 
 
 def algorithm_defaults(name: str) -> dict:
@@ -69,6 +79,20 @@ class Run:
         self.interrupted = False
 
     def execute(self) -> int:
+        """The exit code. SIGINT and SIGTERM end the run at the next rule or update, with everything saved."""
+        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._execute()
+        except (TrainingDivergedError, FloatingPointError) as error:
+            if not checkpoints(self.folder.checkpoints):
+                self._save()  # skipped updates left the weights as they were
+            self.console.print(f"stopped: {error}; the last good weights are in {self.folder.checkpoints}")
+            return 1
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _execute(self) -> int:
         base = self._base_evaluation()
         if self.config.resume:
             state = load_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer)
@@ -78,15 +102,12 @@ class Run:
         log = MetricsLog(self.folder.path, self.trainer.update)
         try:
             self._train(log)
-        except TrainingDivergedError as error:
-            self.console.print(f"stopped: {error}; the last good checkpoint is in {self.folder.checkpoints}")
-            return 1
         finally:
             lines = log.close()
+        if not self.interrupted:
+            self._report(base, lines)
         if self.interrupted:
             self.console.print(f"interrupted after update {self.trainer.update}; continue with --resume")
-            return 0
-        self._report(base, lines)
         return 0
 
     def _base_evaluation(self) -> list[Evaluation]:
@@ -96,56 +117,46 @@ class Run:
             return [Evaluation(**fields) for fields in json.loads(path.read_text())]
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(self.rules)
-        path.write_text(json.dumps([e.asdict() for e in evaluations], indent=1))
+        if not self.interrupted:
+            text = json.dumps([e.asdict() for e in evaluations], indent=1)
+            write_atomically(path, lambda temporary: Path(temporary).write_text(text))
         return evaluations
 
     def _evaluate(self, rules) -> list[Evaluation]:
         evaluations = []
         for rule in rules:
+            if self.interrupted:
+                break
             evaluations.append(evaluate(self.trainer.model, self.trainer.task, self.problems, rule))
-            self.console.print(
-                f"  {rule!r:<45} accuracy {evaluations[-1].accuracy:6.1%}  NFE {evaluations[-1].nfe:5.2f}"
-            )
+            point = evaluations[-1]
+            self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations
 
     def _train(self, log: MetricsLog) -> None:
         trainer, config = self.trainer, self.config
-        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         deadline = time.perf_counter() + 60 * (config.max_minutes or math.inf)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        try:
-            with Progress(*columns, console=self.console) as progress:
-                bar = progress.add_task("training", total=config.updates, completed=trainer.update)
-                while trainer.update < config.updates and not self.interrupted and time.perf_counter() < deadline:
-                    metrics = trainer.step()
-                    log.write(metrics)
-                    progress.update(bar, completed=trainer.update)
-                    if trainer.update == 1 or trainer.update % 5 == 0:
-                        self.console.print(summary_line(metrics, config.updates))
-                    if trainer.update % config.save_every == 0:
-                        self._save()
-            self._save()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with Progress(*PROGRESS_COLUMNS, console=self.console) as progress:
+            bar = progress.add_task("training", total=config.updates, completed=trainer.update)
+            while trainer.update < config.updates and not self.interrupted and time.perf_counter() < deadline:
+                metrics = trainer.step()
+                log.write(metrics)
+                progress.update(bar, completed=trainer.update)
+                if trainer.update == 1 or trainer.update % 5 == 0:
+                    self.console.print(summary_line(metrics, config.updates))
+                # not in a row of skipped updates: resuming from before it is another chance
+                if trainer.update % config.save_every == 0 and not trainer.skipped_in_a_row:
+                    self._save()
+        self._save()
 
     def _interrupt(self, number, frame) -> None:
         self.interrupted = True
-        self.console.print("finishing this update, then saving ...")
+        self.console.print("interrupted: finishing this step, then saving ...")
 
     def _save(self) -> None:
         """A full disk must not end the run: the older checkpoint stays, the next save is tried."""
-        if self.trainer.skipped_in_a_row:
-            return  # keep the last good one
         try:
             save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, self.trainer.state())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own type
             self.console.print(f"checkpoint not saved, training goes on: {error}")
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
@@ -153,7 +164,10 @@ class Run:
         config, path = self.config, self.folder.path
         self.trainer.model.save(path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
-        trained, *swept = self._evaluate([self.trainer.evaluation_rule, *self.rules])
+        evaluations = self._evaluate([self.trainer.evaluation_rule, *self.rules])
+        if self.interrupted:
+            return
+        trained, *swept = evaluations
         draw_curves(lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {config.algorithm.mode}")
         best = max(base, key=lambda e: (e.accuracy, -e.nfe))
         summary = {

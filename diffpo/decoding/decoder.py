@@ -76,7 +76,7 @@ def denoise(
     eos_id = model.config.eos_token_id
     tokens = tokens if eos_id is None else tokens.masked_fill(commit_step == 0, eos_id)
     return Trajectory(prompt_ids, prompt_mask, tokens, commit_step, logprob, threshold.gamma, threshold.bin,
-                      threshold.logprob, nfe, _length(tokens, eos_id), mask_id, sampling.temperature)  # fmt: skip
+                      threshold.logprob, nfe, _length(tokens, eos_id), mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip
 
 
 def _window(start: Tensor, length: int, L: int) -> Tensor:

@@ -65,6 +65,7 @@ def generate(
     check_sampling(temperature, cfg_scale)
     prompt_ids, prompt_mask = encode_prompts(model, prompts)
     check_prompts(model, prompt_ids, prompt_mask, gen_length)
+    rule = rule.resolve(model)
     rule.check(model, len(prompt_ids), gen_length, block_length)
     sampling, row_ids = Sampling(temperature, cfg_scale, seed), torch.arange(len(prompt_ids), device=model.device)
     parts = [
@@ -105,14 +106,19 @@ def encode_prompts(model: MaskedDiffusionLM, prompts: Prompts) -> tuple[Tensor, 
 
 
 def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence:
+    if len({type(prompt) for prompt in prompts}) > 1:
+        raise ValueError("prompts must all be strings, all be chats or all be token-id tensors")
     if isinstance(prompts[0], Tensor):
-        if any(row.dim() != 1 for row in prompts):
-            raise ValueError("token-id prompts must be 1-d tensors, or one tensor [B, P]")
+        if any(row.dim() != 1 or row.is_floating_point() for row in prompts):
+            raise ValueError("token-id prompts must be 1-d integer tensors, or one integer tensor [B, P]")
         return prompts
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer: give prompts as token-id tensors")
     if isinstance(prompts[0], str):
-        return model.tokenizer(list(prompts))["input_ids"]
+        try:
+            return model.tokenizer(list(prompts))["input_ids"]
+        except Exception as error:  # the tokenizers library raises nothing more specific
+            raise ValueError(f"prompts hold a word the model's tokenizer does not know: {error}") from error
     if model.tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template: give prompts as strings")
     encoded = model.tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)

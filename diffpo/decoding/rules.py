@@ -65,6 +65,10 @@ class Rule:
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         """ValueError if the rule cannot decode this many prompts with this model and these lengths."""
 
+    def resolve(self, model: MaskedDiffusionLM) -> "Rule":
+        """The rule with everything filled in that the model decides."""
+        return self
+
     def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, row_ids: Tensor, seed: int) -> Threshold:
         """Called once, with the completion's hidden states [B, L, D] of the first pass; no threshold by default."""
         nothing = torch.full((len(hidden_BLD),), math.nan, device=hidden_BLD.device)
@@ -160,13 +164,20 @@ class EntropyBounded(Rule):
 
 
 class PromptThreshold(Rule):
-    """Entropy-bounded with the threshold the model predicts for each prompt: its mode, or a draw when ``sample`` (training)."""
+    """Entropy-bounded with the threshold the model predicts for each prompt: its mode, or a draw when ``sample`` (training).
 
-    def __init__(self, proxy: str = "entropy", sample: bool = False):
-        self.proxy, self.sample = _checked_proxy(proxy), sample
+    ``proxy``: the order of commitment; None takes the one the threshold was trained with.
+    """
+
+    def __init__(self, proxy: str | None = None, sample: bool = False):
+        self.proxy, self.sample = proxy if proxy is None else _checked_proxy(proxy), sample
 
     def __repr__(self) -> str:
-        return f"PromptThreshold(proxy={self.proxy}{', sample' if self.sample else ''})"
+        options = ([f"proxy={self.proxy}"] if self.proxy else []) + (["sample"] if self.sample else [])
+        return f"PromptThreshold({', '.join(options)})"
+
+    def resolve(self, model: MaskedDiffusionLM) -> Rule:
+        return self if self.proxy else PromptThreshold(model.config.threshold_proxy, self.sample)
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if model.threshold is None:

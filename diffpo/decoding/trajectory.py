@@ -36,6 +36,7 @@ class Trajectory:
     length: Tensor
     mask_id: int
     temperature: float
+    cfg_scale: float = 0.0
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -34,7 +34,7 @@ class Scores:
 def trajectory_logprobs(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Tensor:
     """Log-probs [B, L] (fp32, nats) of the committed tokens; boundaries [0] = mean field, range(T) = exact.
 
-    Each boundary is an int or an int64 tensor [B]; the first is 0 and they increase within each row. Tokens are scored at
+    Each boundary is an int or an int64 tensor [B]; the first is 0 and they never decrease within a row. Tokens are scored at
     the trajectory's temperature (at 1 for a greedy one) with the mask token excluded, as they were drawn. Equal latents are
     evaluated once: rows that share a prompt share z_0, so m boundaries cost at most B (m - 1) + U denoiser calls.
     Differentiable.
@@ -45,6 +45,10 @@ def trajectory_logprobs(model: MaskedDiffusionLM, trajectory: Trajectory, bounda
 def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Scores:
     """As ``trajectory_logprobs``, with the log-probs of the learned thresholds, which come with the z_0 pass."""
     _check_boundaries(boundaries, len(trajectory))
+    if trajectory.cfg_scale != 0:
+        raise ValueError(
+            f"the trajectory was decoded with cfg_scale {trajectory.cfg_scale}: guided draws have no model likelihood"
+        )
     steps = trajectory.commit_step
     boundaries = [torch.as_tensor(tau, device=steps.device).expand(len(steps))[:, None] for tau in boundaries]
     ends = [*boundaries[1:], torch.full_like(boundaries[0], torch.iinfo(torch.int64).max)]
@@ -89,4 +93,4 @@ def _check_boundaries(boundaries: Sequence[int | Tensor], rows: int) -> None:
         raise ValueError(f"boundaries must start with 0, got {boundaries}")
     for previous, following in pairwise(boundaries):
         if bool((torch.as_tensor(following) < torch.as_tensor(previous)).any()):
-            raise ValueError(f"boundaries must increase, got {boundaries}")
+            raise ValueError(f"boundaries must not decrease, got {boundaries}")

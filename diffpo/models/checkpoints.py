@@ -135,7 +135,8 @@ def stored_tensors(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike) -> None:
-    """Write the checkpoint. Everything is written aside first; a failure at any point leaves the old checkpoint as it was."""
+    """Write the checkpoint. Everything is written aside first and then renamed; an error on the way restores the old
+    checkpoint. (A kill within the microseconds between two renames can leave new weights beside the old config.)"""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_tensors(model).items()}

@@ -4,6 +4,7 @@ Shapes: B rows, L positions, D hidden size, H heads, K key/value heads, N reques
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ class ModelConfig(BaseModel):
     """Size and conventions of a masked diffusion LM; field names as in transformers. Unknown fields are errors.
 
     ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
-    ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one.
+    ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
+    ``threshold_proxy``: the order of commitment it was trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -39,6 +41,7 @@ class ModelConfig(BaseModel):
     eos_token_id: int | None = Field(default=None, ge=0)
     pad_token_id: int | None = Field(default=None, ge=0)
     threshold_gammas: tuple[float, ...] | None = None
+    threshold_proxy: Literal["entropy", "confidence", "margin"] = "entropy"
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
@@ -157,10 +160,10 @@ class MaskedDiffusionLM(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def add_threshold(self, gammas: tuple[float, ...]) -> None:
-        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats)."""
+    def add_threshold(self, gammas: tuple[float, ...], proxy: str = "entropy") -> None:
+        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
         self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
-        self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas)})
+        self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas), "threshold_proxy": proxy})
 
     def forward(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states [B, L, D] whose row i predicts position i (the shift, if any, is already applied).

@@ -4,7 +4,8 @@
     J     = E mean over the batch's tokens of  min( rho_k A_i, clip(rho_k, 1 - eps, 1 + eps) A_i )  -  beta KL(pi_theta || pi_ref)
 
 c' is the prompt with each token masked independently with probability .15, drawn anew for each inner update and shared by a
-group, theta, old and reference. This is DiFFPO's loss with m = 1, so only the settings differ.
+group, theta, old and reference. This is DiFFPO's loss with m = 1, so only the settings differ. d1 rewards correctness alone:
+``rollout.speed_exponent`` 0, as configs/countdown-d1.toml has it.
 """
 
 from typing import Any, ClassVar

@@ -25,7 +25,11 @@ _BOUNDARY, _PROMPT_MASK = 0, 1  # purposes in the random key
 
 
 def draw_boundaries(nfe_B: Tensor, m: int, *key: int) -> list[int | Tensor]:
-    """0 and m - 1 sorted steps, uniform in {0, .., T - 1} for each row with its own T = nfe; every step if m is ``EXACT``."""
+    """0 and m - 1 sorted steps, uniform in {0, .., T - 1}; every step if m is ``EXACT``.
+
+    Each row draws its own, because each has its own T = nfe; one tau for the whole batch would be noisier, and beyond the
+    end of the short rows.
+    """
     if m == EXACT:
         return list(range(int(nfe_B.max())))
     rows, draws = torch.arange(len(nfe_B), device=nfe_B.device), torch.arange(m - 1, device=nfe_B.device)
@@ -47,7 +51,8 @@ class Diffpo(Objective):
     """The model, its threshold, or both, by the same clipped and importance-corrected objective."""
 
     def view(self, trajectory: Trajectory, *key: int) -> View:
-        boundaries = draw_boundaries(trajectory.nfe, self.config.m, *key, _BOUNDARY)
+        m = 1 if self.config.mode == "sampler" else self.config.m  # a frozen model's tokens need no second pass
+        boundaries = draw_boundaries(trajectory.nfe, m, *key, _BOUNDARY)
         return View(mask_prompts(trajectory, self.config, *key, _PROMPT_MASK), boundaries)
 
     def loss(self, trajectory, advantage, new, old, reference):
@@ -63,6 +68,6 @@ class Diffpo(Objective):
             reference=threshold_first(new.gamma_logprob, reference.logprob) if reference else None,
             clip=config.clip,
             weight_cap=config.weight_cap,
-            kl_coefficient=config.kl_coefficient,
+            kl_coefficient=config.kl_coefficient if reference else 0.0,  # a frozen model has none
             normalisation=config.normalisation,
         )

@@ -42,7 +42,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer) -> dict | None:
-    """Restore the newest readable checkpoint and return its state, or None; unreadable ones are skipped with a warning."""
+    """Restore the newest readable checkpoint and return its state, or None if there is none at all.
+
+    Unreadable ones are skipped with a warning; ValueError if there are some but none can be read.
+    """
     for path in checkpoints(folder):
         try:
             tensors = load_file(path / "optimizer.safetensors")
@@ -53,6 +56,8 @@ def load_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Op
             continue
         _restore_optimizer(model, optimizer, tensors)
         return state
+    if checkpoints(folder):
+        raise ValueError(f"none of the checkpoints in {folder} is readable; --overwrite starts again")
     return None
 
 
@@ -69,5 +74,9 @@ def _restore_optimizer(model: MaskedDiffusionLM, optimizer: torch.optim.Optimize
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         parameter, key = name.rsplit("/", 1)
+        if parameter not in parameters:
+            raise ValueError(
+                f"the checkpoint has optimizer state of {parameter}, which this model lacks: was the mode changed?"
+            )
         # AdamW keeps its step counter on the CPU
         optimizer.state[parameters[parameter]][key] = tensor if key == "step" else tensor.to(model.device)

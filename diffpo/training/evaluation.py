@@ -29,7 +29,7 @@ class Evaluation:
 
 def evaluate(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule, batch_size: int = 256) -> Evaluation:
     """Decode every problem greedily (temperature 0) with ``rule`` and score it."""
-    started = time.perf_counter()
+    rule, started = rule.resolve(model), time.perf_counter()
     out = generate(
         model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, batch_size=batch_size
     )
@@ -69,4 +69,7 @@ def check_vocabulary(model: MaskedDiffusionLM, task: Task) -> None:
 
 def fixed_problems(task: Task, count: int) -> list:
     """The held-out problems of every report: the test split, seed 0."""
-    return task.problems("test", count, seed=0)
+    try:
+        return task.problems("test", count, seed=0)
+    except ValueError as error:
+        raise ValueError(f"heldout: {error}") from error

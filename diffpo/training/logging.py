@@ -53,6 +53,8 @@ def summary_line(metrics: dict, updates: int) -> str:
 
 def draw_curves(lines: list[dict], path: Path, title: str) -> None:
     """Reward, accuracy, NFE and threshold of the training rollouts against updates, with a running mean."""
+    if not lines:
+        return
     import matplotlib
 
     matplotlib.use("Agg")

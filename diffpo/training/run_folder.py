@@ -18,9 +18,16 @@ class RunFolder:
         """Claim the folder; a used, locked or unwritable one ends the program with exit code 2."""
         self.path = Path(config.runs) / config.name
         config_file = self.path / "config.json"
+        if config.resume and config.overwrite:
+            fail("resume and overwrite exclude each other")
         if config.resume and not config_file.exists():
             fail(f"resume: {self.path} holds no run to continue")
-        if self.path.exists() and any(self.path.iterdir()) and not (config.resume or config.overwrite):
+        if self.path.exists() and not self.path.is_dir():
+            fail(f"output folder {self.path} is a file")
+        used = self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
+        if used and config.overwrite and not config_file.exists():
+            fail(f"overwrite: {self.path} holds files but no run of diffpo; delete it yourself or pick another --name")
+        if used and not (config.resume or config.overwrite):
             fail(
                 f"output folder {self.path} is already used: --resume continues it, --overwrite deletes it, --name picks another"
             )
@@ -35,9 +42,11 @@ class RunFolder:
             fail(f"output folder {self.path} is in use by another run")
         if config.resume:
             self._check_same(config, json.loads(config_file.read_text()))
+            if config.allow_config_change:
+                (self.path / "base.json").unlink(missing_ok=True)  # it may have been made on other problems
         else:
             self._clear()
-            config_file.write_text(config.model_dump_json(indent=2) + "\n")
+        config_file.write_text(config.model_dump_json(indent=2) + "\n")
 
     @property
     def checkpoints(self) -> Path:

@@ -36,11 +36,13 @@ class Trainer:
             self.rule: Rule = EntropyBounded(config.rollout.gamma, config.rollout.proxy)
             self.evaluation_rule: Rule = self.rule
         else:
-            if model.threshold is None or model.config.threshold_gammas != config.rollout.threshold_gammas:
-                model.add_threshold(config.rollout.threshold_gammas)
+            wanted = (config.rollout.threshold_gammas, config.rollout.proxy)
+            if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_proxy) != wanted:
+                model.add_threshold(*wanted)
             self.rule = PromptThreshold(config.rollout.proxy, sample=True)
             self.evaluation_rule = PromptThreshold(config.rollout.proxy)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if algorithm.kl_coefficient > 0 else None
+        anchored = algorithm.kl_coefficient > 0 and algorithm.mode != "sampler"  # a frozen model cannot drift
+        self.reference = copy.deepcopy(model).requires_grad_(False) if anchored else None
         self.optimizer = self._optimizer()
         self.update = 0
         self.skipped = self.skipped_in_a_row = 0
@@ -65,7 +67,8 @@ class Trainer:
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {"zero_advantage_fraction": 1 - varied.float().mean().item()}
-        # a group of equal rewards has no policy gradient: scoring it would only spend denoiser calls
+        # Groups of equal rewards are dropped, as dynamic sampling does (DAPO, 2503.14476): they carry no policy gradient. The
+        # means of the loss, its KL included, therefore run over the groups that do.
         kept = varied.repeat_interleave(algorithm.group_size)
         if varied.any():
             metrics |= self._optimise(rollout.trajectory[kept], advantage[kept])
@@ -102,6 +105,7 @@ class Trainer:
             old = {inner: views[inner].score(self.model) for inner in range(1, len(views))}
             reference = [view.score(self.reference) if self.reference else None for view in views]
         metrics: dict = {}
+        totals: Counter[str] = Counter()  # diagnostics are means over the inner updates
         with self._phase("update"):
             for inner, view in enumerate(views):
                 new = view.score(self.model)
@@ -109,8 +113,9 @@ class Trainer:
                     metrics |= surrogate_gap(new, trajectory)
                 scores = new, old.get(inner, new), reference[inner]
                 loss, diagnostics = self.objective.loss(view.trajectory, advantage, *scores)
-                metrics |= {name: value.item() for name, value in diagnostics.items()} | self._apply(loss)
-        return metrics
+                values = {name: value.item() for name, value in diagnostics.items()} | self._apply(loss)
+                totals.update({name: value / len(views) for name, value in values.items()})
+        return metrics | totals
 
     def _apply(self, loss: Tensor) -> dict:
         """One optimizer step, or none when the loss or the gradient is not finite."""
@@ -149,7 +154,7 @@ class Trainer:
             "gamma": trajectory.gamma.mean().item(),
             "length": trajectory.length.float().mean().item(),
         }
-        if self.model.threshold is not None:
+        if self.config.algorithm.mode != "model":
             bins = len(self.model.threshold.gammas)
             metrics["gamma_histogram"] = torch.bincount(trajectory.gamma_bin.clamp(min=0), minlength=bins).tolist()
         return metrics

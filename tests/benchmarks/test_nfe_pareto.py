@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nfe_pareto import Point, fronts, labels, pareto_front, wilson_interval
 
 from diffpo.config import ModelSize
+from diffpo.decoding.rules import PromptThreshold
 from diffpo.pretrain import build_model
 from diffpo.tasks import get_task
 
@@ -80,7 +81,7 @@ def test_the_script_writes_every_point_and_a_figure(models, tmp_path, capsys):
     result = json.loads((tmp_path / "o/nfe_pareto_sudoku.json").read_text())
     assert result.keys() >= {"command", "seeds", "hardware", "versions", "git_commit", "task", "heldout", "points"}
     points = result["points"]
-    assert [p["rule"] for p in points if p["family"] == "learned threshold"] == ["PromptThreshold(proxy=entropy)"]
+    assert [p["rule"] for p in points if p["family"] == "learned threshold"] == [repr(PromptThreshold("entropy"))]
     per_model = [[p for p in points if p["model"] == name] for name in ("base", "trained")]
     assert len(per_model[1]) == len(per_model[0]) + 1
     for p in points:

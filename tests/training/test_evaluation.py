@@ -45,9 +45,9 @@ def test_batch_size_does_not_change_the_result(model):
 
 
 @pytest.mark.parametrize("name", ["countdown", "sudoku"])
-def test_every_rule_of_the_sweep_fits_the_task(name):
+def test_every_rule_of_the_sweep_fits_the_task(model, name):
     task = get_task(name)
     rules = [one_at_a_time(task), *parallel_rules(task)]
     assert len({repr(rule) for rule in rules}) == len(rules)
     for rule in rules:
-        rule.check(3, task.gen_length, task.block_length)
+        rule.check(model, 3, task.gen_length, task.block_length)
