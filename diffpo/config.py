@@ -48,7 +48,7 @@ class PretrainConfig(Config):
     """countdown or sudoku"""
     output: str = "runs/pretrained"
     """folder for the checkpoint; must be new or empty"""
-    steps: int = Field(2000, gt=0)
+    steps: int = Field(2250, gt=0)
     batch_size: int = Field(256, gt=0)
     lr: Positive = 1.5e-3
     warmup_steps: int = Field(100, gt=0)

@@ -64,8 +64,8 @@ def encode_examples(model: MaskedDiffusionLM, task: Task, count: int, seed: int)
     prompts, completions = zip(*task.examples(count, seed), strict=True)
     if task.ends_with_eos:
         completions = [f"{text} {model.tokenizer.eos_token}" for text in completions]
-    encode = lambda texts: torch.tensor(model.tokenizer(list(texts))["input_ids"])  # noqa: E731
-    return encode(prompts), encode(completions)
+    ids = [model.tokenizer(list(texts))["input_ids"] for texts in (prompts, completions)]
+    return torch.tensor(ids[0]), torch.tensor(ids[1])
 
 
 def pretrain(model: MaskedDiffusionLM, task: Task, config: PretrainConfig) -> float:
@@ -141,7 +141,10 @@ def main() -> None:
         fail(str(error))
     keep_freed_memory()
     started = time.perf_counter()
-    loss = pretrain(model, task, config)
+    try:
+        loss = pretrain(model, task, config)
+    except FloatingPointError as error:
+        raise SystemExit(f"stopped: {error}") from error
     model.save(config.output)
     card = model_card(model, task, config, loss, time.perf_counter() - started)
     (Path(config.output) / "README.md").write_text(card)

@@ -103,6 +103,8 @@ def _predict(
     if unconditional_ALD is not None:
         unconditional_NV = model.head(unconditional_ALD[candidates])
         logits_NV = unconditional_NV + (sampling.cfg_scale + 1) * (logits_NV - unconditional_NV)
+    if logits_NV.dtype == torch.float64:
+        logits_NV = logits_NV.float()  # the operator takes what networks run in: fp32, bf16, fp16
     uniform_N = None
     if sampling.temperature > 0:
         uniform_N = uniform(sampling.seed, _TOKEN_DRAW, *(key.expand(candidates.shape)[candidates] for key in keys))

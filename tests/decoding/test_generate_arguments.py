@@ -179,3 +179,25 @@ def test_repr_of_the_rules():
     assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, proxy=entropy)"
     assert repr(diffpo.ConfidenceThreshold(0.9)) == "ConfidenceThreshold(p=0.9)"
     assert "sample" in repr(diffpo.PromptThreshold(sample=True))
+
+
+def test_a_double_precision_model_decodes(random_model):
+    model = random_model(seed=3)
+    prompts, rule = [torch.tensor([5, 6, 7])], diffpo.EntropyBounded(0.5)
+    single = diffpo.generate(model, prompts, 8, 4, rule)
+    assert torch.equal(diffpo.generate(model.double(), prompts, 8, 4, rule).tokens, single.tokens)
+
+
+def test_a_guided_trajectory_is_not_scored(random_model):
+    model = random_model(seed=3)
+    out = diffpo.generate(model, [torch.tensor([5, 6, 7])], 4, cfg_scale=1.0)
+    with pytest.raises(ValueError, match="cfg_scale"):
+        diffpo.trajectory_logprobs(model, out.trajectory, [0])
+
+
+def test_equal_rows_are_evaluated_once(random_model):
+    model, calls = random_model(seed=3), []
+    model.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+    diffpo.generate(model, [torch.tensor([5, 6, 7])] * 6, 4, temperature=1.0)
+    assert calls[0] == 1
+    assert calls[-1] > 1, "the rows part ways when different tokens are drawn"
