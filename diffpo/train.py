@@ -6,10 +6,12 @@ current update, saves and exits with code 0; ``--resume`` continues.
 
 import json
 import math
+import platform
 import signal
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -176,6 +178,7 @@ class Run:
             "heldout": len(self.problems),
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
+            "environment": environment(),
             "denoiser_calls": lines[-1]["denoiser_calls"] if lines else 0,
             "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in (trained, *swept)]},
         }
@@ -196,6 +199,16 @@ class Run:
         ):
             table.add_row(model, name, f"{e.accuracy:.1%}", f"{e.nfe:.2f}", "" if e.gamma is None else f"{e.gamma:.3f}")
         self.console.print(table)
+
+
+def environment() -> dict:
+    """What the numbers of a run were measured on."""
+    return {
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def _point(e: Evaluation) -> dict:
