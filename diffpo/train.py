@@ -151,8 +151,7 @@ class Run:
         self._save()
 
     def _interrupt(self, number, frame) -> None:
-        self.interrupted = True
-        self.console.print("interrupted: finishing this step, then saving ...")
+        self.interrupted = True  # no more: printing here would re-enter a print that the signal interrupted
 
     def _save(self) -> None:
         """A full disk must not end the run: the older checkpoint stays, the next save is tried."""
