@@ -5,8 +5,9 @@
     triton      GPU kernels compiled when first used
     cuda        CUDA C++, compiled at install time where nvcc was found
 
-`backend=None` takes the first available entry of `_PREFERENCE`. A kernel enters that list only once its results were checked on the
-device it is for; asking for it by name works before that.
+`backend=None` takes the first available entry of `_PREFERENCE`. Triton stands in it because its kernels pass every test under Triton's
+interpreter and compile without spills for every supported GPU, and because plain torch would not fit in memory; "cuda" is taken only
+by name until a benchmark on a device shows where it wins.
 
 Environment: DIFFPO_KERNELS=require turns a missing native extension into an error instead of one warning. DIFFPO_CPU=baseline or avx2
 keeps the native backend from using a better instruction set than that (for tests and bug reports).
@@ -32,8 +33,7 @@ _IMPLEMENTED: dict[str, tuple[str, ...]] = {
 }
 OPERATORS = tuple(_IMPLEMENTED)
 
-# "cuda" is left out on purpose: row_statistics.cu compiles, but has not been run on a device yet.
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("reference",)}
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
 _DEVICE_OF = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
@@ -76,12 +76,29 @@ def unavailable_reason(operator: str, backend: str, device_type: str) -> str | N
         return "not written yet"
     if backend == "reference":
         return None
+    if backend == "triton":
+        return _triton_unavailable_reason(device_type)
     if device_type != _DEVICE_OF[backend]:
         return f"it runs on {_DEVICE_OF[backend]} tensors only"
     if native_module() is None:
         return f"the compiled extension is missing ({missing_extension_reason()})"
     if backend == "cuda" and not native_module().has_cuda:
         return f"built without CUDA ({build_report().get('cuda', 'no build report')})"
+    return None
+
+
+def _triton_unavailable_reason(device_type: str) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it once, when it is imported
+    if device_type != ("cpu" if interpreted else "cuda"):
+        return (
+            "it runs on cuda tensors only"
+            if not interpreted
+            else "TRITON_INTERPRET=1 is set: it runs on cpu tensors only"
+        )
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
     return None
 
 

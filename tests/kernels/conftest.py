@@ -1,8 +1,45 @@
-"""Shared by the kernel tests: which backends of row_statistics can run on the CPU of this machine."""
+"""Shared by the kernel tests: what an operator's tests run on, and poisoned memory.
+
+A test module names its operator in OPERATOR; a test that takes `target` then runs once per backend and device that can run here: on
+the CPU the reference, the native extension and, in a process with TRITON_INTERPRET=1, the Triton kernels; with a GPU, the reference,
+Triton and CUDA C++ there.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
+import torch
 
 from diffpo_kernels import backends
+
+
+class Target(NamedTuple):
+    """A backend and the device its tensors live on."""
+
+    backend: str
+    device: str
+
+
+def targets(operator: str) -> list[Target]:
+    """Every target of `operator` that can run in this process."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    every = [Target(backend, device) for device in devices for backend in backends.BACKENDS]
+    return [target for target in every if backends.unavailable_reason(operator, *target) is None]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" in metafunc.fixturenames:
+        every = targets(metafunc.module.OPERATOR)
+        metafunc.parametrize("target", every, ids=["-".join(target) for target in every])
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty returns NaN (largest integer, True), so that an output that a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["reference", "native"])
