@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-import diffpo
 from diffpo_kernels import backends
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -61,7 +60,7 @@ def cpu_name() -> str:
 def versions() -> dict[str, str | None]:
     """Of Python, the system and the packages that decide the numbers; None for one that is not installed."""
     found: dict[str, str | None] = {
-        "diffpo": diffpo.__version__,
+        "diffpo": diffpo_version(),
         "python": platform.python_version(),
         "system": platform.platform(),
     }
@@ -71,6 +70,15 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def diffpo_version() -> str | None:
+    """None where a dependency is missing: the kernels alone need few."""
+    try:
+        import diffpo
+    except ImportError:
+        return None
+    return diffpo.__version__
 
 
 def git_commit() -> str | None:

@@ -1,0 +1,74 @@
+"""Small parts of gpu_suite.sh: ``python benchmarks/gpu_parts.py packages | extension | training summary.json``."""
+
+import functools
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+PACKAGES = {
+    "numpy": "everything",
+    "triton": "the triton backend",
+    "rich": "the benchmarks and the report of the backends",
+    "pytest": "the tests",
+    "hypothesis": "the tests",
+    "xdist": "running tests side by side (optional)",
+    "pydantic": "diffpo: training and decoding",
+    "tyro": "diffpo.train",
+    "transformers": "diffpo",
+    "tokenizers": "diffpo",
+    "safetensors": "diffpo",
+    "tensorboard": "diffpo.train",
+    "matplotlib": "diffpo.train",
+    "liger_kernel": "a baseline of the kernel benchmark (optional)",
+    "cut_cross_entropy": "a baseline of the kernel benchmark (optional)",
+}
+
+
+def packages() -> int:
+    """Say what is missing and what then cannot run; never a failure, as each part that needs one fails by itself."""
+    for name, purpose in PACKAGES.items():
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            print(f"MISSING {name}, needed for {purpose}: {error}")
+        else:
+            print(f"{name} {getattr(module, '__version__', '')}")
+    return 0
+
+
+def extension() -> int:
+    """Setup reports a failed build instead of failing; here it counts."""
+    from diffpo_kernels import backends
+
+    native = backends.native_module()
+    if native is None:
+        print(f"the extension is missing: {backends.missing_extension_reason()}")
+        return 1
+    if not native.has_cuda:
+        print(f"the extension has no CUDA kernels: {backends.build_report()}")
+        return 1
+    print(f"extension with CUDA kernels, CPU instruction set {native.instruction_set}")
+    return 0
+
+
+def training(summary: str, device: str = "cuda") -> int:
+    """Two updates of DiFFPO on the shipped countdown model; the run's summary is copied to `summary`."""
+    from diffpo import train
+
+    train.load = functools.partial(train.load, device=device)  # diffpo.train itself has no setting for the device
+    with tempfile.TemporaryDirectory() as runs:
+        sizes = ["--updates", "2", "--heldout", "64", "--algorithm.prompts-per-update", "8"]
+        code = train.main(["--runs", runs, "--name", "gpu-suite", *sizes])
+        found = sorted(Path(runs).rglob("summary.json"))
+        if found:
+            Path(summary).write_text(found[0].read_text())
+    return code
+
+
+if __name__ == "__main__":
+    part, *arguments = sys.argv[1:] or [""]
+    parts = {"packages": packages, "extension": extension, "training": training}
+    if part not in parts:
+        sys.exit(f"{__doc__}\nunknown part {part!r}")
+    sys.exit(parts[part](*arguments))

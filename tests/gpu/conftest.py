@@ -1,0 +1,16 @@
+"""Everything in this folder is marked `gpu` and skipped where torch sees no CUDA device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:  # this hook sees the tests of every folder
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
