@@ -25,10 +25,10 @@ build           | 100 | build      | "$PYTHON" setup.py build_ext --inplace && "
 backends        | 20  | build      | "$PYTHON" -m diffpo_kernels
 tests of GPU    | 60  | tests      | ls tests/gpu/test_*.py || { echo "no tests in tests/gpu"; exit 77; }; "$PYTHON" -m pytest $WORKERS $QUIET $(alone tests/gpu) tests/gpu
 kernel tests    | 100 | tests      | "$PYTHON" -m pytest $WORKERS $QUIET $(alone tests/kernels) -k cuda tests/kernels
-row_statistics  | 45  | benchmarks | $KERNELS --operators row_statistics --compile-budget 12
-eb_commit       | 25  | benchmarks | $KERNELS --operators entropy_bounded_commit_ --compile-budget 6
-linear_logprob  | 65  | benchmarks | $KERNELS --operators linear_logprob --compile-budget 12
-surrogate_loss  | 20  | benchmarks | $KERNELS --operators surrogate_loss --compile-budget 6
+row_statistics  | 45  | benchmarks | kernels --operators row_statistics --compile-budget 12
+eb_commit       | 25  | benchmarks | kernels --operators entropy_bounded_commit_ --compile-budget 6
+linear_logprob  | 65  | benchmarks | kernels --operators linear_logprob --compile-budget 12
+surrogate_loss  | 20  | benchmarks | kernels --operators surrogate_loss --compile-budget 6
 decoding        | 30  | benchmarks | [ -f benchmarks/decoding.py ] || { echo "there is no benchmarks/decoding.py"; exit 77; }; "$PYTHON" benchmarks/decoding.py --device cuda --quick --out "$OUT/decoding_cuda.json"
 training        | 45  | benchmarks | "$PYTHON" benchmarks/gpu_parts.py training "$OUT/training_summary.json"
 END
@@ -53,8 +53,8 @@ export QUIET="-q --tb=short -rfE --no-header -p no:cacheprovider" WORKERS=""
 "$PYTHON" -c 'import xdist' 2>/dev/null && WORKERS="-n 8 --dist loadfile"
 # tests/conftest.py imports diffpo; tests that need no more than the kernels run without it where its dependencies are missing
 alone() { "$PYTHON" -c 'import diffpo' 2>/dev/null || echo "--confcutdir=$1"; }
-export -f alone
-export KERNELS="$PYTHON benchmarks/kernels.py --device cuda --seconds 0.2 --append --out $OUT/kernels_cuda.json"
+kernels() { "$PYTHON" benchmarks/kernels.py --device cuda --seconds 0.2 --append --out "$OUT/kernels_cuda.json" "$@"; }
+export -f alone kernels
 
 rm -f "$OUT"/{build,tests,benchmarks}.log "$OUT/kernels_cuda.json"
 rows=() json=() failed=0 skipped=0

@@ -35,6 +35,7 @@ from kernel_cases.case import (
 _OPERATOR = "linear_logprob"
 _ITEM = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _WITHOUT_ENTROPY = ", no entropy"
+_QUICK = ((64, 126464, 256, torch.float32), (4096, 126464, 4096, torch.bfloat16))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def case(device: str, rows: int, vocabulary: int, width: int, dtype: torch.dtype
         f"{rows} x {vocabulary}, D = {width}, {_ITEM[dtype]}, {mode}",
         functools.partial(build, rows, vocabulary, width, dtype, mode),
         targets,
-        quick=mode == BACKWARD and (rows, width, dtype) in ((64, 256, torch.float32), (4096, 4096, torch.bfloat16)),
+        quick=mode == BACKWARD and (rows, vocabulary, width, dtype) in _QUICK,
     )
 
 

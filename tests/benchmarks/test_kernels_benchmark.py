@@ -134,9 +134,12 @@ def test_rates_ratios_and_targets_follow_from_the_times():
 
 def test_extra_memory_leaves_out_inputs_and_results():
     mebibyte = torch.ones(2**18)
-    assert measure.extra_bytes(lambda: mebibyte + 1, CPU) == 0
-    assert measure.extra_bytes(lambda: (mebibyte + 1) * 2, CPU) == 2**20
-    assert measure.extra_bytes(lambda: torch.cat([mebibyte + 1, mebibyte * 2]), CPU) == 2**21
+    for call, expected in (
+        (lambda: mebibyte + 1, 0),
+        (lambda: (mebibyte + 1) * 2, 2**20),
+        (lambda: torch.cat([mebibyte + 1, mebibyte * 2]), 2**21),
+    ):
+        assert measure.extra_bytes(call, CPU) == pytest.approx(expected, abs=64)  # the numbers are tensors too
 
 
 def test_peak_of_temporaries():
