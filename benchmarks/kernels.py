@@ -62,6 +62,8 @@ def run_case(
         result.seconds, result.quartiles = measure.median_and_quartiles(times[name])
         result.rounds = len(times[name])
         result.extra_bytes = measure.extra_bytes(call, clock.device)
+        if clock.device.type == "cuda":
+            result.peak_bytes = measure.peak_bytes(call, clock.device)
         if case.graph:
             measure_in_a_graph(call, result, clock.device)
     judge(case, workload, list(results.values()), ceilings)

@@ -50,7 +50,8 @@ class Result:
     """One contestant in one case. status: "ok" or why there is no time. Times in seconds, sizes in bytes.
 
     share: the time that the `ceiling` (bytes/s or FLOP/s) named by `bound` allows at least, as a fraction of the measured time.
-    ratios: baseline -> how many times longer it takes. extra_bytes: peak beyond inputs and results.
+    ratios: baseline -> how many times longer it takes. extra_bytes: peak beyond inputs and results. peak_bytes: on a
+    GPU, beyond inputs alone.
     """
 
     contestant: str
@@ -67,6 +68,7 @@ class Result:
     ceiling: float | None = None
     share: float | None = None
     extra_bytes: int | None = None
+    peak_bytes: int | None = None
     ratios: dict[str, float] = field(default_factory=dict)
     targets: list[dict] = field(default_factory=list)
 

@@ -103,6 +103,15 @@ def extra_bytes(call: Call, device: torch.device) -> int:
     return peak_of_temporaries([(block.ptr, block.alloc_size) for block in blocks if block.device.type == device.type])
 
 
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """Peak GPU memory during a call beyond what was allocated before it, results included, as torch's allocator counts it."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def peak_of_temporaries(events: Sequence[tuple[int, int]]) -> int:
     """From (address, size), the size negative where a block is freed: the largest sum of blocks alive at once that are freed later."""
     changes = [0] * len(events)
