@@ -111,6 +111,18 @@ def test_a_wrong_backend_is_reported_and_not_timed_and_stops_nobody():
     assert [name for name, result in results.items() if kernels.failed(result)] == ["native", "triton", "cuda"]
 
 
+def test_a_baseline_that_takes_too_long_is_called_once(monkeypatch):
+    monkeypatch.setitem(kernels._PATIENCE, "cpu", 0.0)
+    calls = []
+    contestants = [
+        Contestant("reference", lambda: None, lambda: {"loss": 0.0}),
+        Contestant("slow", lambda: calls.append("slow")),
+    ]
+    results = run(lambda device: Workload(contestants, {}, lambda: {"loss": 0.0}, bytes=8))
+    assert calls == ["slow"]
+    assert results["slow"].status.startswith("left out: the first call took")
+
+
 def test_wrong_entries_have_no_room():
     assert too_large({"wrong tokens": 1}, {"wrong tokens": 1})
     assert not too_large({"wrong tokens": 0, "loss": 1.0e-5}, {"wrong tokens": 0, "loss": 0.0})
