@@ -68,7 +68,7 @@ def surrogate_loss(
         ratio_max, clip_fraction (tokens whose gradient the clip cut), weight_mean, weight_max, weight_cap_fraction (w at its cap),
         ess = (sum w)^2 / (n sum w^2), kl (normalised like the loss; 0 without reference); weight_histogram [11], the tokens by
         their uncapped weight exp(old - behaviour), between the powers of two in WEIGHT_EDGES. With step_bin also, [bins] each and
-        over the masked tokens of a bin: bin/count, bin/weight_mean, bin/ess, bin/weight_cap_fraction, bin/surrogate_kl = mean
+        over the masked tokens of a bin: bin/tokens, bin/weight_mean, bin/ess, bin/weight_cap_fraction, bin/surrogate_kl = mean
         of behaviour - old, the estimate of KL(true || surrogate) in nats per token. w is the weight that is used, so capped.
         All 0 without any token (an ess of 0 says just that: with tokens it is at least 1 / n).
 
@@ -91,7 +91,6 @@ def surrogate_loss(
         )
     if normalisation not in ("sequence", "token"):
         raise ValueError(f"normalisation must be 'sequence' or 'token', got {normalisation!r}")
-
     _check_bins(step_bin, bins, mask)
 
     chosen = backends.select("surrogate_loss", device, backend)
@@ -99,23 +98,11 @@ def surrogate_loss(
         if backend is not None:
             raise TypeError("logprob must not have dtype torch.float64 for backend 'triton'; 'reference' takes it")
         chosen = "reference"
-    arguments = (
-        logprob,
-        old,
-        advantage,
-        mask,
-        behaviour,
-        reference,
-        step_bin,
-        bins or 0,
-        clip,
-        weight_cap,
-        kl_coefficient,
-    )
-    arguments = (*arguments, bool(importance_correction), normalisation)
-    return SurrogateLoss(
-        *(_plain_torch(*arguments) if chosen == "reference" else fused.surrogate_loss(*arguments, chosen))
-    )
+    tensors = (logprob, old, advantage, mask, behaviour, reference, step_bin)
+    settings = (bins or 0, clip, weight_cap, kl_coefficient, bool(importance_correction), normalisation)
+    if chosen == "reference":
+        return SurrogateLoss(*_plain_torch(*tensors, *settings))
+    return SurrogateLoss(*fused.surrogate_loss(*tensors, *settings, chosen))
 
 
 _plain_torch = reference.surrogate_loss  # `reference` is also an argument's name, so the function is bound here

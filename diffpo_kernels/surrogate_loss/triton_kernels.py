@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from diffpo_kernels.ahead_of_time import AotCase
-from diffpo_kernels.surrogate_loss.diagnostics import HISTOGRAM_SIZE, SCALARS
+from diffpo_kernels.surrogate_loss.diagnostics import HISTOGRAM_SIZE, MAX_BINS, SCALARS
 from diffpo_kernels.surrogate_loss.reference import LARGEST_EXPONENT
 
 _LARGEST = tl.constexpr(LARGEST_EXPONENT)
@@ -26,6 +26,8 @@ _HISTOGRAM = tl.constexpr(HISTOGRAM_SIZE)
 _MAXIMA = tl.constexpr(8)
 _HISTOGRAM_AT = tl.constexpr(16)
 _BINS_AT = tl.constexpr(32)
+
+_FINAL_WARPS = 8
 
 
 @triton.jit
@@ -293,7 +295,7 @@ def launch(
             BY_SEQUENCE=by_sequence,
             BINS=padded_bins,
             ROWS=_final_rows(padded_bins),
-            num_warps=8,
+            num_warps=_FINAL_WARPS,
         )
 
 
@@ -301,7 +303,7 @@ def _row_configuration(length: int, bins: int) -> tuple[int, int, int]:
     """BINS, BLOCK and num_warps of the row kernel; the tile [BLOCK, BINS] of float64 squares has to stay in registers."""
     padded_bins = triton.next_power_of_2(bins) if bins else 0
     block = min(triton.next_power_of_2(max(length, 1)), 512, 2048 // max(padded_bins, 1))
-    return padded_bins, block, 1 if block * max(padded_bins, 1) <= 512 else 4
+    return padded_bins, block, 1 if block * max(padded_bins, 2) <= 512 else 4
 
 
 def _final_rows(padded_bins: int) -> int:
@@ -309,43 +311,38 @@ def _final_rows(padded_bins: int) -> int:
 
 
 def aot_cases() -> list[AotCase]:
-    """Both kernels with everything switched on, for short rows, long rows and many bins, and the row kernel with the least."""
-    cases = []
+    """Both kernels with everything switched on, for short rows, long rows and many bins; then with everything off."""
+    optional = {"behaviour": None, "reference": None, "step_bin": None}
+    cases = [_row_case(512, 0, optional), _final_case(0)]
     for length, bins in ((13, 4), (1024, 4), (1024, 128)):
-        padded_bins, block, warps = _row_configuration(length, bins)
-        pointers = dict.fromkeys(("logprob", "old", "advantage", "behaviour", "reference", "gradient"), "*fp32")
-        pointers |= {"mask": "*u8", "step_bin": "*i64", "sums": "*fp64"}
-        floats = dict.fromkeys(("high", "low", "weight_cap", "kl_coefficient", "share"), "fp32")
-        constexprs = {"CORRECT": True, "BY_SEQUENCE": True, "BINS": padded_bins, "BLOCK": block}
-        cases.append(
-            AotCase(
-                f"surrogate_loss row L={length} bins={bins}",
-                _row_kernel,
-                _signature(_row_kernel, pointers | {"length": "i32"} | floats),
-                constexprs,
-                num_warps=warps,
-                elements=block,
-            )
-        )
-        final = {
-            "sums": "*fp64",
-            "loss": "*fp32",
-            "factor": "*fp32",
-            "diagnostics": "*fp32",
-            "rows": "i32",
-            "bins": "i32",
-        }
-        cases.append(
-            AotCase(
-                f"surrogate_loss final bins={bins}",
-                _final_kernel,
-                _signature(_final_kernel, final | {"kl_coefficient": "fp32"}),
-                {"BY_SEQUENCE": True, "BINS": padded_bins, "ROWS": _final_rows(padded_bins)},
-                num_warps=8,
-            )
-        )
-    return cases
+        cases += [_row_case(length, bins, {}), _final_case(bins)]
+    return list({case.name: case for case in cases}.values())
 
 
-def _signature(kernel: triton.JITFunction, types: dict[str, str]) -> dict[str, str]:
-    return {name: types.get(name, "constexpr") for name in kernel.arg_names}
+def _row_case(length: int, bins: int, absent: dict[str, None]) -> AotCase:
+    padded_bins, block, warps = _row_configuration(length, bins)
+    types = dict.fromkeys(("logprob", "old", "advantage", "behaviour", "reference", "gradient"), "*fp32")
+    types |= {"mask": "*u8", "step_bin": "*i64", "sums": "*fp64", "length": "i32"}
+    types |= dict.fromkeys(("high", "low", "weight_cap", "kl_coefficient", "share"), "fp32")
+    return AotCase(
+        f"surrogate_loss rows L={length} bins={bins}",
+        _row_kernel,
+        {name: "constexpr" if name in absent else types.get(name, "constexpr") for name in _row_kernel.arg_names},
+        absent | {"CORRECT": not absent, "BY_SEQUENCE": not absent, "BINS": padded_bins, "BLOCK": block},
+        num_warps=warps,
+        elements=block,
+        max_registers=160 if bins == MAX_BINS else 128,
+    )
+
+
+def _final_case(bins: int) -> AotCase:
+    padded_bins, _, _ = _row_configuration(1, bins)
+    types = {"sums": "*fp64", "loss": "*fp32", "factor": "*fp32", "diagnostics": "*fp32", "kl_coefficient": "fp32"}
+    types |= {"rows": "i32", "bins": "i32"}
+    return AotCase(
+        f"surrogate_loss final bins={bins}",
+        _final_kernel,
+        {name: types.get(name, "constexpr") for name in _final_kernel.arg_names},
+        {"BY_SEQUENCE": bins > 0, "BINS": padded_bins, "ROWS": _final_rows(padded_bins)},
+        num_warps=_FINAL_WARPS,
+    )

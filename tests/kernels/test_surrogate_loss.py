@@ -190,7 +190,7 @@ def test_any_arguments(target, rows, length, seed, scale, dropped, kl_coefficien
 
 def test_gradcheck(target) -> None:
     if target.backend == "triton":
-        with pytest.raises(TypeError, match="logprob must not have dtype torch.float64 for backend 'triton'"):
+        with pytest.raises(TypeError, match=r"logprob must not have dtype torch\.float64 for backend 'triton'"):
             surrogate_loss(**place(target, inputs(), torch.float64))
         return
     arguments = place(target, inputs(seed=5) | {"kl_coefficient": 0.1})
@@ -335,7 +335,7 @@ def test_diagnostics_by_bin(target) -> None:
     by_step = {"step_bin": torch.tensor([[2, 0, 0, 1]]), "bins": 4}
     diagnostics = run(target, by_hand() | by_step, torch.float32)[0].diagnostics
     expected = {  # bin 0 holds the weights 2 (5 before the cap) and 0.5, bin 2 the weight 1
-        "bin/count": [2, 0, 1, 0],
+        "bin/tokens": [2, 0, 1, 0],
         "bin/weight_mean": [1.25, 0, 1, 0],
         "bin/ess": [2.5**2 / (2 * 4.25), 0, 1, 0],
         "bin/weight_cap_fraction": [0.5, 0, 0, 0],
