@@ -64,11 +64,11 @@ struct BoundedExp {
     }
 };
 
+// The histogram's bin: log2 of the weight to the nearest whole number, the middle bin at 0.
 template <typename T>
 int octave(T log_weight) {
-    constexpr int middle = kHistogram / 2;
-    const T nearest = std::floor(log_weight * static_cast<T>(1.4426950408889634) + static_cast<T>(0.5)) + middle;
-    return nearest > 0 ? static_cast<int>(std::min<T>(nearest, kHistogram - 1)) : 0;  // NaN counts as 0
+    const T place = log_weight * static_cast<T>(1.4426950408889634) + static_cast<T>(kHistogram / 2 + 0.5);
+    return place >= 1 ? static_cast<int>(std::min<T>(place, kHistogram - 1)) : 0;  // NaN counts as 0
 }
 
 template <typename T>

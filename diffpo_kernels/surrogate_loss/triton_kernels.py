@@ -126,8 +126,8 @@ def _row_kernel(
         capped += _total(is_capped.to(tl.int32))
         largest_ratio = tl.maximum(largest_ratio, tl.max(ratio, axis=0))
         largest_weight = tl.maximum(largest_weight, tl.max(weight, axis=0))
-        octave = tl.floor(log_weight * _LOG2_E + 0.5) + _HISTOGRAM // 2
-        octave = tl.where(octave > 0, tl.where(octave < _HISTOGRAM, octave, _HISTOGRAM - 1), 0)  # NaN counts as 0
+        octave = log_weight * _LOG2_E + (_HISTOGRAM // 2 + 0.5)
+        octave = tl.where(octave >= 1, tl.where(octave < _HISTOGRAM, octave, _HISTOGRAM - 1), 0)  # NaN counts as 0
         histogram += tl.histogram(tl.where(chosen, octave.to(tl.int32), 15), 16)  # 15 is not read
         if step_bin is not None:
             token_bin = tl.load(step_bin + offset, mask=chosen, other=-1).to(tl.int32)
