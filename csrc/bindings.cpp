@@ -7,6 +7,7 @@
 
 #include "chunk_kernels.h"
 #include "row_statistics.h"
+#include "surrogate_loss.h"
 
 namespace py = pybind11;
 
@@ -61,11 +62,42 @@ void row_statistics_cuda(uintptr_t logits, int dtype, int64_t rows, int64_t voca
 }
 #endif
 
+// `inputs`: the addresses of logprob, old, advantage, behaviour, reference, mask, step_bin; `outputs`: loss, gradient, factor, diagnostics.
+template <typename T>
+void surrogate_loss_cpu(const std::vector<uintptr_t>& inputs, int64_t rows, int64_t length, int bins, double clip, double weight_cap,
+                        double kl_coefficient, bool importance_correction, bool by_sequence, const std::vector<uintptr_t>& outputs,
+                        int threads) {
+    if (inputs.size() != 7 || outputs.size() != 4) throw std::invalid_argument("surrogate_loss reads 7 tensors and writes 4");
+    const diffpo::SurrogateLossArguments<T> arguments{pointer<const T>(inputs[0]),
+                                                      pointer<const T>(inputs[1]),
+                                                      pointer<const T>(inputs[2]),
+                                                      pointer<const T>(inputs[3]),
+                                                      pointer<const T>(inputs[4]),
+                                                      pointer<const bool>(inputs[5]),
+                                                      pointer<const int64_t>(inputs[6]),
+                                                      rows,
+                                                      length,
+                                                      bins,
+                                                      clip,
+                                                      weight_cap,
+                                                      kl_coefficient,
+                                                      importance_correction,
+                                                      by_sequence,
+                                                      pointer<T>(outputs[0]),
+                                                      pointer<T>(outputs[1]),
+                                                      pointer<T>(outputs[2]),
+                                                      pointer<T>(outputs[3])};
+    py::gil_scoped_release release;
+    diffpo::surrogate_loss_cpu(arguments, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
     module.attr("instruction_set") = diffpo::chunk_kernels().name;
     module.def("row_statistics_cpu", &row_statistics_cpu);
+    module.def("surrogate_loss_cpu_float32", &surrogate_loss_cpu<float>);
+    module.def("surrogate_loss_cpu_float64", &surrogate_loss_cpu<double>);
 #if defined(DIFFPO_CUDA)
     module.attr("has_cuda") = true;
     module.def("row_statistics_cuda_workspace", &diffpo::row_statistics_cuda_workspace);

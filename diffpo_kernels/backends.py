@@ -29,7 +29,7 @@ _IMPLEMENTED: dict[str, tuple[str, ...]] = {
     "row_statistics": ("reference", "native", "cuda"),
     "entropy_bounded_commit_": ("reference",),
     "linear_logprob": ("reference",),
-    "surrogate_loss": ("reference",),
+    "surrogate_loss": ("reference", "native", "triton"),
 }
 OPERATORS = tuple(_IMPLEMENTED)
 

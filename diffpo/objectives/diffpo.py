@@ -20,6 +20,7 @@ from diffpo.keyed_random import uniform
 from diffpo.objectives.objective import Objective, View, threshold_first
 from diffpo_kernels import surrogate_loss
 
+QUARTERS = 4  # of a rollout's denoising steps, by which diagnostics are reported
 EXACT = 0  # m = 0: a boundary at every step, the true likelihood
 _BOUNDARY, _PROMPT_MASK = 0, 1  # purposes in the random key
 
@@ -57,17 +58,22 @@ class Diffpo(Objective):
 
     def loss(self, trajectory, advantage, new, old, reference):
         config = self.config
-        # token 0 is the threshold: drawn from pi_old(gamma | c) itself, so its weight is 1; its own log-prob as reference: no KL
-        behaviour = threshold_first(old.gamma_logprob, trajectory.logprob)
+        # token 0 is the threshold: drawn from pi_old(gamma | c) itself, so its weight is 1; its own log-prob as reference: no KL;
+        # it belongs to no denoising step
+        quarter_BL = (trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None]
+        no_quarter_B = torch.full_like(trajectory.nfe, -1)
         return surrogate_loss(
             logprob=threshold_first(new.gamma_logprob, new.logprob),
             old=threshold_first(old.gamma_logprob, old.logprob),
             advantage=advantage,
             mask=threshold_first(trajectory.gamma_bin >= 0, trajectory.scored),
-            behaviour=behaviour if config.importance_correction else None,
+            behaviour=threshold_first(old.gamma_logprob, trajectory.logprob),
             reference=threshold_first(new.gamma_logprob, reference.logprob) if reference else None,
             clip=config.clip,
             weight_cap=config.weight_cap,
             kl_coefficient=config.kl_coefficient if reference else 0.0,  # a frozen model has none
             normalisation=config.normalisation,
+            importance_correction=config.importance_correction,
+            step_bin=threshold_first(no_quarter_B, quarter_BL),
+            bins=QUARTERS,
         )

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from diffpo.config import TrainConfig
 from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
 from diffpo.keyed_random import derive
-from diffpo.likelihood.mean_field import Scores
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES
 from diffpo.tasks import Task
@@ -104,18 +104,16 @@ class Trainer:
         with self._phase("score"), torch.no_grad():
             old = {inner: views[inner].score(self.model) for inner in range(1, len(views))}
             reference = [view.score(self.reference) if self.reference else None for view in views]
-        metrics: dict = {}
-        totals: Counter[str] = Counter()  # diagnostics are means over the inner updates
+        of_updates = []
+        totals: Counter[str] = Counter()  # of the means over the inner updates
         with self._phase("update"):
             for inner, view in enumerate(views):
                 new = view.score(self.model)
-                if inner == 0:
-                    metrics |= surrogate_gap(new, trajectory)
                 scores = new, old.get(inner, new), reference[inner]
                 loss, diagnostics = self.objective.loss(view.trajectory, advantage, *scores)
-                values = {name: value.item() for name, value in diagnostics.items()} | self._apply(loss)
-                totals.update({name: value / len(views) for name, value in values.items()})
-        return metrics | totals
+                of_updates.append(diagnostics)
+                totals.update({name: value / len(views) for name, value in self._apply(loss).items()})
+        return mean_diagnostics(of_updates) | totals
 
     def _apply(self, loss: Tensor) -> dict:
         """One optimizer step, or none when the loss or the gradient is not finite."""
@@ -189,18 +187,15 @@ class Trainer:
         self.denoiser_calls = Counter(state["denoiser_calls"])
 
 
-@torch.no_grad()
-def surrogate_gap(old: Scores, trajectory) -> dict:
-    """By quarter of the denoising steps: KL(true || surrogate), the mean of log pi_true - log pi_surrogate in nats per token,
-    and the effective sample size of the uncapped weights pi_surrogate / pi_true, as a share of the tokens."""
-    gap = (trajectory.logprob - old.logprob)[trajectory.scored]
-    quarter = ((trajectory.commit_step - 1) * 4 // trajectory.nfe[:, None])[trajectory.scored]
-    weight = (-gap).exp()
+def mean_diagnostics(of_updates: Sequence[dict[str, Tensor]]) -> dict:
+    """Means over the inner updates, read from the device at once; what is reported by bin becomes a number per quarter of the steps."""
+    sizes = [value.numel() for value in of_updates[0].values()]
+    flat = torch.stack([torch.cat([value.flatten() for value in named.values()]) for named in of_updates])
     metrics = {}
-    for q in range(4):
-        chosen = quarter == q
-        count = int(chosen.sum())
-        metrics[f"surrogate_kl/quarter_{q + 1}"] = gap[chosen].mean().item() if count else 0.0
-        squares = weight[chosen].square().sum().item()
-        metrics[f"ess/quarter_{q + 1}"] = weight[chosen].sum().item() ** 2 / (count * squares) if squares else 1.0
+    for name, values in zip(of_updates[0], flat.mean(dim=0).cpu().split(sizes), strict=True):
+        if name.startswith("bin/"):
+            label = name.removeprefix("bin/")
+            metrics |= {f"{label}/quarter_{q}": value for q, value in enumerate(values.tolist(), start=1)}
+        else:
+            metrics[name] = values.item() if len(values) == 1 else values.tolist()
     return metrics

@@ -1,9 +1,13 @@
 """surrogate_loss in plain torch: the definition. Shapes: B rows, L positions."""
 
+import math
+
 import torch
 from torch import Tensor
 
-_LARGEST_EXPONENT = 60.0  # exp stays finite in float32 with room for a product; no meaningful ratio is near
+from diffpo_kernels.surrogate_loss.diagnostics import BY_BIN, HISTOGRAM_SIZE
+
+LARGEST_EXPONENT = 60.0  # exp stays finite in float32; no meaningful ratio is near
 
 
 def surrogate_loss(
@@ -13,9 +17,12 @@ def surrogate_loss(
     mask_BL: Tensor,
     behaviour_BL: Tensor | None,
     reference_BL: Tensor | None,
+    step_bin_BL: Tensor | None,
+    bins: int,
     clip: float,
     weight_cap: float,
     kl_coefficient: float,
+    importance_correction: bool,
     normalisation: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """See the contract in the package; the arguments are checked already."""
@@ -28,9 +35,12 @@ def surrogate_loss(
     logprob_BL, old_BL = inside_mask(logprob_BL), inside_mask(old_BL.detach())
     advantage_BL = inside_mask(advantage_B.detach()[:, None])
     ratio_BL = _bounded_exp(logprob_BL - old_BL)
+    log_weight_BL = torch.zeros_like(old_BL) if behaviour_BL is None else old_BL - inside_mask(behaviour_BL.detach())
     weight_BL = torch.ones_like(old_BL)
-    if behaviour_BL is not None:
-        weight_BL = _bounded_exp(old_BL - inside_mask(behaviour_BL.detach())).clamp(max=weight_cap)
+    capped_BL = torch.zeros_like(mask_BL)
+    if behaviour_BL is not None and importance_correction:
+        weight_BL = _bounded_exp(log_weight_BL).clamp(max=weight_cap)
+        capped_BL = mask_BL & (weight_BL >= weight_cap)
 
     # min(rho A, clip(rho) A) is rho A except where rho left the interval on the side that A rewards: there it is constant.
     too_high_BL = (advantage_BL > 0) & (ratio_BL > 1 + clip)
@@ -46,12 +56,33 @@ def surrogate_loss(
             loss = loss + kl_coefficient * kl
 
     with torch.no_grad():
-        diagnostics = _diagnostics(ratio_BL, weight_BL, too_high_BL | too_low_BL, mask_BL, weight_cap)
-    return loss, diagnostics | {"kl": kl.detach()}
+        cut_BL = mask_BL & (too_high_BL | too_low_BL)
+        diagnostics = {
+            "ratio_mean": _mean(ratio_BL, mask_BL),
+            "ratio_max": _max_or_zero(torch.where(mask_BL, ratio_BL, 0.0)),
+            "clip_fraction": _mean(cut_BL, mask_BL),
+            "weight_mean": _mean(weight_BL, mask_BL),
+            "weight_max": _max_or_zero(torch.where(mask_BL, weight_BL, 0.0)),
+            "weight_cap_fraction": _mean(capped_BL, mask_BL),
+            "ess": _effective_sample_size(weight_BL, mask_BL),
+            "kl": kl,
+            "weight_histogram": _histogram(log_weight_BL, mask_BL),
+        }
+        if step_bin_BL is not None:
+            chosen = [mask_BL & (step_bin_BL == b) for b in range(bins)]
+            values = (
+                [chosen_BL.sum() for chosen_BL in chosen],
+                [_mean(weight_BL, chosen_BL) for chosen_BL in chosen],
+                [_effective_sample_size(weight_BL, chosen_BL) for chosen_BL in chosen],
+                [_mean(capped_BL, chosen_BL) for chosen_BL in chosen],
+                [_mean(-log_weight_BL, chosen_BL) for chosen_BL in chosen],
+            )
+            diagnostics |= {name: torch.stack(list(of_bins)) for name, of_bins in zip(BY_BIN, values, strict=True)}
+    return loss, {name: value.detach().to(precise) for name, value in diagnostics.items()}
 
 
 def _bounded_exp(exponent_BL: Tensor) -> Tensor:
-    return exponent_BL.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp()
+    return exponent_BL.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).exp()
 
 
 def _normalise(values_BL: Tensor, mask_BL: Tensor, normalisation: str) -> Tensor:
@@ -62,22 +93,24 @@ def _normalise(values_BL: Tensor, mask_BL: Tensor, normalisation: str) -> Tensor
     return (values_BL.sum(dim=1) / mask_BL.sum(dim=1).clamp(min=1)).sum() / max(len(values_BL), 1)
 
 
-def _diagnostics(
-    ratio_BL: Tensor, weight_BL: Tensor, cut_BL: Tensor, mask_BL: Tensor, weight_cap: float
-) -> dict[str, Tensor]:
-    ratio_BL, weight_BL = torch.where(mask_BL, ratio_BL, 0.0), torch.where(mask_BL, weight_BL, 0.0)
-    count = mask_BL.sum().clamp(min=1)
+def _mean(values_BL: Tensor, chosen_BL: Tensor) -> Tensor:
+    """Over the chosen tokens; 0 without any."""
+    return torch.where(chosen_BL, values_BL.double(), 0.0).sum() / chosen_BL.sum().clamp(min=1)
+
+
+def _effective_sample_size(weight_BL: Tensor, chosen_BL: Tensor) -> Tensor:
+    """(sum w)^2 / (n sum w^2) over the chosen tokens, in float64, where no square overflows; 0 without any."""
+    weight_BL = torch.where(chosen_BL, weight_BL.double(), 0.0)
     squares = weight_BL.square().sum()
-    return {
-        "ratio_mean": ratio_BL.sum() / count,
-        "ratio_max": _max_or_zero(ratio_BL),
-        "clip_fraction": (cut_BL & mask_BL).sum() / count,
-        "weight_mean": weight_BL.sum() / count,
-        "weight_max": _max_or_zero(weight_BL),
-        "weight_cap_fraction": (mask_BL & (weight_BL >= weight_cap)).sum() / count,
-        "ess": weight_BL.sum().square() / (count * squares).clamp(min=torch.finfo(squares.dtype).tiny),
-    }
+    return weight_BL.sum().square() / (chosen_BL.sum() * squares).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _max_or_zero(values_BL: Tensor) -> Tensor:
     return values_BL.max() if values_BL.numel() else values_BL.new_zeros(())
+
+
+def _histogram(log_weight_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Counts by octave: bin i holds the weights whose log2 rounds to i - HISTOGRAM_SIZE // 2, the outermost bins all beyond."""
+    octave_BL = (log_weight_BL * (1 / math.log(2)) + 0.5).floor().clamp(-(HISTOGRAM_SIZE // 2), HISTOGRAM_SIZE // 2)
+    octaves = range(-(HISTOGRAM_SIZE // 2), HISTOGRAM_SIZE // 2 + 1)
+    return torch.stack([(mask_BL & (octave_BL == octave)).sum() for octave in octaves])

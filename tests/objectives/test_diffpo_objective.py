@@ -176,6 +176,35 @@ def test_the_exact_surrogate_needs_no_correction(rollouts):
     assert losses[0].diagnostics["ess"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed threshold", "joint"])
+def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, correction):
+    model, trajectory = rollouts(19, learned)
+    config = AlgorithmConfig(mode="joint" if learned else "model", importance_correction=correction, weight_cap=1.1)
+    objective = OBJECTIVES["diffpo"](config)
+    view = objective.view(trajectory, 5, 8)
+    with torch.no_grad():
+        scores = view.score(model)
+    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -1.5])
+    diagnostics = objective.loss(view.trajectory, advantage, scores, scores, None).diagnostics
+    quarter = (trajectory.commit_step - 1) * 4 // trajectory.nfe[:, None]
+    for q in range(4):
+        chosen = trajectory.scored & (quarter == q)
+        gap = (trajectory.logprob - scores.logprob)[chosen].double()
+        weight = (-gap).exp().clamp(max=1.1) if correction else torch.ones_like(gap)
+        expected = {
+            "tokens": len(gap),
+            "surrogate_kl": gap.mean().item(),
+            "weight_mean": weight.mean().item(),
+            "weight_cap_fraction": (weight == 1.1).double().mean().item(),
+            "ess": (weight.sum() ** 2 / (len(gap) * weight.square().sum())).item(),
+        }
+        assert len(gap) > 0
+        got = {name: diagnostics[f"bin/{name}"][q].item() for name in expected}
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert diagnostics["weight_histogram"].sum() == trajectory.scored.sum() + 6 * learned
+
+
 def test_the_first_inner_update_takes_the_model_itself_as_old(rollouts):
     model, trajectory = rollouts(13)
     objective = OBJECTIVES["diffpo"](AlgorithmConfig())

@@ -13,12 +13,14 @@ from diffpo.tasks import get_task
 from diffpo.training.evaluation import evaluate, fixed_problems
 from diffpo.training.logging import summary_line
 
+BY_QUARTER = ("tokens", "weight_mean", "ess", "weight_cap_fraction", "surrogate_kl")
 LOGGED = {
     *("update", "reward", "task_reward", "accuracy", "nfe", "gamma", "gamma_histogram", "length"),
     *("loss", "gradient_norm", "lr", "ratio_mean", "clip_fraction", "ess", "kl", "weight_cap_fraction"),
     *("zero_advantage_fraction", "denoiser_calls", "skipped_updates"),
     *("seconds/rollout", "seconds/score", "seconds/update"),
-    *(f"{name}/quarter_{q}" for name in ("surrogate_kl", "ess") for q in range(1, 5)),
+    *(f"{name}/quarter_{q}" for name in BY_QUARTER for q in range(1, 5)),
+    "weight_histogram",
 }
 
 
@@ -84,6 +86,9 @@ def test_metrics_hold_one_complete_line_per_update(lines):
     for line in lines:
         assert line.keys() >= LOGGED, LOGGED - line.keys()
         assert sum(line["gamma_histogram"]) == 16
+        by_quarter = sum(line[f"tokens/quarter_{q}"] for q in range(1, 5))
+        thresholds = sum(line["weight_histogram"]) - by_quarter  # they have a weight but belong to no step
+        assert thresholds == pytest.approx(16 * (1 - line["zero_advantage_fraction"]))
         assert all(math.isfinite(value) for value in line.values() if isinstance(value, float))
     calls = [line["denoiser_calls"] for line in lines]
     assert calls == sorted(calls)
