@@ -147,7 +147,7 @@ def aot_cases() -> list[AotCase]:
     )
     signature = {f"{name}_ptr": "*i64" for name in int64s} | {f"{name}_ptr": "*fp32" for name in floats}
     signature |= {"committed_ptr": "*i1", "gamma_bits": "i64"} | {f"{name}_stride": "i32" for name in rows}
-    signature |= {name: "i32" for name in ("mask_id", "start_of_all", "end_of_all", "rule", "length", "max_window")}
+    signature |= dict.fromkeys(("mask_id", "start_of_all", "end_of_all", "rule", "length", "max_window"), "i32")
     signature |= {"ADVANCE": "constexpr", "BLOCK": "constexpr"}
     kernel = entropy_bounded_commit_kernel
     return [
