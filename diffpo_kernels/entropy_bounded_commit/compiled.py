@@ -95,7 +95,7 @@ def _committed(tokens: Tensor, *_: object) -> Tensor:
 def _run(*values: object) -> Tensor:
     arguments = Arguments(*[_adjacent(value) if isinstance(value, Tensor) else value for value in values])
     committed = _committed(arguments.tokens)
-    if len(committed) > 0:
+    if committed.shape[0] > 0:
         _LAUNCH[arguments.backend](arguments, committed)
     for field, given, used in zip(Arguments._fields, values, arguments, strict=True):
         if used is not given and field in _WRITTEN:
