@@ -2,10 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "chunk_kernels.h"
+#include "entropy_bounded_commit.h"
 #include "row_statistics.h"
 #include "surrogate_loss.h"
 
@@ -50,6 +52,45 @@ void row_statistics_cpu(uintptr_t logits, int dtype, int64_t rows, int64_t vocab
     diffpo::row_statistics_cpu(arguments, threads);
 }
 
+// addresses: tokens, proposal, proxy, entropy, proposal_logprob, logprob, commit_step, committed, gamma, start, end, nfe (0: not given).
+// row_strides: of the first seven, in elements. types: of proxy, entropy, gamma. numbers: mask_id, start, end, max_window.
+diffpo::EntropyBoundedCommitArguments entropy_bounded_commit_arguments(std::array<int64_t, 2> shape, const std::array<uintptr_t, 12>& addresses,
+                                                                       const std::array<int64_t, 7>& row_strides,
+                                                                       const std::array<int, 3>& types, int logprob_size,
+                                                                       const std::array<int64_t, 4>& numbers, double gamma, bool ranked,
+                                                                       bool advance) {
+    const auto floats = [&](int operand, int64_t row_stride, int type) {
+        return diffpo::FloatRows{pointer<const void>(addresses[operand]), row_stride, static_cast<diffpo::FloatType>(types[type])};
+    };
+    diffpo::EntropyBoundedCommitArguments a{};
+    a.rows = shape[0], a.length = shape[1];
+    a.tokens = {pointer<int64_t>(addresses[0]), row_strides[0]};
+    a.proposal = {pointer<const int64_t>(addresses[1]), row_strides[1]};
+    a.proxy = floats(2, row_strides[2], 0);
+    a.entropy = floats(3, row_strides[3], 1);
+    a.proposal_logprob = {pointer<const char>(addresses[4]), row_strides[4] * logprob_size};
+    a.logprob = {pointer<char>(addresses[5]), row_strides[5] * logprob_size};
+    a.logprob_size = logprob_size;
+    a.commit_step = {pointer<int64_t>(addresses[6]), row_strides[6]};
+    a.committed = pointer<bool>(addresses[7]);
+    a.gamma = floats(8, 1, 2);
+    a.gamma_of_all = gamma;
+    a.start = pointer<int64_t>(addresses[9]), a.end = pointer<int64_t>(addresses[10]);
+    a.nfe = pointer<int64_t>(addresses[11]);
+    a.mask_id = numbers[0], a.start_of_all = numbers[1], a.end_of_all = numbers[2], a.max_window = numbers[3];
+    a.ranked = ranked, a.advance = advance;
+    return a;
+}
+
+void entropy_bounded_commit_cpu(std::array<int64_t, 2> shape, const std::array<uintptr_t, 12>& addresses,
+                                const std::array<int64_t, 7>& row_strides, const std::array<int, 3>& types, int logprob_size,
+                                const std::array<int64_t, 4>& numbers, double gamma, bool ranked, bool advance, int threads) {
+    const auto arguments =
+        entropy_bounded_commit_arguments(shape, addresses, row_strides, types, logprob_size, numbers, gamma, ranked, advance);
+    py::gil_scoped_release release;
+    diffpo::entropy_bounded_commit_cpu(arguments, threads);
+}
+
 #if defined(DIFFPO_CUDA)
 void row_statistics_cuda(uintptr_t logits, int dtype, int64_t rows, int64_t vocabulary, int64_t row_stride, uintptr_t temperature,
                          uintptr_t uniform, uintptr_t banned, int64_t banned_count, const std::vector<uintptr_t>& outputs,
@@ -59,6 +100,16 @@ void row_statistics_cuda(uintptr_t logits, int dtype, int64_t rows, int64_t voca
     arguments.banned_count = banned_count;
     py::gil_scoped_release release;
     diffpo::row_statistics_cuda(arguments, pointer<void>(workspace), device, pointer<void>(stream));
+}
+
+void entropy_bounded_commit_cuda(std::array<int64_t, 2> shape, const std::array<uintptr_t, 12>& addresses,
+                                 const std::array<int64_t, 7>& row_strides, const std::array<int, 3>& types, int logprob_size,
+                                 const std::array<int64_t, 4>& numbers, double gamma, bool ranked, bool advance, int device,
+                                 uintptr_t stream) {
+    const auto arguments =
+        entropy_bounded_commit_arguments(shape, addresses, row_strides, types, logprob_size, numbers, gamma, ranked, advance);
+    py::gil_scoped_release release;
+    diffpo::entropy_bounded_commit_cuda(arguments, device, pointer<void>(stream));
 }
 #endif
 
@@ -98,10 +149,12 @@ PYBIND11_MODULE(_native, module) {
     module.def("row_statistics_cpu", &row_statistics_cpu);
     module.def("surrogate_loss_cpu_float32", &surrogate_loss_cpu<float>);
     module.def("surrogate_loss_cpu_float64", &surrogate_loss_cpu<double>);
+    module.def("entropy_bounded_commit_cpu", &entropy_bounded_commit_cpu);
 #if defined(DIFFPO_CUDA)
     module.attr("has_cuda") = true;
     module.def("row_statistics_cuda_workspace", &diffpo::row_statistics_cuda_workspace);
     module.def("row_statistics_cuda", &row_statistics_cuda);
+    module.def("entropy_bounded_commit_cuda", &entropy_bounded_commit_cuda);
 #else
     module.attr("has_cuda") = false;
 #endif

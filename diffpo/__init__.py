@@ -1,7 +1,14 @@
 """diffpo: reinforcement learning that makes masked diffusion language models reason better in fewer network evaluations."""
 
 from diffpo.decoding.generation import Generation, generate
-from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, PromptThreshold, Rule
+from diffpo.decoding.rules import (
+    ConfidenceThreshold,
+    EntropyBounded,
+    FactorThreshold,
+    FixedSchedule,
+    PromptThreshold,
+    Rule,
+)
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.likelihood.mean_field import trajectory_logprobs
 from diffpo.models.checkpoints import load
@@ -11,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfidenceThreshold",
     "EntropyBounded",
+    "FactorThreshold",
     "FixedSchedule",
     "Generation",
     "MaskedDiffusionLM",

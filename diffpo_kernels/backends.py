@@ -27,7 +27,7 @@ BACKENDS = ("reference", "native", "triton", "cuda")
 
 _IMPLEMENTED: dict[str, tuple[str, ...]] = {
     "row_statistics": ("reference", "native", "cuda"),
-    "entropy_bounded_commit_": ("reference",),
+    "entropy_bounded_commit_": ("reference", "native", "triton", "cuda"),
     "linear_logprob": ("reference",),
     "surrogate_loss": ("reference", "native", "triton"),
 }

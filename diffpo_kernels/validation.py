@@ -29,8 +29,9 @@ def check_tensor(
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{name} must have dtype {allowed}, got {value.dtype}")
-    fits = value.dim() == len(shape) and all(
-        isinstance(want, str) or have == want for have, want in zip(value.shape, shape, strict=True)
+    fits = value.shape == shape or (
+        value.dim() == len(shape)
+        and all(isinstance(want, str) or have == want for have, want in zip(value.shape, shape, strict=True))
     )
     if not fits:
         wanted = ", ".join(str(size) for size in shape)

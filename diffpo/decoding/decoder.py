@@ -63,9 +63,9 @@ def denoise(
         proposal, proposal_logprob, step = _predict(model, hidden_ALD, unconditional_ALD, candidates, keys, sampling)
         step = StepPredictions(candidates, **step, block_length=block_length, blocks=L // block_length,
                                block_step=block_step[active], gamma=threshold.gamma[active])  # fmt: skip
-        proxy, cost, budget = rule.plan(step)
-        rows = tokens[active]
-        committed = entropy_bounded_commit_(rows, proposal, proxy, cost, budget, mask_id, start, start + block_length)
+        plan, rows = rule.plan(step), tokens[active]
+        committed = entropy_bounded_commit_(rows, proposal, plan.proxy, plan.cost, plan.budget, mask_id,
+                                            start, start + block_length, rule=plan.rule, max_window=block_length)  # fmt: skip
         tokens[active] = rows
         commit_step[active] += committed * nfe[active, None]
         logprob[active] += torch.where(committed, proposal_logprob, 0.0)

@@ -1,7 +1,8 @@
 """Commit rules: which masked positions of the active block are committed in a denoising step.
 
 Every rule is data for one operator, ``entropy_bounded_commit_``: an order (commit the smallest ``proxy`` first), a ``cost``
-per position and a ``budget`` per row; committed is the longest prefix with sum(cost) - max(cost) <= budget, at least one.
+per position, a ``budget`` per row and how costs are held against it; committed is the longest prefix of at least one position with
+sum(cost) - max(cost) <= budget ("joint"), or with (n + 1) cost_n <= budget for its n-th position, n > 1 ("ranked").
 Unit costs with budget k - 1 commit exactly k positions.
 """
 
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     proxy: Tensor  # [A, L]
     cost: Tensor  # [A, L]
     budget: Tensor  # [A]
+    rule: str = "joint"  # or "ranked"
 
 
 class Threshold(NamedTuple):
@@ -130,6 +132,26 @@ class ConfidenceThreshold(Rule):
 
     def plan(self, step: StepPredictions) -> Plan:
         return _fixed_count(-step.confidence, ((step.confidence >= self.p) & step.candidates).sum(dim=1))
+
+
+class FactorThreshold(Rule):
+    """Commit the n most confident candidates while the n-th confidence is at least 1 - factor / (n + 1), and always the first.
+
+    The more tokens are committed together, the surer each must be; 0 commits one token a step (more only at a confidence of 1), inf the
+    whole block. Source: Fast-dLLM (arXiv 2505.22618), factor-based parallel decoding.
+    """
+
+    def __init__(self, factor: float):
+        if not factor >= 0:
+            raise ValueError(f"factor must be at least 0 and not NaN, got {factor}")
+        self.factor = factor
+
+    def __repr__(self) -> str:
+        return f"FactorThreshold(factor={self.factor:g})"
+
+    def plan(self, step: StepPredictions) -> Plan:
+        budget = torch.full_like(step.gamma, self.factor)
+        return Plan(-step.confidence, 1 - step.confidence, budget, rule="ranked")
 
 
 class EntropyBounded(Rule):

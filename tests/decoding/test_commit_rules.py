@@ -72,6 +72,20 @@ def above(p):
     return choose
 
 
+def by_factor(factor):
+    def choose(p_NV):
+        best = p_NV.max(dim=1).values.tolist()
+        order = sorted(range(len(best)), key=lambda n: -best[n])
+        chosen = order[:1]
+        for rank, n in enumerate(order[1:], start=2):
+            if best[n] < 1 - factor / (rank + 1):
+                break
+            chosen.append(n)
+        return chosen
+
+    return choose
+
+
 def assert_equals_rows(out, rows):
     trajectory = out.trajectory
     assert out.tokens.tolist() == [row.tokens for row in rows]
@@ -138,6 +152,28 @@ def test_confidence_threshold(random_model, random_prompts, p, lengths, gen_leng
         assert_equals_rows(out, rows)
         assert out.trajectory.gamma.isnan().all()
         assert (out.trajectory.gamma_bin == -1).all()
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.7, 3.0, math.inf])
+@pytest.mark.parametrize(("lengths", "gen_length", "block_length"), SHAPES)
+def test_factor_threshold(random_model, random_prompts, factor, lengths, gen_length, block_length):
+    for seed in range(2):
+        model = random_model(seed=seed, vocab_size=14, logit_shift=seed == 1)
+        prompts = random_prompts(model, lengths, seed)
+        rows = [decode_alone(model, prompt, gen_length, block_length, by_factor(factor)) for prompt in prompts]
+        out = diffpo.generate(model, prompts, gen_length, block_length, diffpo.FactorThreshold(factor))
+        assert_equals_rows(out, rows)
+        assert out.trajectory.gamma.isnan().all()
+
+
+def test_a_larger_factor_commits_no_less(random_model, random_prompts):
+    model = random_model(seed=1, eos_token_id=None)
+    prompts = random_prompts(model, [4, 6, 5])
+    factors = (0.0, 0.5, 1.0, 2.0, math.inf)
+    spent = [diffpo.generate(model, prompts, 12, 6, diffpo.FactorThreshold(f)).nfe.sum().item() for f in factors]
+    assert spent == sorted(spent, reverse=True)
+    assert (spent[0], spent[-1]) == (36, 6)
+    assert len(set(spent)) >= 3
 
 
 def test_confidence_threshold_defaults_to_nine_tenths():

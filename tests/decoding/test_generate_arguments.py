@@ -138,6 +138,8 @@ def test_a_bare_string_is_an_error_with_a_tokenizer_too(word_model):
         (lambda: diffpo.ConfidenceThreshold(-0.1), "p must"),
         (lambda: diffpo.ConfidenceThreshold(1.1), "p must"),
         (lambda: diffpo.ConfidenceThreshold(float("nan")), "p must"),
+        (lambda: diffpo.FactorThreshold(-0.1), "factor must be at least 0"),
+        (lambda: diffpo.FactorThreshold(float("nan")), "factor"),
         (lambda: diffpo.EntropyBounded(-0.1), "gamma"),
         (lambda: diffpo.EntropyBounded(float("nan")), "gamma"),
         (lambda: diffpo.EntropyBounded(torch.tensor([0.1, float("nan")])), "gamma"),
@@ -178,6 +180,7 @@ def test_repr_of_the_rules():
     assert repr(diffpo.FixedSchedule(8)) == "FixedSchedule(steps=8)"
     assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, proxy=entropy)"
     assert repr(diffpo.ConfidenceThreshold(0.9)) == "ConfidenceThreshold(p=0.9)"
+    assert repr(diffpo.FactorThreshold(1.5)) == "FactorThreshold(factor=1.5)"
     assert "sample" in repr(diffpo.PromptThreshold(sample=True))
 
 
