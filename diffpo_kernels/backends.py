@@ -51,7 +51,8 @@ def _select(operator: str, device_type: str, backend: str | None, mode: str) -> 
     if mode not in ("", "require"):
         raise ValueError(f"the environment variable DIFFPO_KERNELS must be unset or 'require', got {mode!r}")
     if backend is None:
-        _complain_if_native_is_missing(operator, device_type, required=mode == "require")
+        if device_type == "cpu" and native_module() is None:
+            _complain(required=mode == "require")
         return preferred(operator, device_type)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -102,10 +103,9 @@ def _triton_unavailable_reason(device_type: str) -> str | None:
     return None
 
 
-def _complain_if_native_is_missing(operator: str, device_type: str, required: bool) -> None:
-    if device_type != "cpu" or "native" not in _IMPLEMENTED[operator] or native_module() is not None:
-        return
-    message = f"diffpo_kernels runs {operator} in plain torch, many times slower: {missing_extension_reason()}"
+@functools.cache  # one warning for all operators
+def _complain(required: bool) -> None:
+    message = f"diffpo_kernels runs in plain torch, many times slower: {missing_extension_reason()}"
     if required:
         raise RuntimeError(f"{message} (DIFFPO_KERNELS=require)")
     warnings.warn(f"{message}. Run `python -m diffpo_kernels` for details.", RuntimeWarning, stacklevel=6)
