@@ -26,7 +26,7 @@ import torch
 BACKENDS = ("reference", "native", "triton", "cuda")
 
 _IMPLEMENTED: dict[str, tuple[str, ...]] = {
-    "row_statistics": ("reference", "native", "cuda"),
+    "row_statistics": ("reference", "native", "triton", "cuda"),
     "entropy_bounded_commit_": ("reference",),
     "linear_logprob": ("reference",),
     "surrogate_loss": ("reference",),
