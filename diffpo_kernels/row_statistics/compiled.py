@@ -54,9 +54,8 @@ def _run(
             *_inputs(logits, temperature, uniform), banned, addresses, torch.get_num_threads()
         )
     elif backend == "triton":
-        from diffpo_kernels.row_statistics import (
-            triton_kernels,
-        )  # not at the top: importing the package must not import triton
+        # Not at the top: importing the package must not import triton.
+        from diffpo_kernels.row_statistics import triton_kernels
 
         triton_kernels.row_statistics(logits, temperature, uniform, _banned_ids(tuple(banned), logits.device), outputs)
     else:

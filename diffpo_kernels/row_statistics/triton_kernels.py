@@ -21,8 +21,7 @@ _GRID_LIMIT = 2**31 - 1
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _GROUP = tl.constexpr(64)  # a draw narrows down from chunk to group to entry
-# Differences below it count as it: exp gives 0 all the same, and 0 * _LOWEST is 0, not NaN.
-_LOWEST = tl.constexpr(-1e30)
+_LOWEST = tl.constexpr(-1e30)  # stands for -inf in a product with its exponential, so that it is 0 and not NaN
 
 
 def chunk_size(rows: int, vocabulary: int) -> int:
@@ -82,9 +81,8 @@ def _load_allowed(row_ptr, begin, vocabulary, banned_ids, banned_count, SIZE: tl
 
 @triton.jit
 def _exponents(x, max_value):
-    """(x - max) log2(e) clamped to a finite number; 0 at the maximum exactly, NaN where x is NaN or +inf."""
-    shift = tl.where(max_value > float("-inf"), max_value, 0.0)
-    return tl.maximum((x - shift) * _LOG2_E, _LOWEST, propagate_nan=tl.PropagateNan.ALL)
+    """(x - max) log2(e): 0 at the maximum exactly, -inf for -inf, NaN for NaN and +inf."""
+    return (x - tl.where(max_value > float("-inf"), max_value, 0.0)) * _LOG2_E
 
 
 @triton.jit
@@ -93,7 +91,7 @@ def _summary(x):
     max_value = tl.max(x, 0)
     exponents = _exponents(x, max_value)
     terms = tl.exp2(exponents)
-    return exponents, max_value, tl.sum(terms, 0), tl.sum(exponents * terms, 0) * _LN_2
+    return exponents, max_value, tl.sum(terms, 0), tl.sum(tl.maximum(exponents, _LOWEST) * terms, 0) * _LN_2
 
 
 @triton.jit
@@ -237,8 +235,9 @@ def _finish(
     row_max = tl.max(max_C, 0)
     gap_C = _exponents(max_C, row_max)
     factor_C = tl.exp2(gap_C)
+    gap_C = tl.maximum(gap_C, _LOWEST) * _LN_2
     total = tl.sum(factor_C * sum_C, 0)
-    weighted = tl.sum(factor_C * (weighted_C + gap_C * _LN_2 * sum_C), 0)
+    weighted = tl.sum(factor_C * (weighted_C + gap_C * sum_C), 0)
 
     token = tl.full([], -1, tl.int64)
     logprob = tl.full([], float("nan"), tl.float32)
@@ -259,7 +258,7 @@ def _finish(
         top2 = tl.exp(second - row_max) / total
         token = chunk.to(tl.int64) * CHUNK + index
         logprob = -log_total
-        if DRAW:
+        if DRAW:  # noqa: SIM102  (a constexpr: the inner condition has no value without it)
             if temperature > 0:
                 token, logprob = _draw(
                     row_ptr,
