@@ -37,6 +37,11 @@ _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda
 _DEVICE_OF = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
+def implementations(operator: str) -> tuple[str, ...]:
+    """The backends written for `operator`, whether or not they can run here."""
+    return _IMPLEMENTED[operator]
+
+
 @torch.compiler.assume_constant_result  # a compiled graph keeps the choice made while it was traced
 def select(operator: str, device: torch.device, backend: str | None) -> str:
     """Name the backend that runs `operator` on `device`.
