@@ -283,41 +283,47 @@ def _finish(
 
 def aot_cases() -> list[AotCase]:
     """Both kernels for many rows of a 126464-token vocabulary."""
-    return [case for dtype in ("bf16", "fp32") for draw in (False, True) for case in _cases(dtype, draw)]
-
-
-def _cases(dtype: str, draw: bool) -> list[AotCase]:
-    name = f"{dtype}, {'drawing' if draw else 'argmax'}"
-    temperature, uniform = ("*fp32", "*fp64") if draw else ("constexpr", "constexpr")
-    shape = {
-        "logits": f"*{dtype}",
-        "row_stride": "i32",
-        "vocabulary": "i32",
-        "chunks": "i32",
-        "temperatures": temperature,
-    }
-    partials = {f"partial_{kind}": "*fp32" for kind in ("max", "sum", "weighted", "tempered")}
-    floats = {f"{field}_out": "*fp32" for field in ("logprob", "entropy", "top1", "top2", "lse")}
-    banned = {"uniforms": uniform, "banned_ids": "*i64", "banned_count": "i32"}
-    outputs = {"token_out": "*i64", **floats, "valid_out": "*i1"}
-    constexprs = {"DRAW": draw, "CHUNK": 2048} | ({} if draw else {"temperatures": None})
-    constants = {"DRAW": "constexpr", "CHUNK": "constexpr"}
-    return [
-        AotCase(
-            f"row_statistics summarise {name}",
-            _summarise,
-            shape | partials | constants,
-            constexprs,
-            num_warps=1,
-            elements=2048,
-            divisible=("logits", "row_stride", "vocabulary", *partials),
-        ),
-        AotCase(
-            f"row_statistics finish {name}",
-            _finish,
-            shape | banned | partials | outputs | constants | {"CHUNKS": "constexpr"},
-            constexprs | {"CHUNKS": 64} | ({} if draw else {"uniforms": None}),
-            num_warps=2,
-            divisible=("logits", "row_stride", "vocabulary", *partials),
-        ),
+    choices = (False, True)
+    return [_summarise_case(dtype, draw) for dtype in ("bf16", "fp32") for draw in choices] + [
+        _finish_case("bf16", draw) for draw in choices
     ]
+
+
+_PARTIALS = {f"partial_{kind}": "*fp32" for kind in ("max", "sum", "weighted", "tempered")}
+_DIVISIBLE = ("logits", "row_stride", "vocabulary", *_PARTIALS)
+
+
+def _shape(dtype: str, draw: bool) -> dict[str, str]:
+    sizes = {"row_stride": "i32", "vocabulary": "i32", "chunks": "i32"}
+    return {"logits": f"*{dtype}"} | sizes | {"temperatures": "*fp32" if draw else "constexpr"}
+
+
+def _constants(draw: bool, **others: int) -> dict[str, int | bool | None]:
+    return {"DRAW": draw, "CHUNK": 2048} | others | ({} if draw else {"temperatures": None})
+
+
+def _summarise_case(dtype: str, draw: bool) -> AotCase:
+    return AotCase(
+        f"row_statistics summarise {dtype}, {'drawing' if draw else 'argmax'}",
+        _summarise,
+        _shape(dtype, draw) | _PARTIALS | {"DRAW": "constexpr", "CHUNK": "constexpr"},
+        _constants(draw),
+        num_warps=1,
+        elements=2048,
+        divisible=_DIVISIBLE,
+    )
+
+
+def _finish_case(dtype: str, draw: bool) -> AotCase:
+    inputs = {"uniforms": "*fp64" if draw else "constexpr", "banned_ids": "*i64", "banned_count": "i32"}
+    floats = {f"{field}_out": "*fp32" for field in ("logprob", "entropy", "top1", "top2", "lse")}
+    outputs = {"token_out": "*i64", **floats, "valid_out": "*i1"}
+    sizes = {"DRAW": "constexpr", "CHUNK": "constexpr", "CHUNKS": "constexpr"}
+    return AotCase(
+        f"row_statistics finish {dtype}, {'drawing' if draw else 'argmax'}",
+        _finish,
+        _shape(dtype, draw) | inputs | _PARTIALS | outputs | sizes,
+        _constants(draw, CHUNKS=64) | ({} if draw else {"uniforms": None}),
+        num_warps=2,
+        divisible=_DIVISIBLE,
+    )
