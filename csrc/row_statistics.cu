@@ -145,25 +145,33 @@ struct Chunk {
         return over_warp<Max>(result);
     }
 
+    // The lane's sum of f(x), eight at a time: a running float32 sum of many equal terms errs to the same side at every step.
+    template <typename F>
+    __device__ float sum(const F& f) const {
+        float total = 0;
+#pragma unroll
+        for (int j = 0; j < kPerLane; j += 8) {
+            float part = f(x[j]);
+#pragma unroll
+            for (int k = 1; k < 8; ++k) part += f(x[j + k]);
+            total = j == 0 ? part : total + part;
+        }
+        return total;
+    }
+
     __device__ Partial summary(float temperature) const {
-        Partial p{max(), 0, 0, 0};
-        const bool tempered = temperature > 0 && temperature != 1;
-        const float scale = scale_of(temperature);
-#pragma unroll
-        for (int j = 0; j < kPerLane; ++j) {
-            const float z = exponent(x[j], p.max), e = exp_base_2(z);
-            p.sum += e;
-            p.weighted += fmaxf(z, kLowest) * e;
+        const float max = this->max();
+        const float total = over_warp<Sum>(sum([&](float v) { return exp_base_2(exponent(v, max)); }));
+        const float weighted = over_warp<Sum>(sum([&](float v) {
+            const float z = exponent(v, max);
+            return fmaxf(z, kLowest) * exp_base_2(z);
+        }));
+        float tempered = total;
+        if (temperature > 0 && temperature != 1) {
+            const float scale = scale_of(temperature);
+            tempered = over_warp<Sum>(sum([&](float v) { return exp_base_2(exponent(v, max) * scale); }));
         }
-        if (tempered) {
-#pragma unroll
-            for (int j = 0; j < kPerLane; ++j) p.tempered += exp_base_2(exponent(x[j], p.max) * scale);
-            p.tempered = over_warp<Sum>(p.tempered);
-        }
-        p.sum = over_warp<Sum>(p.sum);
-        p.weighted = over_warp<Sum>(p.weighted) * kLn2;
-        if (!tempered) p.tempered = p.sum;
-        return p;
+        return {max, total, weighted * kLn2, tempered};
     }
 };
 

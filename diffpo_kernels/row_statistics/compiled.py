@@ -1,5 +1,6 @@
 """The compiled backends of row_statistics, registered with torch as one operator, so that torch.compile takes it as it is."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -48,41 +49,36 @@ def _run(
     logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned: Sequence[int], backend: str
 ) -> tuple[Tensor, ...]:
     outputs = _outputs(logits)
-    if backend == "native":
-        addresses = [out.data_ptr() for out in outputs]
-        backends.native_module().row_statistics_cpu(
-            *_inputs(logits, temperature, uniform), banned, addresses, torch.get_num_threads()
-        )
-    elif backend == "triton":
-        # Not at the top: importing the package must not import triton.
-        from diffpo_kernels.row_statistics import triton_kernels
+    with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
+        if backend == "native":
+            threads = torch.get_num_threads()
+            addresses = _inputs(logits, temperature, uniform)
+            backends.native_module().row_statistics_cpu(*addresses, banned, _addresses(outputs), threads)
+        elif backend == "triton":
+            # Not at the top: importing the package must not import triton.
+            from diffpo_kernels.row_statistics import triton_kernels
 
-        triton_kernels.row_statistics(logits, temperature, uniform, _banned_ids(tuple(banned), logits.device), outputs)
-    else:
-        _run_cuda(logits, temperature, uniform, banned, outputs)
+            banned_ids = _banned_ids(tuple(banned), logits.device)
+            triton_kernels.row_statistics(logits, temperature, uniform, banned_ids, outputs)
+        else:
+            _run_cuda(logits, temperature, uniform, _banned_ids(tuple(banned), logits.device), outputs)
     return outputs
 
 
 def _run_cuda(
-    logits: Tensor,
-    temperature: Tensor | None,
-    uniform: Tensor | None,
-    banned: Sequence[int],
-    outputs: tuple[Tensor, ...],
+    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned_ids: Tensor, outputs: tuple[Tensor, ...]
 ) -> None:
     native, device = backends.native_module(), logits.device
-    with torch.cuda.device(device):
-        banned_ids = _banned_ids(tuple(banned), device)
-        workspace = torch.empty(native.row_statistics_cuda_workspace(*logits.shape), dtype=torch.uint8, device=device)
-        native.row_statistics_cuda(
-            *_inputs(logits, temperature, uniform),
-            banned_ids.data_ptr(),
-            len(banned),
-            [out.data_ptr() for out in outputs],
-            workspace.data_ptr(),
-            device.index,
-            torch.cuda.current_stream().cuda_stream,
-        )
+    workspace = torch.empty(native.row_statistics_cuda_workspace(*logits.shape), dtype=torch.uint8, device=device)
+    native.row_statistics_cuda(
+        *_inputs(logits, temperature, uniform),
+        banned_ids.data_ptr(),
+        len(banned_ids),
+        _addresses(outputs),
+        workspace.data_ptr(),
+        device.index,
+        torch.cuda.current_stream().cuda_stream,
+    )
 
 
 def _banned_ids(banned: tuple[int, ...], device: torch.device) -> Tensor:
@@ -94,7 +90,7 @@ def _banned_ids(banned: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(banned, dtype=torch.int64)
     if torch.cuda.is_current_stream_capturing():
         return _filled(banned, device)
-    return _kept_ids(banned, device, torch.cuda.current_stream(device).cuda_stream)
+    return _kept_ids(banned, device, torch.cuda.current_stream().cuda_stream)
 
 
 @functools.lru_cache(maxsize=64)
@@ -120,3 +116,7 @@ def _inputs(logits: Tensor, temperature: Tensor | None, uniform: Tensor | None) 
         0 if temperature is None else temperature.data_ptr(),
         0 if uniform is None else uniform.data_ptr(),
     )
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

@@ -8,8 +8,6 @@ again for the argmax and the runner-up (which is in that chunk or the maximum of
 A program of the first is a single warp: its reductions are shuffles, without shared memory or barriers.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
@@ -35,26 +33,23 @@ def row_statistics(
     uniform_N: Tensor | None,
     banned_ids: Tensor,
     outputs: tuple[Tensor, ...],
-    chunk: int | None = None,
 ) -> None:
-    """Fill `outputs`. temperature_N float32 and uniform_N float64, or both None; banned_ids int64 on the device; column stride 1."""
+    """Fill `outputs`, on the current device. temperature_N float32 and uniform_N float64, or both None; banned_ids int64; column stride 1."""
     rows, vocabulary = logits_NV.shape
-    chunk = chunk or chunk_size(rows, vocabulary)
+    chunk = chunk_size(rows, vocabulary)
     chunks = triton.cdiv(vocabulary, chunk)
     batch = _GRID_LIMIT // chunks
-    cuda = logits_NV.device.type == "cuda"
-    with torch.cuda.device(logits_NV.device) if cuda else contextlib.nullcontext():
-        for first in range(0, rows, batch):
-            part = slice(first, first + batch)
-            logits = logits_NV[part]
-            temperature = None if temperature_N is None else temperature_N[part]
-            uniform = None if uniform_N is None else uniform_N[part]
-            partials = torch.empty(4, len(logits), chunks, dtype=torch.float32, device=logits.device)
-            shape = (logits, logits.stride(0), vocabulary, chunks)
-            options = {"DRAW": uniform is not None, "CHUNK": chunk}
-            _summarise[(len(logits) * chunks,)](*shape, temperature, *partials, **options, num_warps=1)
-            rest = (temperature, uniform, banned_ids, len(banned_ids), *partials, *(out[part] for out in outputs))
-            _finish[(len(logits),)](*shape, *rest, **options, CHUNKS=triton.next_power_of_2(chunks), num_warps=2)
+    for first in range(0, rows, batch):
+        part = slice(first, first + batch)
+        logits = logits_NV[part]
+        temperature = None if temperature_N is None else temperature_N[part]
+        uniform = None if uniform_N is None else uniform_N[part]
+        partials = torch.empty(4, len(logits), chunks, dtype=torch.float32, device=logits.device)
+        shape = (logits, logits.stride(0), vocabulary, chunks)
+        options = {"DRAW": uniform is not None, "CHUNK": chunk}
+        _summarise[(len(logits) * chunks,)](*shape, temperature, *partials, **options, num_warps=1)
+        rest = (temperature, uniform, banned_ids, len(banned_ids), *partials, *(out[part] for out in outputs))
+        _finish[(len(logits),)](*shape, *rest, **options, CHUNKS=triton.next_power_of_2(chunks), num_warps=2)
 
 
 @triton.jit
@@ -72,10 +67,12 @@ def _load(row_ptr, begin, vocabulary, SIZE: tl.constexpr):
 def _load_allowed(row_ptr, begin, vocabulary, banned_ids, banned_count, SIZE: tl.constexpr):
     """The same with -inf at banned ids."""
     x = _load(row_ptr, begin, vocabulary, SIZE)
-    for k in range(banned_count):
+    k = 0
+    while k < banned_count:  # for range() fails in the interpreter of triton 3.6 with numpy 2.4
         offset = tl.load(banned_ids + k) - begin
         offset = tl.where((offset >= 0) & (offset < SIZE), offset, SIZE).to(tl.int32)
         x = tl.where(tl.arange(0, SIZE) == offset, float("-inf"), x)
+        k += 1
     return x
 
 
@@ -86,12 +83,18 @@ def _exponents(x, max_value):
 
 
 @triton.jit
+def _sum(terms):
+    """The sum, in two stages: a running float32 sum of many equal terms errs to the same side at every step."""
+    return tl.sum(tl.sum(tl.reshape(terms, [terms.shape[0] // 256, 256]), 0), 0)
+
+
+@triton.jit
 def _summary(x):
     """Exponents, max, sum exp(x - max), sum (x - max) exp(x - max) of a chunk. A NaN or +inf makes the sums NaN, whatever the max."""
     max_value = tl.max(x, 0)
     exponents = _exponents(x, max_value)
     terms = tl.exp2(exponents)
-    return exponents, max_value, tl.sum(terms, 0), tl.sum(tl.maximum(exponents, _LOWEST) * terms, 0) * _LN_2
+    return exponents, max_value, _sum(terms), _sum(tl.maximum(exponents, _LOWEST) * terms) * _LN_2
 
 
 @triton.jit
@@ -104,8 +107,8 @@ def _scale(temperature):
 def _tempered_sum(exponents, untempered, temperature):
     """sum exp((x - max) / T) of a chunk; anything where T = 0."""
     result = untempered
-    if (temperature > 0) & (temperature != 1):
-        result = tl.sum(tl.exp2(exponents * _scale(temperature)), 0)
+    if temperature != 1:
+        result = _sum(tl.exp2(exponents * _scale(temperature)))
     return result
 
 
@@ -124,8 +127,9 @@ def _summarise(
     CHUNK: tl.constexpr,
 ):
     program = tl.program_id(0)
-    row = (program // chunks).to(tl.int64)
-    begin = (program % chunks).to(tl.int64) * CHUNK
+    row = program // chunks
+    begin = (program - row * chunks).to(tl.int64) * CHUNK
+    row = row.to(tl.int64)
     x = _load(logits + row * row_stride, begin, vocabulary, CHUNK)
     exponents, max_value, total, weighted = _summary(x)
     tl.store(partial_max + program, max_value)
@@ -222,7 +226,8 @@ def _finish(
         temperature = tl.load(temperatures + row)
         tempered_C = tl.load(partial_tempered + where, mask=there_C, other=0.0)
 
-    for k in range(banned_count):
+    k = 0
+    while k < banned_count:
         chunk = tl.load(banned_ids + k) // CHUNK
         x = _load_allowed(row_ptr, chunk * CHUNK, vocabulary, banned_ids, banned_count, CHUNK)
         exponents, max_value, total, weighted = _summary(x)
@@ -231,6 +236,7 @@ def _finish(
         weighted_C = tl.where(chunk_C == chunk, weighted, weighted_C)
         if DRAW:
             tempered_C = tl.where(chunk_C == chunk, _tempered_sum(exponents, total, temperature), tempered_C)
+        k += 1
 
     row_max = tl.max(max_C, 0)
     gap_C = _exponents(max_C, row_max)

@@ -17,7 +17,7 @@ from diffpo_kernels.resource_usage import ARCHITECTURES, CUDA_ARCHITECTURES, CUD
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = find_spec("triton") is not None and not INTERPRETED
 CASES = resource_usage.triton_cases() if HAS_TRITON else []
-# At the memory bandwidth of an H200 there are 14.4 issue slots for every bf16 logit.
+# At the memory bandwidth of an H200 there are 14.4 issue slots for every bf16 logit, and twice as many for a float32 one.
 LOGIT_BUDGET = 14
 
 pytestmark = [
@@ -28,7 +28,8 @@ pytestmark = [
 
 def assert_logits_are_cheap(usage: Usage) -> None:
     """The kernel that reads every logit: few enough instructions to keep up with the memory, and loads of 16 bytes."""
-    assert usage.instructions_per_element <= LOGIT_BUDGET, usage
+    is_float32 = "fp32" in usage.kernel or "<float" in usage.kernel
+    assert usage.instructions_per_element <= LOGIT_BUDGET * (2 if is_float32 else 1), usage
     assert usage.vector_loads > 0, usage
 
 

@@ -71,6 +71,6 @@ def test_none_picks_triton_on_a_gpu_and_never_cuda_cpp() -> None:
     assert "cuda" not in picked.values()
 
 
-def test_importing_the_package_does_not_import_triton() -> None:
-    done = run_python("import sys, diffpo_kernels; sys.exit('triton' in sys.modules)")
+def test_importing_the_package_does_not_need_triton() -> None:
+    done = run_python("import torch, sys; sys.modules['triton'] = None; import diffpo_kernels")
     assert done.returncode == 0, done.stderr

@@ -95,6 +95,7 @@ ADVERSARIAL = {
     "very negative": lambda V: random(V, seed=1) - 1e4,
     "very positive": lambda V: random(V, seed=2, scale=0.1) + 1e4,
     "certain": lambda V: torch.zeros(V).index_fill(0, torch.tensor(V // 2), 80.0),
+    "certain but for many": lambda V: torch.zeros(V).index_fill(0, torch.tensor(V // 2), 12.0),
     "two of them": lambda V: torch.zeros(V).index_fill(0, torch.tensor([1, V - 1]), 30.0),
     "wide": lambda V: random(V, seed=3, scale=30),
     "steps": lambda V: torch.arange(V) * -0.05,
@@ -105,7 +106,8 @@ ADVERSARIAL = {
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_less_accurate_than_torch(target, dtype: torch.dtype) -> None:
     """Error against float64 <= error of plain torch in float32 + 1e-5, in every field."""
-    logits_NV = torch.stack([make(1100) for make in ADVERSARIAL.values()]).to(dtype)
+    vocabulary = 2 * CHUNKS[target.backend] + 100
+    logits_NV = torch.stack([make(vocabulary) for make in ADVERSARIAL.values()]).to(dtype)
     temperature_N = torch.full((len(ADVERSARIAL),), 0.6)
     for temperature, uniform_N in ((0.0, None), (temperature_N, uniforms(len(ADVERSARIAL), seed=5))):
         result = run(target, logits_NV, temperature, uniform_N)
