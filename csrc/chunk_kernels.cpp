@@ -63,35 +63,50 @@ void top_two(const float* x, int n, float* max_out, float* second_out) {
     *second_out = next[0];
 }
 
+// A running sum in float32 loses up to half an ulp at each step, and always to the same side where the terms are equal: after this many
+// entries it is put aside and a new one started.
+constexpr int kRun = 512;
+
 void exp_sums(const float* x, int n, float max_value, float* sum_out, float* weighted_out, const char* next, int entry_size) {
     const Vector shift = Vector::all(max_value);
-    Vector sum[2] = {Vector::all(0), Vector::all(0)}, weighted[2] = {Vector::all(0), Vector::all(0)};
-    const auto add = [&](int i, int k) {
-        __builtin_prefetch(next + static_cast<int64_t>(i) * entry_size);
-        const Vector z = clamp_low(Vector::load(x + i) - shift);
-        const Vector e = exp_of_clamped(z);
-        sum[k] = sum[k] + e;
-        weighted[k] = fma(z, e, weighted[k]);
-    };
-    int i = 0;
-    for (; i + 2 * Vector::lanes <= n; i += 2 * Vector::lanes) {
-        add(i, 0);
-        add(i + Vector::lanes, 1);
+    Vector total = Vector::all(0), total_weighted = Vector::all(0);
+    for (int begin = 0; begin < n; begin += kRun) {
+        const int end = begin + kRun < n ? begin + kRun : n;
+        Vector sum[2] = {Vector::all(0), Vector::all(0)}, weighted[2] = {Vector::all(0), Vector::all(0)};
+        const auto add = [&](int i, int k) {
+            __builtin_prefetch(next + static_cast<int64_t>(i) * entry_size);
+            const Vector z = clamp_low(Vector::load(x + i) - shift);
+            const Vector e = exp_of_clamped(z);
+            sum[k] = sum[k] + e;
+            weighted[k] = fma(z, e, weighted[k]);
+        };
+        int i = begin;
+        for (; i + 2 * Vector::lanes <= end; i += 2 * Vector::lanes) {
+            add(i, 0);
+            add(i + Vector::lanes, 1);
+        }
+        for (; i < end; i += Vector::lanes) add(i, 0);
+        total = total + (sum[0] + sum[1]);
+        total_weighted = total_weighted + (weighted[0] + weighted[1]);
     }
-    for (; i < n; i += Vector::lanes) add(i, 0);
-    *sum_out = sum_of_lanes(sum[0] + sum[1]);
-    *weighted_out = sum_of_lanes(weighted[0] + weighted[1]);
+    *sum_out = sum_of_lanes(total);
+    *weighted_out = sum_of_lanes(total_weighted);
 }
 
 float exp_sum(const float* x, int n, float max_value, float scale, float* terms) {
     const Vector shift = Vector::all(max_value), factor = Vector::all(scale);
-    Vector sum = Vector::all(0);
-    for (int i = 0; i < n; i += Vector::lanes) {
-        const Vector e = exp_of_clamped(clamp_low((Vector::load(x + i) - shift) * factor));
-        if (terms) e.store(terms + i);
-        sum = sum + e;
+    Vector total = Vector::all(0);
+    for (int begin = 0; begin < n; begin += kRun) {
+        const int end = begin + kRun < n ? begin + kRun : n;
+        Vector sum = Vector::all(0);
+        for (int i = begin; i < end; i += Vector::lanes) {
+            const Vector e = exp_of_clamped(clamp_low((Vector::load(x + i) - shift) * factor));
+            if (terms) e.store(terms + i);
+            sum = sum + e;
+        }
+        total = total + sum;
     }
-    return sum_of_lanes(sum);
+    return sum_of_lanes(total);
 }
 
 int first_equal(const float* x, int n, float value) {

@@ -15,8 +15,17 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr int kChunk = 4096;  // 16 KB in float32: a chunk stays in L1 between its two passes
 constexpr int64_t kWorkPerThread = 1 << 18;  // logits: about 80 us, several times what starting a thread costs
 constexpr int kBlock = 256;                  // a draw narrows down from chunk to block to entry
+
+struct Partial {
+    float max;          // of the chunk; -inf if it has no finite entry, NaN if it holds one
+    float second;       // second largest, equal to max on a tie
+    float sum;          // sum of exp(x - max)
+    float weighted;     // sum of (x - max) exp(x - max)
+    float tempered;     // sum of exp((x - max) / T); unset where T = 0
+};
 
 // A chunk in float32, padded with -inf to a multiple of kLanes, with the banned entries at -inf.
 struct Chunk {

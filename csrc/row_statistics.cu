@@ -2,8 +2,9 @@
 //
 // Status: compiled for sm_80, sm_90 and sm_100, not yet run on a device. backends.py therefore never picks it by itself.
 //
-// Stage 1: one block per (row, chunk). A thread keeps its 16 logits in registers between the max and the exponentials, so the logits
-// cross the memory bus once, and no index or random number is carried per logit. Stage 2: one block per row.
+// Everything is done by single warps: one per (row, chunk), then one per row. A lane keeps its 64 logits in registers between the max
+// and the exponentials, so the logits cross the memory bus once. Stage 1 knows no index, no second maximum and no banned id: at full
+// bandwidth there are about 14 instructions per bf16 logit. Stage 2 replaces the partial results of chunks that hold a banned id.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -17,266 +18,316 @@
 namespace diffpo {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kPerThread = kChunk / kThreads;
-constexpr float kLowest = -1e30f;  // differences below it count as it: exp gives 0 all the same, and 0 * kLowest is 0, not NaN
+constexpr int kWarp = 32;
+constexpr int kPerLane = 64;
+constexpr int kChunk = kWarp * kPerLane;
+constexpr unsigned kAll = ~0u;
+constexpr float kLowest = -1e30f;  // stands for -inf in a product with its exponential, so that it is 0 and not NaN
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+struct alignas(16) Partial {  // of a chunk
+    float max;                // of the entries that are not NaN
+    float sum;                // sum of exp(x - max); NaN if an entry is NaN or +inf
+    float weighted;           // sum of (x - max) exp(x - max)
+    float tempered;           // sum of exp((x - max) / T); anything where T = 0
+};
 
 __device__ float minus_infinity() { return -__int_as_float(0x7f800000); }
-__device__ float nan() { return __int_as_float(0x7fc00000); }
 __device__ float widen(float x) { return x; }
 __device__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ float widen(__half x) { return __half2float(x); }
 
-struct TopTwo {
-    float max, second;
-};
-struct Sums {
-    float sum, weighted, tempered;
-};
-__device__ TopTwo combine(TopTwo a, TopTwo b) { return {fmaxf(a.max, b.max), fmaxf(fminf(a.max, b.max), fmaxf(a.second, b.second))}; }
-__device__ Sums combine(Sums a, Sums b) { return {a.sum + b.sum, a.weighted + b.weighted, a.tempered + b.tempered}; }
-__device__ int64_t combine(int64_t a, int64_t b) { return a < b ? a : b; }
-__device__ TopTwo shuffle(TopTwo a, int lane) {
-    return {__shfl_xor_sync(~0u, a.max, lane), __shfl_xor_sync(~0u, a.second, lane)};
-}
-__device__ Sums shuffle(Sums a, int lane) {
-    return {__shfl_xor_sync(~0u, a.sum, lane), __shfl_xor_sync(~0u, a.weighted, lane), __shfl_xor_sync(~0u, a.tempered, lane)};
-}
-__device__ int64_t shuffle(int64_t a, int lane) { return __shfl_xor_sync(~0u, static_cast<long long>(a), lane); }
-
-// The combination of every thread's value, given to every thread. Same order always, so the result is deterministic.
+// The entries in a 32-bit word, and the word that holds -inf only.
 template <typename T>
-__device__ T reduce_block(T value) {
-    __shared__ T per_warp[kWarps];
-    for (int lane = 16; lane > 0; lane /= 2) value = combine(value, shuffle(value, lane));
-    if (threadIdx.x % 32 == 0) per_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = per_warp[0];
-    for (int w = 1; w < kWarps; ++w) value = combine(value, per_warp[w]);
-    __syncthreads();
+struct Word;
+template <>
+struct Word<float> {
+    static constexpr int kMinusInfinity = 0xff800000;
+    __device__ static void unpack(int word, float* x) { x[0] = __int_as_float(word); }
+};
+template <>
+struct Word<__nv_bfloat16> {
+    static constexpr int kMinusInfinity = 0xff80ff80;
+    __device__ static void unpack(int word, float* x) { x[0] = __int_as_float(word << 16), x[1] = __int_as_float(word & 0xffff0000); }
+};
+template <>
+struct Word<__half> {
+    static constexpr int kMinusInfinity = 0xfc00fc00;
+    __device__ static void unpack(int word, float* x) {
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
+        x[0] = pair.x, x[1] = pair.y;
+    }
+};
+
+__device__ float exp_base_2(float x) {  // exp2f without its care for denormal results
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// 0 at the maximum exactly; NaN for NaN and +inf.
+__device__ float exponent(float x, float max) { return (x - (max > minus_infinity() ? max : 0.0f)) * kLog2E; }
+
+struct Max {
+    template <typename T>
+    __device__ T operator()(T a, T b) const { return a > b ? a : b; }
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Sum {
+    template <typename T>
+    __device__ T operator()(T a, T b) const { return a + b; }
+};
+// The combination of every lane's value, given to every lane, always in the same order.
+template <typename Combine, typename T>
+__device__ T over_warp(T value) {
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) value = Combine{}(value, __shfl_xor_sync(kAll, value, lane));
     return value;
 }
 
-// One chunk of a row as float32 in registers; entries past the row's end and banned ones are -inf.
-template <typename T>
-struct Chunk {
-    static constexpr int kVector = 16 / sizeof(T);  // entries in one 16-byte load
-    float x[kPerThread];
+__device__ float temperature_of(const RowStatisticsArguments& a, int64_t row) { return a.temperature ? a.temperature[row] : 0.0f; }
+__device__ float scale_of(float temperature) { return fminf(__fdividef(1.0f, temperature), 1e30f); }  // finite, so that 0 * scale is 0
 
-    __device__ static int index(int j) { return (j / kVector * kThreads + threadIdx.x) * kVector + j % kVector; }
+// One chunk of a row as float32 in registers; -inf past the row's end. kAligned: every row starts at a multiple of 16 bytes and ends at
+// one, so that a load of 16 bytes is either inside the row or outside it.
+template <typename T, bool kAligned>
+struct Chunk {
+    static constexpr int kVector = kAligned ? 16 / sizeof(T) : 1;  // entries in one load
+    float x[kPerLane];
+
+    __device__ static int index(int j) { return (j / kVector * kWarp + threadIdx.x) * kVector + j % kVector; }
 
     __device__ Chunk(const RowStatisticsArguments& a, int64_t row, int64_t chunk) {
-        const int64_t begin = chunk * kChunk;
+        const int64_t begin = chunk * kChunk + threadIdx.x * kVector;
         const T* source = static_cast<const T*>(a.logits) + row * a.row_stride + begin;
-        const int64_t left = a.vocabulary - begin;
-        const int n = left < kChunk ? static_cast<int>(left) : kChunk;
-        if (n == kChunk && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
+        const int left = static_cast<int>(min(a.vocabulary - begin, static_cast<int64_t>(kChunk)));
 #pragma unroll
-            for (int j = 0; j < kPerThread; j += kVector) {
-                const int4 bits = __ldg(reinterpret_cast<const int4*>(source + index(j)));
-                const T* entry = reinterpret_cast<const T*>(&bits);
-#pragma unroll
-                for (int k = 0; k < kVector; ++k) x[j + k] = widen(entry[k]);
+        for (int j = 0; j < kPerLane; j += kVector) {
+            const bool inside = j * kWarp < left;
+            if constexpr (kAligned) {
+                constexpr int fill = Word<T>::kMinusInfinity, per_word = kVector / 4;
+                const int4 words = inside ? __ldg(reinterpret_cast<const int4*>(source + j * kWarp)) : int4{fill, fill, fill, fill};
+                Word<T>::unpack(words.x, x + j), Word<T>::unpack(words.y, x + j + per_word);
+                Word<T>::unpack(words.z, x + j + 2 * per_word), Word<T>::unpack(words.w, x + j + 3 * per_word);
+            } else {
+                x[j] = inside ? widen(source[j * kWarp]) : minus_infinity();
             }
-        } else {
-#pragma unroll
-            for (int j = 0; j < kPerThread; ++j) x[j] = index(j) < n ? widen(source[index(j)]) : minus_infinity();
         }
-        for (int64_t b = 0; b < a.banned_count; ++b) {
-            const int64_t banned = a.banned[b] - begin;
-            if (banned < 0 || banned >= kChunk) continue;
+    }
+
+    // Sets the entry at a position of the chunk to -inf.
+    __device__ void exclude(int position) {
+        if (position / kVector % kWarp != threadIdx.x) return;
+        const int wanted = position / (kVector * kWarp) * kVector + position % kVector;
 #pragma unroll
-            for (int j = 0; j < kPerThread; ++j)
-                if (index(j) == banned) x[j] = minus_infinity();
+        for (int j = 0; j < kPerLane; ++j)
+            if (j == wanted) x[j] = minus_infinity();
+    }
+
+    __device__ void ban(const RowStatisticsArguments& a, int64_t chunk) {
+#pragma unroll 1
+        for (int64_t b = 0; b < a.banned_count; ++b)
+            if (a.banned[b] / kChunk == chunk) exclude(static_cast<int>(a.banned[b] % kChunk));
+    }
+
+    // The first position of the chunk that holds `value`, or kChunk.
+    __device__ int find(float value) const {
+        int found = kPerLane;
+#pragma unroll
+        for (int j = kPerLane - 1; j >= 0; --j)
+            if (x[j] == value) found = j;
+        return -over_warp<Max>(found < kPerLane ? -index(found) : -kChunk);
+    }
+
+    __device__ float max() const {
+        float result = x[0];
+#pragma unroll
+        for (int j = 1; j < kPerLane; ++j) result = fmaxf(result, x[j]);
+        return over_warp<Max>(result);
+    }
+
+    // The lane's sum of f(x), eight at a time: a running float32 sum of many equal terms errs to the same side at every step.
+    template <typename F>
+    __device__ float sum(const F& f) const {
+        float total = 0;
+#pragma unroll
+        for (int j = 0; j < kPerLane; j += 8) {
+            float part = f(x[j]);
+#pragma unroll
+            for (int k = 1; k < 8; ++k) part += f(x[j + k]);
+            total = j == 0 ? part : total + part;
         }
+        return total;
+    }
+
+    __device__ Partial summary(float temperature) const {
+        const float max = this->max();
+        const float total = over_warp<Sum>(sum([&](float v) { return exp_base_2(exponent(v, max)); }));
+        const float weighted = over_warp<Sum>(sum([&](float v) {
+            const float z = exponent(v, max);
+            return fmaxf(z, kLowest) * exp_base_2(z);
+        }));
+        float tempered = total;
+        if (temperature > 0 && temperature != 1) {
+            const float scale = scale_of(temperature);
+            tempered = over_warp<Sum>(sum([&](float v) { return exp_base_2(exponent(v, max) * scale); }));
+        }
+        return {max, total, weighted * kLn2, tempered};
     }
 };
 
-__device__ float temperature_of(const RowStatisticsArguments& a, int64_t row) { return a.temperature ? a.temperature[row] : 0.0f; }
-__device__ float scale_of(float temperature) { return fminf(1.0f / temperature, 1e30f); }
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads) summarise(RowStatisticsArguments a, int64_t chunks, Partial* partial) {
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kWarp) summarise(RowStatisticsArguments a, unsigned chunks, Partial* partials) {
     const int64_t row = blockIdx.x / chunks;
-    const Chunk<T> chunk(a, row, blockIdx.x % chunks);
-    TopTwo top{minus_infinity(), minus_infinity()};
-    bool bad = false;
-#pragma unroll
-    for (int j = 0; j < kPerThread; ++j) {
-        bad |= !(chunk.x[j] < -minus_infinity());  // NaN or +inf
-        top = {fmaxf(top.max, chunk.x[j]), fmaxf(top.second, fminf(top.max, chunk.x[j]))};
-    }
-    const bool any_bad = __syncthreads_or(bad);
-    top = reduce_block(top);
-
-    const float temperature = temperature_of(a, row), shift = top.max > minus_infinity() ? top.max : 0.0f;
-    Sums sums{0, 0, 0};
-#pragma unroll
-    for (int j = 0; j < kPerThread; ++j) {
-        const float z = fmaxf(chunk.x[j] - shift, kLowest), e = __expf(z);  // -inf: e is 0 and z finite, so z e is 0
-        sums.sum += e;
-        sums.weighted += z * e;
-    }
-    if (temperature > 0) {
-        const float scale = scale_of(temperature);
-#pragma unroll
-        for (int j = 0; j < kPerThread; ++j) sums.tempered += __expf((chunk.x[j] - shift) * scale);
-    }
-    sums = reduce_block(sums);
-    if (threadIdx.x == 0) partial[blockIdx.x] = {any_bad ? nan() : top.max, top.second, sums.sum, sums.weighted, sums.tempered};
+    const Partial partial = Chunk<T, kAligned>(a, row, blockIdx.x % chunks).summary(temperature_of(a, row));
+    if (threadIdx.x == 0) partials[blockIdx.x] = partial;
 }
 
-// Sum over the threads before this one, and over all.
-__device__ double scan_block(double value, double* total) {
-    __shared__ double per_warp[kWarps];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    double inclusive = value;
-    for (int step = 1; step < 32; step *= 2) {
-        const double below = __shfl_up_sync(~0u, inclusive, step);
-        if (lane >= step) inclusive += below;
-    }
-    if (lane == 31) per_warp[warp] = inclusive;
-    __syncthreads();
-    double before = inclusive - value, all = 0;
-    for (int w = 0; w < kWarps; ++w) {
-        if (w < warp) before += per_warp[w];
-        all += per_warp[w];
-    }
-    __syncthreads();
-    *total = all;
-    return before;
-}
+// Finds the first unit that takes a running sum of weights above a threshold, and the sum ahead of it. Where rounding leaves the sum
+// short of the threshold, that is the last unit with a positive weight; one of weight 0 is never chosen.
+struct Walk {
+    double threshold;
+    double sum = 0;
+    int64_t unit = 0;
+    double before = 0;
+    bool done = false;
 
-// The smallest candidate of the block, or, where rounding left none, the largest index with a positive weight.
-__device__ int64_t choose(int64_t candidate, int64_t last_positive) {
-    const int64_t none = INT64_MAX;  // no thread has a candidate
-    const int64_t first = reduce_block(candidate);
-    const int64_t last = -reduce_block(-last_positive);
-    return first != none ? first : last;
-}
-
-template <typename T>
-__device__ void draw(const RowStatisticsArguments& a, int64_t row, int64_t chunks, const Partial* partial, float row_max, float temperature) {
-    const float scale = scale_of(temperature);
-    const auto weight = [&](int64_t c) {
-        return c < chunks && partial[c].max > minus_infinity() ? exp(static_cast<double>(partial[c].max - row_max) * scale) * partial[c].tempered : 0.0;
-    };
-    // A thread owns a run of neighbouring chunks, so that an ordered scan over threads is an ordered scan over chunks.
-    const int64_t run = (chunks + kThreads - 1) / kThreads, begin = threadIdx.x * run;
-    double mine = 0, total;
-    for (int64_t c = begin; c < begin + run; ++c) mine += weight(c);
-    double before = scan_block(mine, &total);
-    const double threshold = a.uniform[row] * total;
-    __shared__ double chosen_before;
-    int64_t candidate = INT64_MAX, last_positive = -1;
-    double cumulative = before;
-    for (int64_t c = begin; c < begin + run; ++c) {
-        const double w = weight(c);
-        if (w > 0) last_positive = c;
-        if (w > 0 && candidate == INT64_MAX && cumulative + w > threshold) candidate = c;
-        cumulative += w;
-    }
-    const int64_t chosen = choose(candidate, last_positive);
-    cumulative = before;
-    for (int64_t c = begin; c < begin + run; ++c) {
-        if (c == chosen) chosen_before = cumulative;
-        cumulative += weight(c);
-    }
-    __syncthreads();
-
-    // The same walk inside the chunk, through shared memory so that a thread owns neighbouring entries.
-    __shared__ float terms[kChunk];
-    const Chunk<T> chunk(a, row, chosen);
-    const float chunk_max = partial[chosen].max;
+    // The warp's next 32 units, from `base`, one per lane.
+    __device__ void step(int64_t base, double weight) {
+        const int lane = threadIdx.x;
+        double inclusive = weight;
 #pragma unroll
-    for (int j = 0; j < kPerThread; ++j) terms[Chunk<T>::index(j)] = __expf((chunk.x[j] - chunk_max) * scale);
-    __syncthreads();
-    const double local_threshold = (threshold - chosen_before) * exp(static_cast<double>(row_max - chunk_max) * scale);
-    const int first = threadIdx.x * kPerThread;
-    mine = 0;
-    for (int i = first; i < first + kPerThread; ++i) mine += terms[i];
-    double chunk_total;
-    cumulative = scan_block(mine, &chunk_total);
-    candidate = INT64_MAX;
-    last_positive = -1;
-    for (int i = first; i < first + kPerThread; ++i) {
-        if (terms[i] > 0) last_positive = i;
-        if (terms[i] > 0 && candidate == INT64_MAX && cumulative + terms[i] > local_threshold) candidate = i;
-        cumulative += terms[i];
-    }
-    const int64_t index = choose(candidate, last_positive), token = chosen * kChunk + index;
-    if (threadIdx.x == 0) {
-        const float x = widen(static_cast<const T*>(a.logits)[row * a.row_stride + token]);
-        a.token[row] = token;
-        a.logprob[row] = static_cast<float>(static_cast<double>(x - row_max) * scale - log(total));
-    }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads) finish(RowStatisticsArguments a, int64_t chunks, const Partial* partials) {
-    const int64_t row = blockIdx.x;
-    const Partial* partial = partials + row * chunks;
-    TopTwo top{minus_infinity(), minus_infinity()};
-    bool bad = false;
-    for (int64_t c = threadIdx.x; c < chunks; c += kThreads) {
-        bad |= isnan(partial[c].max);
-        top = combine(top, TopTwo{partial[c].max, partial[c].second});
-    }
-    bad = __syncthreads_or(bad);
-    top = reduce_block(top);
-    if (bad || !(top.max > minus_infinity())) {
-        if (threadIdx.x == 0) {
-            a.valid[row] = false;
-            a.token[row] = -1;
-            a.logprob[row] = a.entropy[row] = a.top1[row] = a.top2[row] = a.lse[row] = nan();
+        for (int width = 1; width < kWarp; width *= 2) {
+            const double below = __shfl_up_sync(kAll, inclusive, width);
+            if (lane >= width) inclusive += below;
         }
-        return;
+        const unsigned positive = __ballot_sync(kAll, weight > 0);
+        const unsigned above = __ballot_sync(kAll, weight > 0 && sum + inclusive > threshold);
+        if (positive != 0) {
+            const int chosen = above != 0 ? __ffs(above) - 1 : kWarp - 1 - __clz(positive);
+            unit = base + chosen;
+            before = sum + __shfl_sync(kAll, inclusive - weight, chosen);
+        }
+        done = above != 0;
+        sum += __shfl_sync(kAll, inclusive, kWarp - 1);
     }
-    Sums sums{0, 0, 0};
-    int64_t argmax_chunk = INT64_MAX;
-    for (int64_t c = threadIdx.x; c < chunks; c += kThreads) {
-        const Partial p = partial[c];
-        if (p.max == top.max && argmax_chunk == INT64_MAX) argmax_chunk = c;
-        const float gap = fmaxf(p.max - top.max, kLowest), factor = expf(gap);
-        sums.sum += factor * p.sum;
-        sums.weighted += factor * (p.weighted + gap * p.sum);
-    }
-    sums = reduce_block(sums);
-    argmax_chunk = reduce_block(argmax_chunk);
-    const float log_sum = logf(sums.sum);
-    if (threadIdx.x == 0) {
-        a.valid[row] = true;
-        a.entropy[row] = fmaxf(0.0f, log_sum - sums.weighted / sums.sum);
-        a.top1[row] = 1.0f / sums.sum;
-        a.top2[row] = expf(top.second - top.max) / sums.sum;
-        a.lse[row] = top.max + log_sum;
-    }
-    const float temperature = temperature_of(a, row);
-    if (temperature > 0) {
-        draw<T>(a, row, chunks, partial, top.max, temperature);
-        return;
-    }
-    const Chunk<T> chunk(a, row, argmax_chunk);
-    int64_t index = INT64_MAX;
+};
+
+struct Draw {
+    int64_t token;
+    float logprob;
+};
+
+template <typename T, bool kAligned>
+__device__ Draw draw(const RowStatisticsArguments& a, int64_t row, unsigned chunks, const Partial* partials, float row_max, float temperature) {
+    const float scale = scale_of(temperature);
+    const auto factor = [&](unsigned c) { return exp_base_2(exponent(partials[c].max, row_max) * scale); };
+    const auto weight = [&](unsigned c) { return c < chunks ? static_cast<double>(factor(c)) * partials[c].tempered : 0.0; };
+    double total = 0;
+    for (unsigned c = threadIdx.x; c < chunks; c += kWarp) total += weight(c);
+    total = over_warp<Sum>(total);
+
+    Walk over_chunks{a.uniform[row] * total};
+    for (unsigned c = 0; c < chunks && !over_chunks.done; c += kWarp) over_chunks.step(c, weight(c + threadIdx.x));
+    const unsigned chosen = static_cast<unsigned>(over_chunks.unit);
+
+    // Inside the chunk weights are relative to its own maximum: none that stage 1 counted is lost to underflow. They go through shared
+    // memory, so that a lane sums neighbouring entries; a gap after every 32 keeps the lanes out of each other's banks.
+    __shared__ float terms[kChunk + kChunk / kWarp];
+    const auto term = [&](int i) { return terms + i + i / kWarp; };
+    const float chunk_max = partials[chosen].max;
+    Chunk<T, kAligned> chunk(a, row, chosen);
+    chunk.ban(a, chosen);
+    constexpr int kVector = Chunk<T, kAligned>::kVector;
+    float* mine = term(chunk.index(0));
 #pragma unroll
-    for (int j = kPerThread - 1; j >= 0; --j)
-        if (chunk.x[j] == top.max) index = Chunk<T>::index(j);
-    index = reduce_block(index);
-    if (threadIdx.x == 0) {
-        a.token[row] = argmax_chunk * kChunk + index;
-        a.logprob[row] = -log_sum;
+    for (int j = 0; j < kPerLane; ++j)
+        mine[j / kVector * kVector * (kWarp + 1) + j % kVector] = exp_base_2(exponent(chunk.x[j], chunk_max) * scale);
+    __syncwarp();
+    float sum = 0;
+#pragma unroll 4
+    for (int i = 0; i < kPerLane; ++i) sum += *term(threadIdx.x * kPerLane + i);
+    Walk over_lanes{(over_chunks.threshold - over_chunks.before) / factor(chosen)};
+    over_lanes.step(0, sum);
+    Walk over_entries{over_lanes.threshold - over_lanes.before};
+    const int first = static_cast<int>(over_lanes.unit) * kPerLane;
+    for (int i = first; i < first + kPerLane && !over_entries.done; i += kWarp) over_entries.step(i, *term(i + threadIdx.x));
+    const int64_t token = chosen * int64_t{kChunk} + over_entries.unit;
+    const float x = widen(static_cast<const T*>(a.logits)[row * a.row_stride + token]);
+    return {token, (x - row_max) * scale - logf(static_cast<float>(total))};
+}
+
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kWarp, 16) finish(RowStatisticsArguments a, unsigned chunks, Partial* all_partials) {
+    const int64_t row = blockIdx.x;
+    Partial* partials = all_partials + row * chunks;
+    const float temperature = temperature_of(a, row);
+    for (int64_t b = 0; b < a.banned_count; ++b) {
+        const int64_t c = a.banned[b] / kChunk;
+        Chunk<T, kAligned> chunk(a, row, c);
+        chunk.ban(a, c);
+        const Partial partial = chunk.summary(temperature);
+        if (threadIdx.x == 0) partials[c] = partial;
     }
+    __syncwarp();
+
+    float row_max = minus_infinity();
+#pragma unroll 1
+    for (unsigned c = threadIdx.x; c < chunks; c += kWarp) row_max = fmaxf(row_max, partials[c].max);
+    row_max = over_warp<Max>(row_max);
+    float sum = 0, weighted = 0, second = minus_infinity();
+    int argmax_chunk = -1;  // the first, so the largest of the negated numbers
+#pragma unroll 1
+    for (unsigned c = threadIdx.x; c < chunks; c += kWarp) {
+        const Partial p = partials[c];
+        const float gap = exponent(p.max, row_max), factor = exp_base_2(gap);
+        sum += factor * p.sum;
+        weighted += factor * (p.weighted + fmaxf(gap, kLowest) * kLn2 * p.sum);
+        if (p.max == row_max && argmax_chunk < 0) argmax_chunk = static_cast<int>(c);
+    }
+    sum = over_warp<Sum>(sum);
+    weighted = over_warp<Sum>(weighted);
+    argmax_chunk = -over_warp<Max>(argmax_chunk < 0 ? -INT32_MAX : -argmax_chunk);
+
+    Draw chosen{-1, __int_as_float(0x7fc00000)};
+    float entropy = chosen.logprob, top1 = entropy, top2 = entropy, lse = entropy;
+    const bool valid = sum > 0;  // a NaN or +inf anywhere made it NaN; without a finite logit it is 0
+    if (valid) {
+        const float log_sum = logf(sum);
+        entropy = fmaxf(0.0f, log_sum - weighted / sum);
+        top1 = 1.0f / sum;
+        lse = row_max + log_sum;
+        Chunk<T, kAligned> chunk(a, row, argmax_chunk);
+        chunk.ban(a, argmax_chunk);
+        const int index = chunk.find(row_max);
+        chunk.exclude(index);
+#pragma unroll 1
+        for (unsigned c = threadIdx.x; c < chunks; c += kWarp)
+            if (c != static_cast<unsigned>(argmax_chunk)) second = fmaxf(second, partials[c].max);
+        second = fmaxf(over_warp<Max>(second), chunk.max());
+        top2 = exp_base_2(exponent(second, row_max)) / sum;
+        chosen = temperature > 0 ? draw<T, kAligned>(a, row, chunks, partials, row_max, temperature)
+                                 : Draw{argmax_chunk * int64_t{kChunk} + index, -log_sum};
+    }
+    if (threadIdx.x != 0) return;
+    a.token[row] = chosen.token;
+    a.logprob[row] = chosen.logprob;
+    a.entropy[row] = entropy;
+    a.top1[row] = top1;
+    a.top2[row] = top2;
+    a.lse[row] = lse;
+    a.valid[row] = valid;
 }
 
 void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) throw std::runtime_error(std::string("row_statistics: ") + what + ": " + cudaGetErrorString(status));
 }
 
-template <typename T>
-void launch(const RowStatisticsArguments& a, Partial* partial, cudaStream_t stream) {
+int64_t chunks_of(int64_t vocabulary) { return (vocabulary + kChunk - 1) / kChunk; }
+
+template <typename T, bool kAligned>
+void launch(const RowStatisticsArguments& a, Partial* partials, cudaStream_t stream) {
     // Rows go in batches: the grid has at most 2^31 - 1 blocks.
-    const int64_t chunks = (a.vocabulary + kChunk - 1) / kChunk, batch = ((int64_t{1} << 31) - 1) / chunks;
+    const int64_t chunks = chunks_of(a.vocabulary), batch = ((int64_t{1} << 31) - 1) / chunks;
     for (int64_t first = 0; first < a.rows; first += batch) {
         RowStatisticsArguments part = a;
         part.rows = std::min(batch, a.rows - first);
@@ -288,26 +339,34 @@ void launch(const RowStatisticsArguments& a, Partial* partial, cudaStream_t stre
                                                       &RowStatisticsArguments::top1, &RowStatisticsArguments::top2,
                                                       &RowStatisticsArguments::lse})
             part.*field += first;
-        summarise<T><<<static_cast<unsigned>(part.rows * chunks), kThreads, 0, stream>>>(part, chunks, partial + first * chunks);
-        finish<T><<<static_cast<unsigned>(part.rows), kThreads, 0, stream>>>(part, chunks, partial + first * chunks);
+        const auto width = static_cast<unsigned>(chunks);
+        summarise<T, kAligned><<<static_cast<unsigned>(part.rows * chunks), kWarp, 0, stream>>>(part, width, partials + first * chunks);
+        finish<T, kAligned><<<static_cast<unsigned>(part.rows), kWarp, 0, stream>>>(part, width, partials + first * chunks);
     }
     check(cudaGetLastError(), "launch");
+}
+
+template <typename T>
+void choose_and_launch(const RowStatisticsArguments& a, Partial* partials, cudaStream_t stream) {
+    constexpr int64_t vector = 16 / sizeof(T);
+    const bool aligned = reinterpret_cast<uintptr_t>(a.logits) % 16 == 0 && a.row_stride % vector == 0 && a.vocabulary % vector == 0;
+    aligned ? launch<T, true>(a, partials, stream) : launch<T, false>(a, partials, stream);
 }
 
 }  // namespace
 
 int64_t row_statistics_cuda_workspace(int64_t rows, int64_t vocabulary) {
-    return rows * ((vocabulary + kChunk - 1) / kChunk) * static_cast<int64_t>(sizeof(Partial));
+    return rows * chunks_of(vocabulary) * static_cast<int64_t>(sizeof(Partial));
 }
 
 void row_statistics_cuda(const RowStatisticsArguments& a, void* workspace, int device, void* stream) {
     check(cudaSetDevice(device), "device");
-    const auto partial = static_cast<Partial*>(workspace);
+    const auto partials = static_cast<Partial*>(workspace);
     const auto queue = static_cast<cudaStream_t>(stream);
     switch (a.dtype) {
-        case Dtype::float32: return launch<float>(a, partial, queue);
-        case Dtype::bfloat16: return launch<__nv_bfloat16>(a, partial, queue);
-        case Dtype::float16: return launch<__half>(a, partial, queue);
+        case Dtype::float32: return choose_and_launch<float>(a, partials, queue);
+        case Dtype::bfloat16: return choose_and_launch<__nv_bfloat16>(a, partials, queue);
+        case Dtype::float16: return choose_and_launch<__half>(a, partials, queue);
     }
     throw std::invalid_argument("row_statistics: unknown dtype");
 }

@@ -1,7 +1,7 @@
 // Row statistics of a matrix of logits: the argument block shared by the CPU and the CUDA implementation.
 // The contract (every output, ties, NaN, -inf, banned ids) is the docstring of diffpo_kernels/row_statistics/__init__.py.
 //
-// Both split each row into chunks of kChunk columns. Stage 1 reads the logits once and leaves one Partial per (row, chunk); stage 2
+// Both split each row into chunks of columns. Stage 1 reads the logits once and leaves one Partial per (row, chunk); stage 2
 // merges a row's partials in chunk order, then reads one chunk again to find the argmax or to finish the draw. Splitting by chunk and
 // not by thread makes the result independent of the number of threads.
 #pragma once
@@ -11,16 +11,6 @@
 namespace diffpo {
 
 enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
-
-constexpr int kChunk = 4096;  // 16 KB in float32: a CPU chunk stays in L1 between its two passes
-
-struct Partial {
-    float max;          // of the chunk; -inf if it has no finite entry, NaN if it holds one
-    float second;       // second largest, equal to max on a tie
-    float sum;          // sum of exp(x - max)
-    float weighted;     // sum of (x - max) exp(x - max)
-    float tempered;     // sum of exp((x - max) / T); unset where T = 0
-};
 
 struct RowStatisticsArguments {
     const void* logits;

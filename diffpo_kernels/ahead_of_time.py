@@ -1,6 +1,11 @@
-"""One kernel and one way of launching it, for ahead-of-time compilation: what tests/aot compiles, measures and puts into the table."""
+"""One kernel and one way of launching it, for ahead-of-time compilation: what tests/aot compiles, measures and puts into the table.
 
+`python -m diffpo_kernels.ahead_of_time [--out FILE]` prints that table, without a GPU and without a driver.
+"""
+
+import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -24,3 +29,16 @@ class AotCase:
     max_registers: int = 128
     max_shared: int = 48 * 1024
     divisible: tuple[str, ...] = field(default=())
+
+
+def main() -> None:
+    """Compile every kernel for every architecture, print the table, and keep it as JSON where `--out` says."""
+    from diffpo_kernels import resource_usage  # which imports AotCase from here
+
+    parser = argparse.ArgumentParser(prog="python -m diffpo_kernels.ahead_of_time", description=main.__doc__)
+    parser.add_argument("--out", type=Path, help="JSON file, such as benchmarks/results/aot/<name>.json")
+    resource_usage.report(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ import torch
 BACKENDS = ("reference", "native", "triton", "cuda")
 
 _IMPLEMENTED: dict[str, tuple[str, ...]] = {
-    "row_statistics": ("reference", "native", "cuda"),
+    "row_statistics": ("reference", "native", "triton", "cuda"),
     "entropy_bounded_commit_": ("reference", "native", "triton", "cuda"),
     "linear_logprob": ("reference",),
     "surrogate_loss": ("reference", "native", "triton"),
@@ -35,6 +35,11 @@ OPERATORS = tuple(_IMPLEMENTED)
 
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
 _DEVICE_OF = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
+
+
+def implementations(operator: str) -> tuple[str, ...]:
+    """The backends written for `operator`, whether or not they can run here."""
+    return _IMPLEMENTED[operator]
 
 
 @torch.compiler.assume_constant_result  # a compiled graph keeps the choice made while it was traced

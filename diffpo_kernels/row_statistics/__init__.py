@@ -54,7 +54,7 @@ def row_statistics(
         uniform: [N] float32 or float64 in [0, 1), one number per row; rows with T = 0 ignore theirs. Needed where T > 0; with a
             temperature tensor on a device other than the CPU it is always needed, so that the host does not have to look.
         banned_ids: token ids excluded from everything (the mask token).
-        backend: None (fastest available), "reference", "native" or "cuda".
+        backend: None (fastest available), "reference", "native", "triton" or "cuda".
 
     Returns:
         RowStatistics: token int64, valid bool, the rest float32, all [N] on the device of `logits`. Not differentiable.
@@ -71,10 +71,9 @@ def row_statistics(
     banned = validation.check_token_ids("banned_ids", banned_ids, vocabulary)
 
     chosen = backends.select("row_statistics", logits.device, backend)
-    implementation = (
-        reference if chosen == "reference" else compiled
-    )  # "native" and "cuda" differ by the tensors' device alone
-    return RowStatistics(*implementation.row_statistics(logits, temperature, uniform, banned))
+    if chosen == "reference":
+        return RowStatistics(*reference.row_statistics(logits, temperature, uniform, banned))
+    return RowStatistics(*compiled.row_statistics(logits, temperature, uniform, banned, chosen))
 
 
 def _check_uniform(uniform: Tensor | None, temperature: float | Tensor, rows: int, device: torch.device) -> None:

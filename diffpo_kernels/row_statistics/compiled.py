@@ -1,5 +1,7 @@
-"""row_statistics in C++ (CPU tensors) and CUDA (GPU tensors), registered with torch so that torch.compile treats it as one operator."""
+"""The compiled backends of row_statistics, registered with torch as one operator, so that torch.compile takes it as it is."""
 
+import contextlib
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,15 +15,15 @@ _OPERATOR = "diffpo_kernels::row_statistics"
 
 torch.library.define(
     _OPERATOR,
-    "(Tensor logits, Tensor? temperature, Tensor? uniform, int[] banned)"
+    "(Tensor logits, Tensor? temperature, Tensor? uniform, int[] banned, str backend)"
     " -> (Tensor token, Tensor logprob, Tensor entropy, Tensor top1, Tensor top2, Tensor lse, Tensor valid)",
 )
 
 
 def row_statistics(
-    logits_NV: Tensor, temperature: float | Tensor, uniform_N: Tensor | None, banned: tuple[int, ...]
+    logits_NV: Tensor, temperature: float | Tensor, uniform_N: Tensor | None, banned: tuple[int, ...], backend: str
 ) -> tuple[Tensor, ...]:
-    """See the contract in the package; the arguments are checked already."""
+    """See the contract in the package; the arguments are checked already. backend: "native", "triton" or "cuda"."""
     if uniform_N is None or (isinstance(temperature, float) and temperature == 0):  # then T = 0 in every row
         temperature_N = uniform_N = None
     else:
@@ -29,7 +31,7 @@ def row_statistics(
         uniform_N = uniform_N.double().contiguous()
     if logits_NV.stride(1) != 1:  # rows may be strided, columns may not
         logits_NV = logits_NV.contiguous()
-    return torch.ops.diffpo_kernels.row_statistics(logits_NV, temperature_N, uniform_N, banned)
+    return torch.ops.diffpo_kernels.row_statistics(logits_NV, temperature_N, uniform_N, banned, backend)
 
 
 @torch.library.register_fake(_OPERATOR)
@@ -42,36 +44,65 @@ def _outputs(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.impl(_OPERATOR, "CPU")
-def _on_cpu(
-    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned: Sequence[int]
+@torch.library.impl(_OPERATOR, ("CPU", "CUDA"))
+def _run(
+    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned: Sequence[int], backend: str
 ) -> tuple[Tensor, ...]:
     outputs = _outputs(logits)
-    backends.native_module().row_statistics_cpu(
-        *_inputs(logits, temperature, uniform), banned, [out.data_ptr() for out in outputs], torch.get_num_threads()
-    )
+    with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
+        if backend == "native":
+            threads = torch.get_num_threads()
+            addresses = _inputs(logits, temperature, uniform)
+            backends.native_module().row_statistics_cpu(*addresses, banned, _addresses(outputs), threads)
+        elif backend == "triton":
+            # Not at the top: importing the package must not import triton.
+            from diffpo_kernels.row_statistics import triton_kernels
+
+            banned_ids = _banned_ids(tuple(banned), logits.device)
+            triton_kernels.row_statistics(logits, temperature, uniform, banned_ids, outputs)
+        else:
+            _run_cuda(logits, temperature, uniform, _banned_ids(tuple(banned), logits.device), outputs)
     return outputs
 
 
-@torch.library.impl(_OPERATOR, "CUDA")
-def _on_cuda(
-    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned: Sequence[int]
-) -> tuple[Tensor, ...]:
+def _run_cuda(
+    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned_ids: Tensor, outputs: tuple[Tensor, ...]
+) -> None:
     native, device = backends.native_module(), logits.device
-    outputs = _outputs(logits)
-    with torch.cuda.device(device):
-        banned_ids = torch.tensor(banned, dtype=torch.int64).to(device, non_blocking=True)
-        workspace = torch.empty(native.row_statistics_cuda_workspace(*logits.shape), dtype=torch.uint8, device=device)
-        native.row_statistics_cuda(
-            *_inputs(logits, temperature, uniform),
-            banned_ids.data_ptr(),
-            len(banned),
-            [out.data_ptr() for out in outputs],
-            workspace.data_ptr(),
-            device.index,
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return outputs
+    workspace = torch.empty(native.row_statistics_cuda_workspace(*logits.shape), dtype=torch.uint8, device=device)
+    native.row_statistics_cuda(
+        *_inputs(logits, temperature, uniform),
+        banned_ids.data_ptr(),
+        len(banned_ids),
+        _addresses(outputs),
+        workspace.data_ptr(),
+        device.index,
+        torch.cuda.current_stream().cuda_stream,
+    )
+
+
+def _banned_ids(banned: tuple[int, ...], device: torch.device) -> Tensor:
+    """The ids as int64 on `device`, without the host waiting, and without a copy that a CUDA graph would refuse to capture.
+
+    They are kept per stream, which orders their first use after their making. A graph under capture gets its own, made at each replay.
+    """
+    if device.type != "cuda":
+        return torch.tensor(banned, dtype=torch.int64)
+    if torch.cuda.is_current_stream_capturing():
+        return _filled(banned, device)
+    return _kept_ids(banned, device, torch.cuda.current_stream().cuda_stream)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_ids(banned: tuple[int, ...], device: torch.device, _stream: int) -> Tensor:
+    return _filled(banned, device)
+
+
+def _filled(banned: tuple[int, ...], device: torch.device) -> Tensor:
+    ids = torch.empty(len(banned), dtype=torch.int64, device=device)
+    for position, token in enumerate(banned):
+        ids[position].fill_(token)
+    return ids
 
 
 def _inputs(logits: Tensor, temperature: Tensor | None, uniform: Tensor | None) -> tuple[int, ...]:
@@ -85,3 +116,7 @@ def _inputs(logits: Tensor, temperature: Tensor | None, uniform: Tensor | None) 
         0 if temperature is None else temperature.data_ptr(),
         0 if uniform is None else uniform.data_ptr(),
     )
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

@@ -40,12 +40,3 @@ def _poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=["reference", "native"])
-def cpu_backend(request: pytest.FixtureRequest) -> str:
-    """Each CPU backend in turn; skipped, with the reason, where it is not available."""
-    reason = backends.unavailable_reason("row_statistics", request.param, "cpu")
-    if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return request.param
