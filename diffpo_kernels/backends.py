@@ -28,7 +28,7 @@ BACKENDS = ("reference", "native", "triton", "cuda")
 _IMPLEMENTED: dict[str, tuple[str, ...]] = {
     "row_statistics": ("reference", "native", "cuda"),
     "entropy_bounded_commit_": ("reference",),
-    "linear_logprob": ("reference",),
+    "linear_logprob": ("reference", "native", "triton"),
     "surrogate_loss": ("reference",),
 }
 OPERATORS = tuple(_IMPLEMENTED)
