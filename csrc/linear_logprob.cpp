@@ -42,8 +42,8 @@ public:
         banned_end_ = std::lower_bound(banned_, end, a.first_column + begin_ + n_);
     }
 
-    // In float32 with the bias, banned columns at -inf, padded with -inf to a multiple of kLanes.
-    void read(int64_t row) {
+    // In float32 with the bias, padded with -inf to a multiple of kLanes.
+    float* read(int64_t row) {
         const int64_t offset = row * a_.columns + begin_;
         if (a_.dtype == Dtype::float32) {
             std::memcpy(x_, static_cast<const float*>(a_.logits) + offset, n_ * sizeof(float));
@@ -52,10 +52,18 @@ public:
             const auto widen = a_.dtype == Dtype::bfloat16 ? k.widen_bfloat16 : k.widen_float16;
             widen(static_cast<const uint16_t*>(a_.logits) + offset, n_, x_);
         }
-        if (a_.bias)
+        if (a_.bias) {
             for (int i = 0; i < n_; ++i) x_[i] += a_.bias[begin_ + i];
-        fill_banned(kMinusInfinity);
+            fill_banned(kMinusInfinity);
+        }
         std::fill(x_ + n_, x_ + size(), kMinusInfinity);
+        return x_;
+    }
+
+    // As `read`, without the copy where the logits are already what it would give; to be read only.
+    const float* view(int64_t row) {
+        const bool as_stored = a_.dtype == Dtype::float32 && !a_.bias && n_ % kLanes == 0;
+        return as_stored ? static_cast<const float*>(a_.logits) + row * a_.columns + begin_ : read(row);
     }
 
     void write(int64_t row) const {
@@ -76,13 +84,12 @@ public:
         for (int i = 0; i < n_; ++i) row[begin_ + i] += x_[i];
     }
 
-    // The entry of a token, or null where the tile does not hold it.
-    float* find(int64_t token) {
+    // Where a token stands, or -1 if the tile does not hold it.
+    int64_t find(int64_t token) const {
         const int64_t i = token - a_.first_column - begin_;
-        return i >= 0 && i < n_ ? x_ + i : nullptr;
+        return i >= 0 && i < n_ ? i : -1;
     }
 
-    float* x() { return x_; }
     int size() const { return (n_ + kLanes - 1) / kLanes * kLanes; }
 
 private:
@@ -126,15 +133,27 @@ private:
     }
 };
 
+// Writes -inf over the banned logits of a row. In memory, well before they are read: a vector load that has to wait for a narrower
+// store into the same line stalls.
+void exclude_banned(const LogitsChunk& a, int64_t row) {
+    for (int64_t k = 0; k < a.banned_count; ++k) {
+        const int64_t i = row * a.columns + a.banned[k] - a.first_column;
+        if (a.dtype == Dtype::float32)
+            static_cast<float*>(a.logits)[i] = kMinusInfinity;
+        else
+            static_cast<uint16_t*>(a.logits)[i] = a.dtype == Dtype::bfloat16 ? 0xff80 : 0xfc00;
+    }
+}
+
 void row_statistics(const LogitsChunk& a, int64_t row) {
     const float scale = scale_of(a.temperature[row]);
     RowSums sums;
     float at_target = kMinusInfinity;
     for (int64_t t = 0; t < tiles(a); ++t) {
         Tile tile(a, t);
-        tile.read(row);
-        sums.add(tile.x(), tile.size(), scale);
-        if (const float* x = tile.find(a.target[row])) at_target = *x;
+        const float* const x = tile.view(row);
+        sums.add(x, tile.size(), scale);
+        if (const int64_t i = tile.find(a.target[row]); i >= 0) at_target = x[i];
     }
     if (!std::isfinite(sums.max) || std::isnan(sums.sum)) {
         a.logprob[row] = a.entropy[row] = a.max[row] = a.log_sum[row] = kNaN;
@@ -152,6 +171,7 @@ void row_statistics(const LogitsChunk& a, int64_t row) {
 void linear_logprob_statistics_cpu(const LogitsChunk& a, int threads) {
     const int64_t wanted = std::min<int64_t>(threads, a.rows * a.columns / kWorkPerThread);
     parallel_for(a.rows, wanted, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) exclude_banned(a, row);
         for (int64_t row = begin; row < end; ++row) row_statistics(a, row);
     });
 }
@@ -164,22 +184,22 @@ void linear_logprob_gradient_cpu(const LogitsChunk& a, const float* by_logprob, 
 
     // By tile and group of rows, so that the sums over rows do not depend on the number of threads.
     parallel_for(groups * per_group, wanted, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            Tile tile(a, i % per_group);
-            const int64_t group = i / per_group;
+        for (int64_t item = begin; item < end; ++item) {
+            Tile tile(a, item % per_group);
+            const int64_t group = item / per_group;
             for (int64_t row = group * kRowGroup; row < std::min(a.rows, (group + 1) * kRowGroup); ++row) {
                 const float scale = scale_of(a.temperature[row]);
                 const RowGradient g{a.max[row], scale, a.log_sum[row], by_entropy ? a.entropy[row] : 0.0f, by_logprob[row] * scale,
                                     by_entropy ? by_entropy[row] * scale : 0.0f};
-                tile.read(row);
-                float* const at_target = tile.find(a.target[row]);
-                const float logit = at_target ? *at_target : 0.0f;
-                kernels().gradient(tile.x(), tile.size(), g);
-                if (at_target) {  // 1 - p from expm1: exact where p rounds to 1
+                float* const x = tile.read(row);
+                const int64_t i = tile.find(a.target[row]);
+                const float logit = i < 0 ? 0.0f : x[i];
+                kernels().gradient(x, tile.size(), g);
+                if (i >= 0) {  // 1 - p from expm1: exact where p rounds to 1
                     float log_p = (logit - g.max) * scale - g.log_sum;
                     if (log_p < -200.0f) log_p = -200.0f;  // a NaN stays
-                    const float p = std::exp(log_p);
-                    *at_target = -std::expm1(log_p) * g.by_logprob - p * (g.by_entropy * (log_p + g.entropy));
+                    const float missing = -std::expm1(log_p);
+                    x[i] = missing * g.by_logprob - (1.0f - missing) * (g.by_entropy * (log_p + g.entropy));
                 }
                 tile.fill_banned(0.0f);
                 if (bias_gradient) tile.add_to(bias_gradient + group * a.columns);

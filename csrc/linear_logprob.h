@@ -19,7 +19,7 @@ struct LogitsChunk {
     float *logprob, *entropy, *max, *log_sum;  // log p = (x - max) / temperature - log_sum, x the logit with its bias
 };
 
-// Writes logprob, entropy, max and log_sum; the chunk must hold every column.
+// Writes logprob, entropy, max and log_sum, and -inf over the banned logits; the chunk must hold every column.
 void linear_logprob_statistics_cpu(const LogitsChunk& chunk, int threads);
 
 constexpr int64_t kRowGroup = 64;  // rows per row of bias_gradient

@@ -56,26 +56,42 @@ void narrow_float16(const float* x, int n, uint16_t* out) {
     for (int j = i; j < n; ++j) out[j] = narrow[j - i];
 }
 
+// Combines the lanes by halves; the widths are known when this is compiled, which makes each half one instruction.
+template <int width = Vector::lanes / 2, typename Combine>
+inline float fold(float* lane, const Combine& combine) {
+    for (int i = 0; i < width; ++i) lane[i] = combine(lane[i], lane[i + width]);
+    if constexpr (width > 1) return fold<width / 2>(lane, combine);
+    return lane[0];
+}
+
+template <typename Combine>
+inline float fold(Vector a, const Combine& combine) {
+    float lane[Vector::lanes];
+    a.store(lane);
+    return fold(lane, combine);
+}
+
+inline float sum(Vector a) {
+    return fold(a, [](float x, float y) { return x + y; });
+}
+
 float largest(const float* x, int n) {
     Vector top = Vector::all(-__builtin_inff());
     for (int i = 0; i < n; i += Vector::lanes) top = max(Vector::load(x + i), top);
-    float lane[Vector::lanes];
-    top.store(lane);
-    for (int i = 1; i < Vector::lanes; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-    return lane[0];
+    return fold(top, [](float x, float y) { return x > y ? x : y; });
 }
 
 void exp_sums(const float* x, int n, float max_value, float scale, float* sum_out, float* weighted_out) {
     const Vector shift = Vector::all(max_value), factor = Vector::all(scale);
-    Vector sum = Vector::all(0), weighted = Vector::all(0);
+    Vector total = Vector::all(0), weighted = Vector::all(0);
     for (int i = 0; i < n; i += Vector::lanes) {
         const Vector z = clamp_low((Vector::load(x + i) - shift) * factor);
         const Vector e = exp_of_clamped(z);
-        sum = sum + e;
+        total = total + e;
         weighted = fma(z, e, weighted);
     }
-    *sum_out = sum_of_lanes(sum);
-    *weighted_out = sum_of_lanes(weighted);
+    *sum_out = sum(total);
+    *weighted_out = sum(weighted);
 }
 
 void gradient(float* x, int n, const RowGradient& row) {

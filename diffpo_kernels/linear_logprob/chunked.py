@@ -38,7 +38,8 @@ class Rows(NamedTuple):
     log_sum: Tensor
 
     def part(self, begin: int, end: int) -> "Rows":
-        return Rows(*(values_N[begin:end] for values_N in self))
+        whole = begin == 0 and end == len(self.target)
+        return self if whole else Rows(*(values_N[begin:end] for values_N in self))
 
 
 def forward(
@@ -62,11 +63,11 @@ def forward(
         passes.statistics_from_hidden(gather(hidden, rows_N), head_VD, every, bias_V, banned)
         return *every[2:], head_VD.new_empty(0)
 
-    size = max(1, min(N, chunk_bytes // (V * head_VD.element_size())))
+    size = N if keep == LOGITS else max(1, min(N, chunk_bytes // (V * head_VD.element_size())))
     buffer_RV = head_VD.new_empty(size, V)
     kept_ND = head_VD.new_empty(N, D, dtype=product_dtype(head_VD)) if keep == GRADIENT_OF_HIDDEN else None
     ones_N = torch.ones_like(temperature_N) if keep == GRADIENT_OF_HIDDEN else None
-    for begin in range(0, N, size):
+    for begin in range(0, N, max(1, size)):
         end = min(N, begin + size)
         logits_RV, part = buffer_RV[: end - begin], every.part(begin, end)
         torch.mm(gather(hidden, rows_N, begin, end), head_VD.T, out=logits_RV)
@@ -104,13 +105,13 @@ def backward(
     N, V = len(by_logprob_N), head_VD.shape[0]
     needs_hidden, needs_head, needs_bias = needs
     hidden_ND = gather(hidden, rows_N)
-    d_hidden_ND = None
     d_head_VD = torch.empty_like(head_VD, memory_format=torch.contiguous_format) if needs_head else None
     d_bias_V = torch.empty_like(bias_V) if needs_bias else None
     bias_V = None if bias_V is None else bias_V.float().contiguous()
 
     size = V if keep == LOGITS else _columns_per_chunk(N, V, head_VD.element_size(), chunk_bytes)
     buffer = kept.view(-1) if keep == LOGITS else head_VD.new_empty(N * size)
+    d_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if needs_hidden and size < V else None
     for begin in range(0, V, size):
         end = min(V, begin + size)
         logits_NC, head_CD = buffer[: N * (end - begin)].view(N, end - begin), head_VD[begin:end]
@@ -118,8 +119,10 @@ def backward(
             torch.mm(hidden_ND, head_CD.T, out=logits_NC)
         bias_C = None if bias_V is None else bias_V[begin:end]
         d_bias_GC = passes.gradient_(logits_NC, begin, every, by_logprob_N, by_entropy_N, bias_C, banned, needs_bias)
-        if needs_hidden:
-            d_hidden_ND = _add_product(d_hidden_ND, logits_NC, head_CD, alone=size == V)
+        if d_hidden_ND is not None:
+            _add_product_(d_hidden_ND, logits_NC, head_CD)
+        elif needs_hidden:
+            d_hidden_ND = torch.mm(logits_NC, head_CD)  # the only product
         if needs_head:
             torch.mm(logits_NC.T, hidden_ND, out=d_head_VD[begin:end])
         if needs_bias:
@@ -130,7 +133,7 @@ def backward(
 def gather(hidden: Sequence[Tensor], rows_N: Tensor | None, begin: int = 0, end: int | None = None) -> Tensor:
     """Rows begin to end of what is scored, [R, D]; a view where no index is given."""
     if rows_N is None:
-        return hidden[0][begin:end]
+        return hidden[0] if begin == 0 and end in (None, len(hidden[0])) else hidden[0][begin:end]
     rows_R = rows_N[begin:end]
     if len(hidden) == 1:
         return hidden[0].index_select(0, rows_R)
@@ -167,13 +170,15 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b) if a.dtype == wanted else torch.mm(a, b, out_dtype=wanted)
 
 
-def _add_product(total: Tensor | None, a: Tensor, b: Tensor, alone: bool) -> Tensor:
-    """total + a @ b, in place and in float32 unless this is the only product."""
-    if alone:
-        return torch.mm(a, b)
-    if total is None:
-        return _product(a, b).float()
-    return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(_product(a, b))
+def _add_product_(total: Tensor, a_NC: Tensor, b_CD: Tensor) -> None:
+    """total += a @ b, in float32 throughout: partial products rounded to 16 bits would double the error of the sum."""
+    if a_NC.dtype == torch.float32:
+        total.addmm_(a_NC, b_CD)
+    elif a_NC.is_cuda:
+        total.add_(_product(a_NC, b_CD))
+    else:
+        for a, b in zip(a_NC.split(1024, dim=1), b_CD.split(1024), strict=True):  # so that the wide copies stay small
+            total.addmm_(a.float(), b.float())
 
 
 def _columns_per_chunk(rows: int, vocabulary: int, entry_size: int, chunk_bytes: int) -> int:

@@ -103,9 +103,13 @@ def part_of_rows_from_hidden(
     """BLOCKS blocks of columns of BLOCK_N rows per program. Neighbouring programs share the columns: their part of head stays in cache."""
     row_blocks = tl.cdiv(N, BLOCK_N)
     part = tl.program_id(0) // row_blocks
-    row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    row = first_row + tl.arange(0, BLOCK_N)
     alive = row < N
     depth = tl.arange(0, BLOCK_D)
+    # 64 bits in the address of a block, 32 inside it: 64 everywhere spills.
+    hidden_offset = tl.arange(0, BLOCK_N)[:, None] * hidden_stride + depth[None, :]
+    head_offset = tl.arange(0, BLOCK_C)[None, :] * head_stride + depth[:, None]
     scale = _scale(tl.load(temperature + row, mask=alive, other=1.0))
     wanted = tl.load(target + row, mask=alive, other=-1)
     m = tl.full([BLOCK_N], -float("inf"), tl.float32)
@@ -114,20 +118,21 @@ def part_of_rows_from_hidden(
     at_target = tl.full([BLOCK_N], -float("inf"), tl.float32)
 
     for block in range(BLOCKS):
-        column = (part * BLOCKS + block) * BLOCK_C + tl.arange(0, BLOCK_C)
+        first_column = (part * BLOCKS + block) * BLOCK_C
+        column = first_column + tl.arange(0, BLOCK_C)
         inside = column < C
-        hidden_pointer = hidden + row[:, None] * hidden_stride + depth[None, :]
-        head_pointer = head + column[None, :].to(tl.int64) * head_stride + depth[:, None]
+        hidden_block = hidden + first_row * hidden_stride
+        head_block = head + first_column.to(tl.int64) * head_stride
         x = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
         for first in range(0, D, BLOCK_D):
-            a = tl.load(hidden_pointer, mask=alive[:, None] & (first + depth[None, :] < D), other=0.0)
-            b = tl.load(head_pointer, mask=inside[None, :] & (first + depth[:, None] < D), other=0.0)
+            a = tl.load(hidden_block + hidden_offset, mask=alive[:, None] & (first + depth[None, :] < D), other=0.0)
+            b = tl.load(head_block + head_offset, mask=inside[None, :] & (first + depth[:, None] < D), other=0.0)
             if EMULATED:
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
             x = tl.dot(a, b, x, input_precision="ieee")
-            hidden_pointer += BLOCK_D
-            head_pointer += BLOCK_D
+            hidden_block += BLOCK_D
+            head_block += BLOCK_D
         if not EMULATED:  # the dtype in which the network forms its logits
             x = x.to(hidden.dtype.element_ty).to(tl.float32)
         x = _with_bias(x, bias, banned, column[None, :], inside[None, :], HAS_BIAS, HAS_BANNED)
