@@ -67,7 +67,9 @@ def linear_logprob(
         validation.check_tensor("rows", rows, ("N",), (torch.int64,), device)
         validation.check_index_range("rows", rows, available)
     elif len(sources) > 1:
-        raise ValueError(f"rows must be a tensor [N] where hidden is a sequence of several, here {len(sources)}, got None")
+        raise ValueError(
+            f"rows must be a tensor [N] where hidden is a sequence of several, here {len(sources)}, got None"
+        )
     count = available if rows is None else rows.shape[0]
     validation.check_tensor("target", target, (count,), (torch.int64,), device)
     validation.check_index_range("target", target, vocabulary)
@@ -111,7 +113,11 @@ def _check_chunk_bytes(given: int | None, device: torch.device, backend: str, in
     if given < 0:
         raise ValueError(f"chunk_bytes must be None or at least 0, got {given}")
     if given == 0 and backend != "triton":
-        raise ValueError(f"chunk_bytes must be above 0 for backend {backend!r}: only 'triton' can do without logits, got 0")
+        raise ValueError(
+            f"chunk_bytes must be above 0 for backend {backend!r}: only 'triton' can do without logits, got 0"
+        )
     if given == 0 and fused.wants_gradient(*inputs):
-        raise ValueError("chunk_bytes must be above 0 where a gradient is wanted (hidden, head or bias requires it), got 0")
+        raise ValueError(
+            "chunk_bytes must be above 0 where a gradient is wanted (hidden, head or bias requires it), got 0"
+        )
     return given

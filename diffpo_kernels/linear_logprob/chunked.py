@@ -183,7 +183,9 @@ def _add_product_(total: Tensor, a_NC: Tensor, b_CD: Tensor) -> None:
 
 def _columns_per_chunk(rows: int, vocabulary: int, entry_size: int, chunk_bytes: int) -> int:
     columns = max(1, min(vocabulary, chunk_bytes // max(1, rows * entry_size)))
-    return columns if columns == vocabulary else columns // 128 * 128 or columns  # blocks aligned as matrix products like them
+    return (
+        columns if columns == vocabulary else columns // 128 * 128 or columns
+    )  # blocks aligned as matrix products like them
 
 
 def _passes(backend: str) -> ModuleType:

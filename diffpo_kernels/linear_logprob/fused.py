@@ -94,9 +94,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     by_entropy = None if by_entropy is None else by_entropy.contiguous()
     with _without_autocast(head.device):
-        gradients = chunked.backward(
-            by_logprob.contiguous(), by_entropy, kept, Rows(*row_values), hidden, head, *rest
-        )
+        gradients = chunked.backward(by_logprob.contiguous(), by_entropy, kept, Rows(*row_values), hidden, head, *rest)
     return tuple(head.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 

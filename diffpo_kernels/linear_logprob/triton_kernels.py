@@ -147,7 +147,9 @@ def part_of_rows_from_hidden(
         w = factor * (w + gap * s) + tl.sum(z * e, axis=1)
         s = factor * s + tl.sum(e, axis=1)
         m = new_m
-        at_target = tl.maximum(at_target, tl.max(tl.where(column[None, :] == wanted[:, None], x, -float("inf")), axis=1))
+        at_target = tl.maximum(
+            at_target, tl.max(tl.where(column[None, :] == wanted[:, None], x, -float("inf")), axis=1)
+        )
 
     _store_part(partials, row, part, S, m, s, w, alive)
     begin = part * BLOCKS * BLOCK_C
@@ -229,7 +231,9 @@ def gradient_in_place(
         log_p = _finite((x - shift) * scale - tl.load(log_sum + row, mask=alive, other=0.0))
         p = tl.exp(log_p)
         wanted = tl.load(target + row, mask=alive, other=-1) - first_column
-        missing = _one_minus_exp(_finite(tl.load(logprob + row, mask=alive, other=0.0)))  # p rounds to 1 before this does to 0
+        missing = _one_minus_exp(
+            _finite(tl.load(logprob + row, mask=alive, other=0.0))
+        )  # p rounds to 1 before this does to 0
         dx = g * tl.where(column == wanted, missing, -p)
         if HAS_ENTROPY:
             h = tl.load(by_entropy + row, mask=alive, other=0.0) * scale
