@@ -8,6 +8,7 @@
 
 #include "chunk_kernels.h"
 #include "entropy_bounded_commit.h"
+#include "linear_logprob.h"
 #include "row_statistics.h"
 #include "surrogate_loss.h"
 
@@ -142,6 +143,42 @@ void surrogate_loss_cpu(const std::vector<uintptr_t>& inputs, int64_t rows, int6
     diffpo::surrogate_loss_cpu(arguments, threads);
 }
 
+// `per_row`: the addresses of temperature, target, logprob, entropy, max, log_sum.
+diffpo::LogitsChunk logits_chunk(uintptr_t logits, int dtype, int64_t rows, int64_t columns, int64_t first_column, uintptr_t bias,
+                                 const std::vector<int64_t>& banned, const std::vector<uintptr_t>& per_row) {
+    if (per_row.size() != 6) throw std::invalid_argument("linear_logprob takes 6 tensors with one entry per row");
+    return {pointer<void>(logits),
+            static_cast<diffpo::Dtype>(dtype),
+            rows,
+            columns,
+            first_column,
+            pointer<const float>(bias),
+            banned.data(),
+            static_cast<int64_t>(banned.size()),
+            pointer<const float>(per_row[0]),
+            pointer<const int64_t>(per_row[1]),
+            pointer<float>(per_row[2]),
+            pointer<float>(per_row[3]),
+            pointer<float>(per_row[4]),
+            pointer<float>(per_row[5])};
+}
+
+void linear_logprob_statistics_cpu(uintptr_t logits, int dtype, int64_t rows, int64_t columns, int64_t first_column, uintptr_t bias,
+                                   const std::vector<int64_t>& banned, const std::vector<uintptr_t>& per_row, int threads) {
+    const auto chunk = logits_chunk(logits, dtype, rows, columns, first_column, bias, banned, per_row);
+    py::gil_scoped_release release;
+    diffpo::linear_logprob_statistics_cpu(chunk, threads);
+}
+
+void linear_logprob_gradient_cpu(uintptr_t logits, int dtype, int64_t rows, int64_t columns, int64_t first_column, uintptr_t bias,
+                                 const std::vector<int64_t>& banned, const std::vector<uintptr_t>& per_row, uintptr_t by_logprob,
+                                 uintptr_t by_entropy, uintptr_t bias_gradient, int threads) {
+    const auto chunk = logits_chunk(logits, dtype, rows, columns, first_column, bias, banned, per_row);
+    py::gil_scoped_release release;
+    diffpo::linear_logprob_gradient_cpu(chunk, pointer<const float>(by_logprob), pointer<const float>(by_entropy),
+                                        pointer<float>(bias_gradient), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -150,6 +187,8 @@ PYBIND11_MODULE(_native, module) {
     module.def("surrogate_loss_cpu_float32", &surrogate_loss_cpu<float>);
     module.def("surrogate_loss_cpu_float64", &surrogate_loss_cpu<double>);
     module.def("entropy_bounded_commit_cpu", &entropy_bounded_commit_cpu);
+    module.def("linear_logprob_statistics_cpu", &linear_logprob_statistics_cpu);
+    module.def("linear_logprob_gradient_cpu", &linear_logprob_gradient_cpu);
 #if defined(DIFFPO_CUDA)
     module.attr("has_cuda") = true;
     module.def("row_statistics_cuda_workspace", &diffpo::row_statistics_cuda_workspace);

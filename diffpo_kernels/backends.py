@@ -28,8 +28,7 @@ BACKENDS = ("reference", "native", "triton", "cuda")
 _IMPLEMENTED: dict[str, tuple[str, ...]] = {
     "row_statistics": ("reference", "native", "triton", "cuda"),
     "entropy_bounded_commit_": ("reference", "native", "triton", "cuda"),
-    "linear_logprob": ("reference",),
-    "surrogate_loss": ("reference", "native", "triton"),
+    "linear_logprob": ("reference", "native", "triton"),
 }
 OPERATORS = tuple(_IMPLEMENTED)
 

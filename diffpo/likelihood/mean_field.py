@@ -52,8 +52,7 @@ def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence
     steps = trajectory.commit_step
     boundaries = [torch.as_tensor(tau, device=steps.device).expand(len(steps))[:, None] for tau in boundaries]
     ends = [*boundaries[1:], torch.full_like(boundaries[0], torch.iinfo(torch.int64).max)]
-    precision = torch.promote_types(model.lm_head.weight.dtype, torch.float32)
-    logprob_BL = torch.zeros(steps.shape, dtype=precision, device=steps.device)
+    logprob_BL = steps.new_zeros(steps.shape, dtype=torch.promote_types(model.lm_head.weight.dtype, torch.float32))
     gamma_logprob = None
     for tau, end in zip(boundaries, ends, strict=True):
         span_BL = (steps > tau) & (steps <= end)
@@ -67,11 +66,12 @@ def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence
         source_B = torch.zeros_like(trajectory.nfe).masked_scatter_(rows, source_R)
         row, position = span_BL.nonzero(as_tuple=True)
         logprob_N = linear_logprob(
-            hidden_ULD[source_B[row], position],
+            hidden_ULD.flatten(0, 1),
             model.lm_head.weight,
             trajectory.tokens[row, position],
             temperature=trajectory.temperature or 1.0,
             banned_ids=[model.mask_id],
+            rows=source_B[row] * hidden_ULD.shape[1] + position,
         )
         logprob_BL = logprob_BL.index_put((row, position), logprob_N)
     return Scores(logprob_BL, gamma_logprob)

@@ -6,36 +6,48 @@ import torch
 from torch import Tensor
 
 from diffpo_kernels import backends, validation
-from diffpo_kernels.linear_logprob import reference
+from diffpo_kernels.linear_logprob import fused, reference
+
+# On a GPU the logits of 4096 rows at V = 152064 in 16 bits (1.16 GiB) fit into one chunk, which is what makes 6 NDV of 8.
+_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 5 << 28}
 
 
 def linear_logprob(
-    hidden: Tensor,
+    hidden: Tensor | Sequence[Tensor],
     head: Tensor,
     target: Tensor,
     temperature: float | Tensor = 1.0,
     bias: Tensor | None = None,
     banned_ids: Sequence[int] | None = None,
     return_entropy: bool = False,
+    *,
+    rows: Tensor | None = None,
+    chunk_bytes: int | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-probability of one target token per row under the (tempered) distribution of the LM head.
 
-        z = (hidden @ head^T + bias) / T, banned columns excluded
+        z = (hidden[rows] @ head^T + bias) / T, banned columns excluded
         logprob_n = log softmax(z_n)[target_n],        entropy_n = -sum_v p_nv log p_nv,  p = softmax(z), in nats
 
-    Both results are differentiable with respect to hidden, head and bias. The matrix product is formed in the dtype of `hidden`, as the
-    network itself forms its logits; the softmax is in float32 (float64 for float64 inputs).
+    Both results are differentiable, once, with respect to hidden, head and bias. The matrix product is formed in the dtype of `hidden`,
+    as the network itself forms its logits, also under torch.autocast; the softmax is in float32 (float64 for float64 inputs). The
+    logits are never stored whole (chunked.py says what that costs), but for backend "reference". A row whose hidden state holds a NaN
+    has NaN results and leaves the other rows alone; the gradient of the head, a sum over rows, it makes NaN.
 
     Args:
-        hidden: [N, D] float. N = 0 gives empty results.
+        hidden: [M, D] float, or a sequence of such tensors, which stand for their concatenation.
         head: [V, D], dtype of hidden.
-        target: [N] int64 in [0, V) (checked on the CPU). A banned target has logprob -inf.
+        target: [N] int64 in [0, V) (checked on the CPU). A banned target has logprob -inf. N = 0 gives empty results.
         temperature: T > 0, one number or a float tensor [N]. Not differentiated.
         bias: [V] float or None.
         banned_ids: token ids excluded from the distribution (the mask token).
         return_entropy: also return the entropy.
-        backend: None (fastest available) or "reference".
+        rows: [N] int64 in [0, M) (checked on the CPU): the row of hidden from which each target is scored, repeats allowed, instead of
+            a gathered copy. None: row n from row n; needed where hidden is a sequence of several.
+        chunk_bytes: how much memory a chunk of logits may take (at least one row is formed). None: 32 MiB on the CPU, 1.25 GiB on a
+            GPU. 0: no logits at all, in backend "triton", without gradients. The reference ignores it.
+        backend: None (fastest available), "reference", "native" or "triton". float64 runs in the reference alone.
 
     Returns:
         logprob [N] float32 (float64 for float64 inputs), or (logprob, entropy).
@@ -43,21 +55,69 @@ def linear_logprob(
     Raises:
         TypeError, ValueError: an argument is wrong. RuntimeError: the backend asked for cannot run here.
     """
-    validation.check_tensor("hidden", hidden, ("N", "D"), validation.ANY_FLOAT)
-    rows, width = hidden.shape
-    validation.check_tensor("head", head, ("V", width), (hidden.dtype,), hidden.device)
+    sources = (hidden,) if isinstance(hidden, Tensor) else tuple(hidden)
+    _check_hidden(sources, isinstance(hidden, Tensor))
+    device, dtype, width = sources[0].device, sources[0].dtype, sources[0].shape[1]
+    available = sum(source.shape[0] for source in sources)
+    validation.check_tensor("head", head, ("V", width), (dtype,), device)
     vocabulary = head.shape[0]
     if vocabulary == 0:
         raise ValueError(f"head must have V >= 1, got shape {list(head.shape)}")
-    validation.check_tensor("target", target, (rows,), (torch.int64,), hidden.device)
+    if rows is not None:
+        validation.check_tensor("rows", rows, ("N",), (torch.int64,), device)
+        validation.check_index_range("rows", rows, available)
+    elif len(sources) > 1:
+        raise ValueError(
+            f"rows must be a tensor [N] where hidden is a sequence of several, here {len(sources)}, got None"
+        )
+    count = available if rows is None else rows.shape[0]
+    validation.check_tensor("target", target, (count,), (torch.int64,), device)
     validation.check_index_range("target", target, vocabulary)
-    temperature = validation.check_row_values(
-        "temperature", temperature, rows, hidden.device, 0.0, above=True, finite=True
-    )
+    temperature = validation.check_row_values("temperature", temperature, count, device, 0.0, above=True, finite=True)
     if bias is not None:
-        validation.check_tensor("bias", bias, (vocabulary,), validation.ANY_FLOAT, hidden.device)
+        validation.check_tensor("bias", bias, (vocabulary,), validation.ANY_FLOAT, device)
     banned = validation.check_token_ids("banned_ids", banned_ids, vocabulary)
 
-    backends.select("linear_logprob", hidden.device, backend)
-    logprob, entropy = reference.linear_logprob(hidden, head, target, temperature, bias, banned, return_entropy)
+    chosen = _select(backend, device, dtype)
+    chunk_bytes = _check_chunk_bytes(chunk_bytes, device, chosen, (*sources, head, bias))
+    arguments = (sources, head, target, temperature, bias, banned, return_entropy, rows)
+    if chosen == "reference":
+        logprob, entropy = reference.linear_logprob(*arguments)
+    else:
+        logprob, entropy = fused.linear_logprob(*arguments, chunk_bytes, chosen)
     return (logprob, entropy) if return_entropy else logprob
+
+
+def _check_hidden(sources: tuple[Tensor, ...], alone: bool) -> None:
+    if not sources:
+        raise ValueError("hidden must be a tensor or a sequence of at least one, got an empty one")
+    validation.check_tensor("hidden" if alone else "hidden[0]", sources[0], ("N", "D"), validation.ANY_FLOAT)
+    first = sources[0]
+    for i, source in enumerate(sources[1:], start=1):
+        validation.check_tensor(f"hidden[{i}]", source, ("N", first.shape[1]), (first.dtype,), first.device)
+
+
+def _select(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    if dtype != torch.float64:
+        return backends.select("linear_logprob", device, backend)
+    if backend not in (None, "reference"):
+        allowed = ", ".join(map(str, validation.HALF_OR_FLOAT))
+        raise TypeError(f"hidden must have dtype {allowed} for backend {backend!r}, got {dtype}")
+    return "reference"
+
+
+def _check_chunk_bytes(given: int | None, device: torch.device, backend: str, inputs: tuple[Tensor | None, ...]) -> int:
+    if given is None:
+        return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
+    validation.check_int("chunk_bytes", given)
+    if given < 0:
+        raise ValueError(f"chunk_bytes must be None or at least 0, got {given}")
+    if given == 0 and backend != "triton":
+        raise ValueError(
+            f"chunk_bytes must be above 0 for backend {backend!r}: only 'triton' can do without logits, got 0"
+        )
+    if given == 0 and fused.wants_gradient(*inputs):
+        raise ValueError(
+            "chunk_bytes must be above 0 where a gradient is wanted (hidden, head or bias requires it), got 0"
+        )
+    return given

@@ -1,5 +1,7 @@
 """linear_logprob in plain torch: the definition. Shapes: N rows, D hidden size, V vocabulary."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,17 +9,20 @@ from diffpo_kernels.validation import as_row_tensor
 
 
 def linear_logprob(
-    hidden_ND: Tensor,
+    hidden: Sequence[Tensor],
     head_VD: Tensor,
     target_N: Tensor,
     temperature: float | Tensor,
     bias_V: Tensor | None,
     banned: tuple[int, ...],
     return_entropy: bool,
+    rows_N: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """See the contract in the package; the arguments are checked already."""
-    precise = torch.promote_types(hidden_ND.dtype, torch.float32)
-    logits_NV = (hidden_ND @ head_VD.T).to(precise)
+    precise = torch.promote_types(head_VD.dtype, torch.float32)
+    with torch.autocast(head_VD.device.type, enabled=False):
+        hidden_ND = hidden[0] if rows_N is None else torch.cat(list(hidden))[rows_N]
+        logits_NV = (hidden_ND @ head_VD.T).to(precise)
     if bias_V is not None:
         logits_NV = logits_NV + bias_V.to(precise)
     temperature_N = as_row_tensor(temperature, len(hidden_ND), hidden_ND.device, precise)
