@@ -29,6 +29,7 @@ _IMPLEMENTED: dict[str, tuple[str, ...]] = {
     "row_statistics": ("reference", "native", "triton", "cuda"),
     "entropy_bounded_commit_": ("reference", "native", "triton", "cuda"),
     "linear_logprob": ("reference", "native", "triton"),
+    "surrogate_loss": ("reference", "native", "triton"),
 }
 OPERATORS = tuple(_IMPLEMENTED)
 
