@@ -5,6 +5,7 @@ The same functions print the table of `python -m diffpo_kernels.ahead_of_time`.
 
 import os
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def test_triton(case: AotCase, architecture: str) -> None:
     assert resource_usage.over_budget(usage, case) == []
     if case.name.startswith("row_statistics summarise") and architecture == "sm_90":
         assert_logits_are_cheap(usage)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed, or interpreted: there is nothing to compile")
+@pytest.mark.parametrize("ones", [("banned_count",), ("row_stride", "vocabulary", "chunks", "banned_count")])
+def test_row_statistics_where_a_size_is_one(ones: tuple[str, ...]) -> None:
+    """Triton compiles an integer argument of 1 as a constant, which an expression may not expect; the interpreter does not."""
+    (case,) = [case for case in CASES if case.name == "row_statistics finish bf16, drawing"]
+    constants = dict.fromkeys(ones, 1) | ({"CHUNKS": 1} if "chunks" in ones else {})
+    case = replace(
+        case,
+        signature=case.signature | dict.fromkeys(ones, "constexpr"),
+        constexprs=case.constexprs | constants,
+        divisible=tuple(name for name in case.divisible if name not in ones),
+    )
+    assert resource_usage.over_budget(resource_usage.compile_triton(case, "sm_90"), case) == []
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed: the CUDA sources cannot be compiled")

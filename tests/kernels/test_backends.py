@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffpo_kernels import backends
 
@@ -74,3 +75,12 @@ def test_none_picks_triton_on_a_gpu_and_never_cuda_cpp() -> None:
 def test_importing_the_package_does_not_need_triton() -> None:
     done = run_python("import torch, sys; sys.modules['triton'] = None; import diffpo_kernels")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_cpp_without_a_driver_says_so() -> None:
+    native = backends.native_module()
+    if native is None or not native.has_cuda:
+        pytest.skip("built without CUDA")
+    with pytest.raises(RuntimeError, match=r"row_statistics: device: .*(driver|device)"):
+        native.row_statistics_cuda(0, 0, 1, 1, 1, 0, 0, 0, 0, [0] * 7, 0, 0, 0)
