@@ -170,7 +170,7 @@ def _to_sources(gradient_ND: Tensor, hidden: Sequence[Tensor], rows_N: Tensor | 
 def _fill_columns(matrix_RC: Tensor, banned: Sequence[int], first_column: int, value: float) -> None:
     for token in banned:  # one by one: copying the ids to a device would make the host wait
         if first_column <= token < first_column + matrix_RC.shape[1]:
-            matrix_RC[:, token - first_column].fill_(value)
+            matrix_RC.select(1, token - first_column).fill_(value)
 
 
 def _with_banned(bias_V: Tensor | None, banned: Sequence[int], value: float) -> Tensor | None:
