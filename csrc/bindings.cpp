@@ -145,7 +145,7 @@ void surrogate_loss_cpu(const std::vector<uintptr_t>& inputs, int64_t rows, int6
 
 // `per_row`: the addresses of temperature, target, logprob, entropy, max, log_sum.
 diffpo::LogitsChunk logits_chunk(uintptr_t logits, int dtype, int64_t rows, int64_t columns, int64_t first_column, uintptr_t bias,
-                                 const std::vector<int64_t>& banned, const std::vector<uintptr_t>& per_row) {
+                                 const std::vector<uintptr_t>& per_row) {
     if (per_row.size() != 6) throw std::invalid_argument("linear_logprob takes 6 tensors with one entry per row");
     return {pointer<void>(logits),
             static_cast<diffpo::Dtype>(dtype),
@@ -153,8 +153,6 @@ diffpo::LogitsChunk logits_chunk(uintptr_t logits, int dtype, int64_t rows, int6
             columns,
             first_column,
             pointer<const float>(bias),
-            banned.data(),
-            static_cast<int64_t>(banned.size()),
             pointer<const float>(per_row[0]),
             pointer<const int64_t>(per_row[1]),
             pointer<float>(per_row[2]),
@@ -164,16 +162,16 @@ diffpo::LogitsChunk logits_chunk(uintptr_t logits, int dtype, int64_t rows, int6
 }
 
 void linear_logprob_statistics_cpu(uintptr_t logits, int dtype, int64_t rows, int64_t columns, int64_t first_column, uintptr_t bias,
-                                   const std::vector<int64_t>& banned, const std::vector<uintptr_t>& per_row, int threads) {
-    const auto chunk = logits_chunk(logits, dtype, rows, columns, first_column, bias, banned, per_row);
+                                   const std::vector<uintptr_t>& per_row, int threads) {
+    const auto chunk = logits_chunk(logits, dtype, rows, columns, first_column, bias, per_row);
     py::gil_scoped_release release;
     diffpo::linear_logprob_statistics_cpu(chunk, threads);
 }
 
 void linear_logprob_gradient_cpu(uintptr_t logits, int dtype, int64_t rows, int64_t columns, int64_t first_column, uintptr_t bias,
-                                 const std::vector<int64_t>& banned, const std::vector<uintptr_t>& per_row, uintptr_t by_logprob,
+                                 const std::vector<uintptr_t>& per_row, uintptr_t by_logprob,
                                  uintptr_t by_entropy, uintptr_t bias_gradient, int threads) {
-    const auto chunk = logits_chunk(logits, dtype, rows, columns, first_column, bias, banned, per_row);
+    const auto chunk = logits_chunk(logits, dtype, rows, columns, first_column, bias, per_row);
     py::gil_scoped_release release;
     diffpo::linear_logprob_gradient_cpu(chunk, pointer<const float>(by_logprob), pointer<const float>(by_entropy),
                                         pointer<float>(bias_gradient), threads);

@@ -1,31 +1,12 @@
 // The inner loops, written once over Vector. DIFFPO_INSTRUCTION_SET names the table this compilation defines.
 #include "chunk_kernels.h"
 
-#include "vector.h"
+#include "vector_exp.h"
 
 namespace diffpo {
 namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
-
-// exp(z) for -200 <= z <= 0 to about 2 ulp: z log2(e) = n + f with n whole and |f| <= 1/2, then 2^n (1 + f P(f)). P is the polynomial
-// of degree 4 that makes the largest relative error of 2^f least, 9.2e-8. Exactly 1 at 0; exactly 0 at -200 (and below about -87.7,
-// where AVX-512 alone keeps denormal numbers); a NaN stays NaN.
-inline Vector exp_of_clamped(Vector z) {
-    const Vector to_base_2 = Vector::all(1.44269504f), magic = Vector::all(12582912.0f);  // adding 1.5 2^23 rounds to whole numbers
-    const Vector n = fma(z, to_base_2, magic) - magic;
-    const Vector f = fms(z, to_base_2, n);
-    Vector p = Vector::all(1.326471334e-3f);
-    p = fma(p, f, Vector::all(9.671523236e-3f));
-    p = fma(p, f, Vector::all(5.550733954e-2f));
-    p = fma(p, f, Vector::all(2.402224243e-1f));
-    p = fma(p, f, Vector::all(6.931470037e-1f));
-    p = fma(p, f, Vector::all(1.0f));
-    return times_power_of_two(p, n);
-}
-
-// The clamp turns -inf into a finite z whose exp is still exactly 0, so that z exp(z) is 0 and not NaN. A NaN is kept.
-inline Vector clamp_low(Vector z) { return max(Vector::all(-200.0f), z); }
 
 template <Vector (*load)(const uint16_t*)>
 void widen(const uint16_t* x, int n, float* out) {

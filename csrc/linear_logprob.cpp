@@ -37,11 +37,7 @@ int64_t tiles(const LogitsChunk& a) { return (a.columns + kTile - 1) / kTile; }
 class Tile {
 public:
     Tile(const LogitsChunk& a, int64_t index)
-        : a_(a), begin_(index * kTile), n_(static_cast<int>(std::min<int64_t>(kTile, a.columns - begin_))) {
-        const int64_t* end = a.banned + a.banned_count;
-        banned_ = std::lower_bound(a.banned, end, a.first_column + begin_);
-        banned_end_ = std::lower_bound(banned_, end, a.first_column + begin_ + n_);
-    }
+        : a_(a), begin_(index * kTile), n_(static_cast<int>(std::min<int64_t>(kTile, a.columns - begin_))) {}
 
     // In float32 with the bias, padded with -inf to a multiple of kLanes.
     float* read(int64_t row) {
@@ -53,10 +49,8 @@ public:
             const auto widen = a_.dtype == Dtype::bfloat16 ? k.widen_bfloat16 : k.widen_float16;
             widen(static_cast<const uint16_t*>(a_.logits) + offset, n_, x_);
         }
-        if (a_.bias) {
+        if (a_.bias)
             for (int i = 0; i < n_; ++i) x_[i] += a_.bias[begin_ + i];
-            fill_banned(kMinusInfinity);
-        }
         std::fill(x_ + n_, x_ + size(), kMinusInfinity);
         return x_;
     }
@@ -77,10 +71,6 @@ public:
         }
     }
 
-    void fill_banned(float value) {
-        for (const int64_t* id = banned_; id != banned_end_; ++id) x_[*id - a_.first_column - begin_] = value;
-    }
-
     void add_to(float* row) const {
         for (int i = 0; i < n_; ++i) row[begin_ + i] += x_[i];
     }
@@ -97,7 +87,6 @@ private:
     const LogitsChunk& a_;
     const int64_t begin_;
     const int n_;
-    const int64_t *banned_, *banned_end_;
     alignas(64) float x_[kTile];
 };
 
@@ -134,18 +123,6 @@ private:
     }
 };
 
-// Writes -inf over the banned logits of a row. In memory, well before they are read: a vector load that has to wait for a narrower
-// store into the same line stalls.
-void exclude_banned(const LogitsChunk& a, int64_t row) {
-    for (int64_t k = 0; k < a.banned_count; ++k) {
-        const int64_t i = row * a.columns + a.banned[k] - a.first_column;
-        if (a.dtype == Dtype::float32)
-            static_cast<float*>(a.logits)[i] = kMinusInfinity;
-        else
-            static_cast<uint16_t*>(a.logits)[i] = a.dtype == Dtype::bfloat16 ? 0xff80 : 0xfc00;
-    }
-}
-
 void row_statistics(const LogitsChunk& a, int64_t row) {
     const float scale = scale_of(a.temperature[row]);
     RowSums sums;
@@ -172,7 +149,6 @@ void row_statistics(const LogitsChunk& a, int64_t row) {
 void linear_logprob_statistics_cpu(const LogitsChunk& a, int threads) {
     const int64_t wanted = std::min<int64_t>(threads, a.rows * a.columns / kWorkPerThread);
     parallel_for(a.rows, wanted, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) exclude_banned(a, row);
         for (int64_t row = begin; row < end; ++row) row_statistics(a, row);
     });
 }
@@ -202,7 +178,6 @@ void linear_logprob_gradient_cpu(const LogitsChunk& a, const float* by_logprob, 
                     const float missing = -std::expm1(log_p);
                     x[i] = missing * g.by_logprob - (1.0f - missing) * (g.by_entropy * (log_p + g.entropy));
                 }
-                tile.fill_banned(0.0f);
                 if (bias_gradient) tile.add_to(bias_gradient + group * a.columns);
                 tile.write(row);
             }

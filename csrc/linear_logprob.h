@@ -12,14 +12,12 @@ struct LogitsChunk {
     Dtype dtype;
     int64_t rows, columns, first_column;  // first_column: the token id of column 0
     const float* bias;                    // [columns], or null
-    const int64_t* banned;                // token ids, sorted, unique
-    int64_t banned_count;
     const float* temperature;  // the rest [rows]
     const int64_t* target;
     float *logprob, *entropy, *max, *log_sum;  // log p = (x - max) / temperature - log_sum, x the logit with its bias
 };
 
-// Writes logprob, entropy, max and log_sum, and -inf over the banned logits; the chunk must hold every column.
+// Writes logprob, entropy, max and log_sum; the chunk must hold every column.
 void linear_logprob_statistics_cpu(const LogitsChunk& chunk, int threads);
 
 constexpr int64_t kRowGroup = 64;  // rows per row of bias_gradient

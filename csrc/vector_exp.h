@@ -6,16 +6,6 @@
 namespace diffpo {
 namespace {
 
-// a 2^n for whole n, 0 below the normal range; a NaN stays. On AVX-512 the lanes below it are masked off and not left to scalef, which
-// takes some 90 ns for an operand that underflows: a banned token in every row doubled the time of a row of 128.
-inline Vector times_normal_power_of_two(Vector a, Vector n) {
-#if defined(__AVX512F__)
-    return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), a.v, n.v)};
-#else
-    return times_power_of_two(a, n);
-#endif
-}
-
 // exp(z) for -200 <= z <= 88 to about 2 ulp: z log2(e) = n + f with n whole and |f| <= 1/2, then 2^n (1 + f P(f)). P is the polynomial
 // of degree 4 that makes the largest relative error of 2^f least, 9.2e-8. Exactly 1 at 0; exactly 0 below about -87.7; a NaN
 // stays NaN.
@@ -29,7 +19,7 @@ inline Vector exp_of_clamped(Vector z) {
     p = fma(p, f, Vector::all(2.402224243e-1f));
     p = fma(p, f, Vector::all(6.931470037e-1f));
     p = fma(p, f, Vector::all(1.0f));
-    return times_normal_power_of_two(p, n);
+    return times_power_of_two(p, n);
 }
 
 // The clamp turns -inf into a finite z whose exp is still exactly 0, so that z exp(z) is 0 and not NaN. A NaN is kept.

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -157,7 +158,7 @@ def versions() -> dict[str, str | None]:
 
 def report(out: Path | None) -> None:
     """Print everything as a table, name what breaks its budget, and write JSON to `out`."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if (reason := missing_tools()) is not None:
         raise SystemExit(reason)
     compilers = versions()

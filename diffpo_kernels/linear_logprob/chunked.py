@@ -5,6 +5,8 @@ The matrix products are torch's; between them a backend makes two passes over a 
     statistics   reads the logits of some rows; log p = (x - max) / T - log_sum, x the logit with its bias
     gradient_    replaces them by the gradient of the loss with respect to them, in place
 
+Banned columns are filled with -inf before the first and with 0 after the second.
+
 Forward walks over the rows, because a row's sum needs all of its columns. Backward, which has the sums, walks over the columns: each
 block then adds to the gradient of hidden, which is small enough for float32, and finishes its own rows of the gradient of the head,
 which is not (accumulating that one over chunks of rows would take V D float32). What forward keeps decides the cost:
@@ -58,22 +60,25 @@ def forward(
     passes = _passes(backend)
     N, (V, D) = len(target_N), head_VD.shape
     every = Rows(target_N, temperature_N, *(torch.empty_like(temperature_N) for _ in range(4)))
-    bias_V = None if bias_V is None else bias_V.float().contiguous()
     if chunk_bytes == 0:
-        passes.statistics_from_hidden(gather(hidden, rows_N), head_VD, every, bias_V, banned)
+        bias_V = torch.zeros_like(head_VD[:, 0]) if bias_V is None and banned else bias_V
+        passes.statistics_from_hidden(gather(hidden, rows_N), head_VD, every, _with_banned(bias_V, banned, -torch.inf))
         return *every[2:], head_VD.new_empty(0)
 
     size = N if keep == LOGITS else max(1, min(N, chunk_bytes // (V * head_VD.element_size())))
     buffer_RV = head_VD.new_empty(size, V)
     kept_ND = head_VD.new_empty(N, D, dtype=product_dtype(head_VD)) if keep == GRADIENT_OF_HIDDEN else None
     ones_N = torch.ones_like(temperature_N) if keep == GRADIENT_OF_HIDDEN else None
+    bias_V = _with_banned(bias_V, banned, 0.0)
     for begin in range(0, N, max(1, size)):
         end = min(N, begin + size)
         logits_RV, part = buffer_RV[: end - begin], every.part(begin, end)
         torch.mm(gather(hidden, rows_N, begin, end), head_VD.T, out=logits_RV)
-        passes.statistics(logits_RV, part, bias_V, banned)
+        _fill_columns(logits_RV, banned, 0, -torch.inf)
+        passes.statistics(logits_RV, part, bias_V)
         if kept_ND is not None:
-            passes.gradient_(logits_RV, 0, part, ones_N[begin:end], None, bias_V, banned, False)
+            passes.gradient_(logits_RV, 0, part, ones_N[begin:end], None, bias_V, False)
+            _fill_columns(logits_RV, banned, 0, 0.0)
             kept_ND[begin:end] = _product(logits_RV, head_VD)
     kept = {GRADIENT_OF_HIDDEN: kept_ND, LOGITS: buffer_RV[:N], NOTHING: None}[keep]
     return *every[2:], head_VD.new_empty(0) if kept is None else kept
@@ -107,7 +112,7 @@ def backward(
     hidden_ND = gather(hidden, rows_N)
     d_head_VD = torch.empty_like(head_VD, memory_format=torch.contiguous_format) if needs_head else None
     d_bias_V = torch.empty_like(bias_V) if needs_bias else None
-    bias_V = None if bias_V is None else bias_V.float().contiguous()
+    bias_V = _with_banned(bias_V, banned, 0.0)
 
     size = V if keep == LOGITS else _columns_per_chunk(N, V, head_VD.element_size(), chunk_bytes)
     buffer = kept.view(-1) if keep == LOGITS else head_VD.new_empty(N * size)
@@ -118,7 +123,8 @@ def backward(
         if keep != LOGITS:
             torch.mm(hidden_ND, head_CD.T, out=logits_NC)
         bias_C = None if bias_V is None else bias_V[begin:end]
-        d_bias_GC = passes.gradient_(logits_NC, begin, every, by_logprob_N, by_entropy_N, bias_C, banned, needs_bias)
+        d_bias_GC = passes.gradient_(logits_NC, begin, every, by_logprob_N, by_entropy_N, bias_C, needs_bias)
+        _fill_columns(logits_NC, banned, begin, 0.0)
         if d_hidden_ND is not None:
             _add_product_(d_hidden_ND, logits_NC, head_CD)
         elif needs_hidden:
@@ -126,6 +132,7 @@ def backward(
         if needs_head:
             torch.mm(logits_NC.T, hidden_ND, out=d_head_VD[begin:end])
         if needs_bias:
+            _fill_columns(d_bias_GC, banned, begin, 0.0)
             d_bias_V[begin:end] = d_bias_GC.sum(0)
     return _to_sources(d_hidden_ND, hidden, rows_N) if needs_hidden else None, d_head_VD, d_bias_V
 
@@ -158,6 +165,21 @@ def _to_sources(gradient_ND: Tensor, hidden: Sequence[Tensor], rows_N: Tensor | 
     else:
         total_MD.index_add_(0, rows_N, gradient_ND.float())
     return total_MD.to(hidden[0].dtype)
+
+
+def _fill_columns(matrix_RC: Tensor, banned: Sequence[int], first_column: int, value: float) -> None:
+    for token in banned:  # one by one: copying the ids to a device would make the host wait
+        if first_column <= token < first_column + matrix_RC.shape[1]:
+            matrix_RC.select(1, token - first_column).fill_(value)
+
+
+def _with_banned(bias_V: Tensor | None, banned: Sequence[int], value: float) -> Tensor | None:
+    """The bias in float32, contiguous, with `value` at the banned tokens."""
+    if bias_V is None:
+        return None
+    bias_V = bias_V.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    _fill_columns(bias_V[None], banned, 0, value)
+    return bias_V
 
 
 def product_dtype(operand: Tensor) -> torch.dtype:

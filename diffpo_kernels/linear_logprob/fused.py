@@ -125,7 +125,7 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, head, bias, target, temperature, banned, rows, chunk_bytes, keep, backend, *hidden):
-        logprob, entropy, largest, log_sum, kept = torch.ops.diffpo_kernels.linear_logprob_forward(
+        logprob, entropy, largest, log_sum, kept = torch.ops.diffpo_kernels.linear_logprob_forward.default(
             hidden, head, target, temperature, bias, banned, rows, chunk_bytes, keep, backend
         )
         ctx.save_for_backward(head, bias, rows, target, temperature, logprob, entropy, largest, log_sum, *hidden)
@@ -145,7 +145,7 @@ class _LinearLogprob(torch.autograd.Function):
             ctx.kept, ctx.keep = None, NOTHING
         needs_head, needs_bias, *_ = ctx.needs_input_grad
         needs = [any(ctx.needs_input_grad[9:]), needs_head, needs_bias]
-        d_hidden, d_head, d_bias = torch.ops.diffpo_kernels.linear_logprob_backward(
+        d_hidden, d_head, d_bias = torch.ops.diffpo_kernels.linear_logprob_backward.default(
             torch.zeros_like(row_values[1]) if by_logprob is None else by_logprob,
             by_entropy,
             kept if keep != NOTHING else None,

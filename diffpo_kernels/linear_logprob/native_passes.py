@@ -1,7 +1,5 @@
 """The two passes over a chunk of logits in C++, for CPU tensors; see chunked.py and csrc/linear_logprob.h."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -12,11 +10,9 @@ _DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum cl
 _ROW_GROUP = 64  # kRowGroup in csrc/linear_logprob.h
 
 
-def statistics(logits_RV: Tensor, rows: Rows, bias_V: Tensor | None, banned: Sequence[int]) -> None:
+def statistics(logits_RV: Tensor, rows: Rows, bias_V: Tensor | None) -> None:
     """Write logprob, entropy, max and log_sum of `rows`."""
-    backends.native_module().linear_logprob_statistics_cpu(
-        *_chunk(logits_RV, 0, rows, bias_V, banned), torch.get_num_threads()
-    )
+    backends.native_module().linear_logprob_statistics_cpu(*_chunk(logits_RV, 0, rows, bias_V), torch.get_num_threads())
 
 
 def gradient_(
@@ -26,14 +22,13 @@ def gradient_(
     by_logprob_R: Tensor,
     by_entropy_R: Tensor | None,
     bias_C: Tensor | None,
-    banned: Sequence[int],
     sum_rows: bool,
 ) -> Tensor | None:
     """Replace the logits by their gradient; with sum_rows, return sums over groups of rows [G, C] in float32."""
     R, C = logits_RC.shape
     sums_GC = logits_RC.new_empty(-(-R // _ROW_GROUP), C, dtype=torch.float32) if sum_rows else None
     backends.native_module().linear_logprob_gradient_cpu(
-        *_chunk(logits_RC, first_column, rows, bias_C, banned),
+        *_chunk(logits_RC, first_column, rows, bias_C),
         by_logprob_R.data_ptr(),
         _address(by_entropy_R),
         _address(sums_GC),
@@ -42,9 +37,7 @@ def gradient_(
     return sums_GC
 
 
-def _chunk(
-    logits_RC: Tensor, first_column: int, rows: Rows, bias_C: Tensor | None, banned: Sequence[int]
-) -> tuple[object, ...]:
+def _chunk(logits_RC: Tensor, first_column: int, rows: Rows, bias_C: Tensor | None) -> tuple[object, ...]:
     addresses = [values_R.data_ptr() for values_R in (rows.temperature, rows.target, *rows[2:])]
     return (
         logits_RC.data_ptr(),
@@ -52,7 +45,6 @@ def _chunk(
         *logits_RC.shape,
         first_column,
         _address(bias_C),
-        banned,
         addresses,
     )
 

@@ -25,15 +25,6 @@ def _finite(z):
 
 
 @triton.jit
-def _with_bias(x, bias, banned, column, inside, HAS_BIAS: tl.constexpr, HAS_BANNED: tl.constexpr):
-    if HAS_BIAS:
-        x += tl.load(bias + column, mask=inside, other=0.0)
-    if HAS_BANNED:
-        x = tl.where(tl.load(banned + column, mask=inside, other=0) != 0, -float("inf"), x)
-    return x
-
-
-@triton.jit
 def _store_part(partials, row, part, S, m, s, w, mask):
     base = partials + row * 3 * S + part
     tl.store(base, m, mask=mask)
@@ -45,7 +36,6 @@ def _store_part(partials, row, part, S, m, s, w, mask):
 def part_of_row(
     logits,  # [N, C]
     bias,  # [C] float32
-    banned,  # [C] int8
     temperature,  # [N]
     target,  # [N]
     partials,  # [N, 3, S], written
@@ -53,7 +43,6 @@ def part_of_row(
     C,
     S,
     HAS_BIAS: tl.constexpr,
-    HAS_BANNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One part of one row per program."""
@@ -63,7 +52,8 @@ def part_of_row(
     column = part * BLOCK + tl.arange(0, BLOCK)
     inside = column < C
     x = tl.load(logits + column, mask=inside, other=-float("inf")).to(tl.float32)
-    x = _with_bias(x, bias, banned, column, inside, HAS_BIAS, HAS_BANNED)
+    if HAS_BIAS:
+        x += tl.load(bias + column, mask=inside, other=0.0)
 
     m = tl.max(x, axis=0)
     z = _finite((x - tl.where(m == -float("inf"), 0.0, m)) * _scale(tl.load(temperature + row)))
@@ -73,7 +63,9 @@ def part_of_row(
     wanted = tl.load(target + row)
     here = (wanted >= part * BLOCK) & (wanted < part * BLOCK + BLOCK) & (wanted < C)
     x = tl.load(logits + wanted, mask=here, other=0.0).to(tl.float32)
-    tl.store(target_logit + row, _with_bias(x, bias, banned, wanted, here, HAS_BIAS, HAS_BANNED), mask=here)
+    if HAS_BIAS:
+        x += tl.load(bias + wanted, mask=here, other=0.0)
+    tl.store(target_logit + row, x, mask=here)
 
 
 @triton.jit
@@ -81,7 +73,6 @@ def part_of_rows_from_hidden(
     hidden,  # [N, D], columns contiguous
     head,  # [C, D], columns contiguous
     bias,
-    banned,
     temperature,
     target,
     partials,
@@ -93,7 +84,6 @@ def part_of_rows_from_hidden(
     head_stride,
     D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    HAS_BANNED: tl.constexpr,
     EMULATED: tl.constexpr,  # under the interpreter, which computes wrongly in bfloat16
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -135,7 +125,8 @@ def part_of_rows_from_hidden(
             head_block += BLOCK_D
         if not EMULATED:  # the dtype in which the network forms its logits
             x = x.to(hidden.dtype.element_ty).to(tl.float32)
-        x = _with_bias(x, bias, banned, column[None, :], inside[None, :], HAS_BIAS, HAS_BANNED)
+        if HAS_BIAS:
+            x += tl.load(bias + column, mask=inside, other=0.0)[None, :]
         x = tl.where(inside[None, :], x, -float("inf"))
 
         new_m = tl.maximum(m, tl.max(x, axis=1))
@@ -193,7 +184,6 @@ def _one_minus_exp(x):
 def gradient_in_place(
     logits,  # [N, C], overwritten
     bias,
-    banned,
     temperature,
     target,
     logprob,
@@ -207,7 +197,6 @@ def gradient_in_place(
     C,
     first_column,
     HAS_BIAS: tl.constexpr,
-    HAS_BANNED: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     SUM_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -224,7 +213,8 @@ def gradient_in_place(
         row = group * ROWS + i
         alive = row < N
         x = tl.load(logits + row * C + column, mask=inside & alive, other=-float("inf")).to(tl.float32)
-        x = _with_bias(x, bias, banned, column, inside, HAS_BIAS, HAS_BANNED)
+        if HAS_BIAS:
+            x += tl.load(bias + column, mask=inside, other=0.0)
         scale = _scale(tl.load(temperature + row, mask=alive, other=1.0))
         g = tl.load(by_logprob + row, mask=alive, other=0.0) * scale
         shift = tl.load(max + row, mask=alive, other=0.0)
@@ -238,8 +228,6 @@ def gradient_in_place(
         if HAS_ENTROPY:
             h = tl.load(by_entropy + row, mask=alive, other=0.0) * scale
             dx -= h * p * (log_p + tl.load(entropy + row, mask=alive, other=0.0))
-        if HAS_BANNED:
-            dx = tl.where(tl.load(banned + column, mask=inside, other=0) != 0, 0.0, dx)
         tl.store(logits + row * C + column, dx.to(logits.dtype.element_ty), mask=inside & alive)
         if SUM_ROWS:
             total += dx
@@ -257,18 +245,16 @@ SUMMED_ROWS = 32
 def aot_cases() -> list[AotCase]:
     """The kernels as they are launched for a large vocabulary."""
     per_row = {"temperature": "*fp32", "target": "*i64"}
-    columns = {"bias": "*fp32", "banned": "*i8"}
     parts = {"partials": "*fp32", "target_logit": "*fp32"}
-    plain = {"HAS_BIAS": False, "HAS_BANNED": True}
     cases = []
     for dtype in ("bf16", "fp32"):
-        pointers = ("logits", "banned", "bias", "C")
+        pointers = ("logits", "bias", "C")
         cases.append(
             AotCase(
                 f"linear_logprob statistics {dtype}",
                 part_of_row,
-                {"logits": f"*{dtype}", **columns, **per_row, **parts, "C": "i32", "S": "i32"},
-                {**plain, "BLOCK": STATISTICS_BLOCK},
+                {"logits": f"*{dtype}", "bias": "*fp32", **per_row, **parts, "C": "i32", "S": "i32"},
+                {"HAS_BIAS": False, "BLOCK": STATISTICS_BLOCK},
                 elements=STATISTICS_BLOCK,
                 divisible=pointers,
             )
@@ -280,10 +266,10 @@ def aot_cases() -> list[AotCase]:
                 AotCase(
                     f"linear_logprob gradient {dtype}{' with bias' if sums else ''}",
                     gradient_in_place,
-                    {"logits": f"*{dtype}", **columns, **per_row}
+                    {"logits": f"*{dtype}", "bias": "*fp32", **per_row}
                     | dict.fromkeys(names, "*fp32")
                     | dict.fromkeys(("N", "C", "first_column"), "i32"),
-                    {"HAS_BIAS": sums, "HAS_BANNED": True, "HAS_ENTROPY": True, "SUM_ROWS": sums}
+                    {"HAS_BIAS": sums, "HAS_ENTROPY": True, "SUM_ROWS": sums}
                     | {"ROWS": rows, "BLOCK": GRADIENT_BLOCK[sums]},
                     elements=0 if sums else GRADIENT_BLOCK[sums],
                     divisible=(*pointers, "bias_gradient"),
@@ -294,16 +280,23 @@ def aot_cases() -> list[AotCase]:
             AotCase(
                 f"linear_logprob from hidden {dtype}",
                 part_of_rows_from_hidden,
-                {"hidden": f"*{dtype}", "head": f"*{dtype}", **columns, **per_row, **parts}
+                {"hidden": f"*{dtype}", "head": f"*{dtype}", "bias": "*fp32", **per_row, **parts}
                 | dict.fromkeys(("N", "C", "S", "hidden_stride", "head_stride"), "i32"),
-                {"D": 4096, **plain, "EMULATED": False, "BLOCK_N": block_n, "BLOCK_C": block_c, "BLOCK_D": block_d}
+                {
+                    "D": 4096,
+                    "HAS_BIAS": True,
+                    "EMULATED": False,
+                    "BLOCK_N": block_n,
+                    "BLOCK_C": block_c,
+                    "BLOCK_D": block_d,
+                }
                 | {"BLOCKS": blocks},
                 num_warps=warps,
                 num_stages=stages,
                 tensor_cores=dtype == "bf16",
                 max_registers=255,
                 max_shared=227 * 1024,
-                divisible=("hidden", "head", "banned", "bias", "C", "hidden_stride", "head_stride"),
+                divisible=("hidden", "head", "bias", "C", "hidden_stride", "head_stride"),
             )
         )
     names = ("partials", "target_logit", "temperature", "logprob", "entropy", "max", "log_sum")

@@ -1,7 +1,6 @@
-"""Launches the kernels of triton_kernels.py over a chunk of logits; see chunked.py."""
+"""Launches the kernels of triton_kernels.py over a chunk of logits; see chunked.py. An absent bias is any tensor: it is not read."""
 
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -14,17 +13,16 @@ from diffpo_kernels.linear_logprob.chunked import Rows
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def statistics(logits_RV: Tensor, rows: Rows, bias_V: Tensor | None, banned: Sequence[int]) -> None:
+def statistics(logits_RV: Tensor, rows: Rows, bias_V: Tensor | None) -> None:
     """Write logprob, entropy, max and log_sum of `rows`."""
     R, V = logits_RV.shape
     block = _block(V, kernels.STATISTICS_BLOCK)
     parts = triton.cdiv(V, block)
     partials, target_logit_R = _parts(rows, parts)
-    columns = _columns(logits_RV, 0, bias_V, banned)
     with _on(logits_RV.device):
         kernels.part_of_row[(R * parts,)](
             logits_RV,
-            *columns,
+            logits_RV if bias_V is None else bias_V,
             rows.temperature,
             rows.target,
             partials,
@@ -32,15 +30,12 @@ def statistics(logits_RV: Tensor, rows: Rows, bias_V: Tensor | None, banned: Seq
             V,
             parts,
             HAS_BIAS=bias_V is not None,
-            HAS_BANNED=len(banned) > 0,
             BLOCK=block,
         )
         _merge(partials, target_logit_R, rows)
 
 
-def statistics_from_hidden(
-    hidden_ND: Tensor, head_VD: Tensor, rows: Rows, bias_V: Tensor | None, banned: Sequence[int]
-) -> None:
+def statistics_from_hidden(hidden_ND: Tensor, head_VD: Tensor, rows: Rows, bias_V: Tensor | None) -> None:
     """As `statistics`, with the logits formed block by block in registers."""
     (N, D), V = hidden_ND.shape, head_VD.shape[0]
     if N == 0:
@@ -49,12 +44,11 @@ def statistics_from_hidden(
     block_n, block_c, block_d, blocks, warps, stages = kernels.FROM_HIDDEN[head_VD.element_size()]
     parts = triton.cdiv(V, block_c * blocks)
     partials, target_logit_N = _parts(rows, parts)
-    columns = _columns(head_VD.T, 0, bias_V, banned)
     with _on(head_VD.device):
         kernels.part_of_rows_from_hidden[(triton.cdiv(N, block_n) * parts,)](
             hidden_ND,
             head_VD,
-            *columns,
+            head_VD if bias_V is None else bias_V,
             rows.temperature,
             rows.target,
             partials,
@@ -66,7 +60,6 @@ def statistics_from_hidden(
             head_VD.stride(0),
             D=D,
             HAS_BIAS=bias_V is not None,
-            HAS_BANNED=len(banned) > 0,
             EMULATED=_INTERPRETED,
             BLOCK_N=block_n,
             BLOCK_C=block_c,
@@ -85,7 +78,6 @@ def gradient_(
     by_logprob_R: Tensor,
     by_entropy_R: Tensor | None,
     bias_C: Tensor | None,
-    banned: Sequence[int],
     sum_rows: bool,
 ) -> Tensor | None:
     """Replace the logits by their gradient; with sum_rows, return sums over groups of rows [G, C] in float32."""
@@ -94,12 +86,11 @@ def gradient_(
     in_group = kernels.SUMMED_ROWS if sum_rows else 1
     groups = triton.cdiv(R, in_group)
     sums_GC = logits_RC.new_empty(groups, C, dtype=torch.float32) if sum_rows else None
-    columns = _columns(logits_RC, first_column, bias_C, banned)
     if R > 0:
         with _on(logits_RC.device):
             kernels.gradient_in_place[(groups * triton.cdiv(C, block),)](
                 logits_RC,
-                *columns,
+                logits_RC if bias_C is None else bias_C,
                 *(rows.temperature, rows.target, rows.logprob, rows.entropy, rows.max, rows.log_sum),
                 by_logprob_R,
                 by_logprob_R if by_entropy_R is None else by_entropy_R,
@@ -108,7 +99,6 @@ def gradient_(
                 C,
                 first_column,
                 HAS_BIAS=bias_C is not None,
-                HAS_BANNED=len(banned) > 0,
                 HAS_ENTROPY=by_entropy_R is not None,
                 SUM_ROWS=sum_rows,
                 ROWS=in_group,
@@ -132,20 +122,6 @@ def _merge(partials: Tensor, target_logit_R: Tensor, rows: Rows) -> None:
 def _parts(rows: Rows, parts: int) -> tuple[Tensor, Tensor]:
     """Room for what the parts of each row leave, and for the target's logit: NaN unless some part finds it."""
     return rows.temperature.new_empty(len(rows.target), 3, parts), torch.full_like(rows.temperature, torch.nan)
-
-
-def _columns(
-    logits_RC: Tensor, first_column: int, bias_C: Tensor | None, banned: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Bias and banned mask [C]; where there is none, any tensor, which the kernel does not read."""
-    C = logits_RC.shape[1]
-    banned_C = logits_RC
-    if banned:
-        banned_C = torch.zeros(C, dtype=torch.int8, device=logits_RC.device)
-        for token in banned:  # one fill each: copying the ids to the device would make the host wait
-            if first_column <= token < first_column + C:
-                banned_C[token - first_column].fill_(1)
-    return logits_RC if bias_C is None else bias_C, banned_C
 
 
 def _block(columns: int, largest: int) -> int:

@@ -264,9 +264,11 @@ def test_strided_inputs(target: Target) -> None:
             torch.testing.assert_close(got, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_banned_targets_are_impossible_and_banned_columns_get_no_gradient(target: Target) -> None:
+@pytest.mark.parametrize("poison", [0.0, torch.nan, torch.inf])
+def test_banned_targets_are_impossible_and_banned_columns_get_no_gradient(target: Target, poison: float) -> None:
     problem = Problem(target.device)
     problem.target[1] = 3
+    problem.tensors["bias"][3] = poison  # not seen
     got = check(problem, target.backend)
     assert got["logprob"][1] == -math.inf
     assert (got["d_head"][3] == 0).all()
