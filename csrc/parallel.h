@@ -1,41 +1,25 @@
-// Runs body(begin, end) over [0, count) on up to `threads` threads.
+// Runs body(begin, end) over [0, count) on up to `threads` threads: those that torch computes with.
 //
-// Plain threads, started per call: about 15 us each, which is why callers say how much work deserves one. A pool would have to survive
-// fork, and OpenMP would bring a second runtime whose idle threads spin against those of torch.
+// torch's idle OpenMP threads spin for milliseconds after each of its operators. Threads of our own would share their cores with them: row
+// statistics right behind an eager operator took 2 to 4 times as long. So the work is given to the OpenMP runtime that torch has
+// loaded, found by name at run time. Where there is none, and in a forked child (whose OpenMP threads stayed in the parent),
+// threads are started per call, about 15 us each, which is why callers say how much work deserves one.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <exception>
-#include <thread>
-#include <vector>
 
 namespace diffpo {
+
+// Calls share(context, k) once for each k in [0, shares), at the same time where it can. Rethrows the first exception.
+void run_shares(int64_t shares, void (*share)(void* context, int64_t k), void* context);
 
 template <typename Body>
 void parallel_for(int64_t count, int64_t threads, const Body& body) {
     threads = std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1));
-    const auto bound = [&](int64_t k) { return count * k / threads; };
-    std::vector<std::exception_ptr> errors(threads);
-    std::vector<std::thread> workers;
-    const auto run = [&](int64_t k) {
-        try {
-            body(bound(k), bound(k + 1));
-        } catch (...) {
-            errors[k] = std::current_exception();
-        }
-    };
-    for (int64_t k = 1; k < threads; ++k) {
-        try {
-            workers.emplace_back(run, k);
-        } catch (...) {  // no more threads to be had: do this share here
-            run(k);
-        }
-    }
-    run(0);
-    for (std::thread& worker : workers) worker.join();
-    for (const std::exception_ptr& error : errors)
-        if (error) std::rethrow_exception(error);
+    if (threads == 1) return body(int64_t{0}, count);
+    auto share = [&](int64_t k) { body(count * k / threads, count * (k + 1) / threads); };
+    run_shares(threads, [](void* context, int64_t k) { (*static_cast<decltype(share)*>(context))(k); }, &share);
 }
 
 }  // namespace diffpo
