@@ -52,28 +52,34 @@ def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence
     steps = trajectory.commit_step
     boundaries = [torch.as_tensor(tau, device=steps.device).expand(len(steps))[:, None] for tau in boundaries]
     ends = [*boundaries[1:], torch.full_like(boundaries[0], torch.iinfo(torch.int64).max)]
-    logprob_BL = steps.new_zeros(steps.shape, dtype=torch.promote_types(model.lm_head.weight.dtype, torch.float32))
+    positions = torch.arange(steps.shape[1], device=steps.device)
+    hidden, hidden_rows = [], 0  # [U L, D] of each latent, together [hidden_rows, D]
+    hidden_row_BL = torch.zeros_like(steps)  # where each token is scored from
     gamma_logprob = None
     for tau, end in zip(boundaries, ends, strict=True):
         span_BL = (steps > tau) & (steps <= end)
-        rows = span_BL.any(dim=1) if gamma_logprob is not None else torch.ones_like(trajectory.nfe, dtype=torch.bool)
+        rows = span_BL.any(dim=1) if hidden else torch.ones_like(trajectory.nfe, dtype=torch.bool)
         if not rows.any():
             continue
         part = trajectory[rows]
         hidden_ULD, source_R = completion_hidden(model, part.prompt_ids, part.prompt_mask, part.latent(tau[rows, 0]))
-        if gamma_logprob is None:  # z_0, the pass from which the threshold was read
+        if not hidden:  # z_0, the pass from which the threshold was read
             gamma_logprob = _gamma_logprob(model, trajectory, hidden_ULD, source_R)
         source_B = torch.zeros_like(trajectory.nfe).masked_scatter_(rows, source_R)
-        row, position = span_BL.nonzero(as_tuple=True)
-        logprob_N = linear_logprob(
-            hidden_ULD.flatten(0, 1),
-            model.lm_head.weight,
-            trajectory.tokens[row, position],
-            temperature=trajectory.temperature or 1.0,
-            banned_ids=[model.mask_id],
-            rows=source_B[row] * hidden_ULD.shape[1] + position,
-        )
-        logprob_BL = logprob_BL.index_put((row, position), logprob_N)
+        row_BL = hidden_rows + source_B[:, None] * len(positions) + positions
+        hidden_row_BL = torch.where(span_BL, row_BL, hidden_row_BL)
+        hidden.append(hidden_ULD.flatten(0, 1))
+        hidden_rows += len(hidden[-1])
+    # one call, so that what it keeps for the backward pass is bounded once and not once per boundary
+    logprob_N = linear_logprob(
+        hidden,
+        model.lm_head.weight,
+        trajectory.tokens[trajectory.committed],
+        temperature=trajectory.temperature or 1.0,
+        banned_ids=[model.mask_id],
+        rows=hidden_row_BL[trajectory.committed],
+    )
+    logprob_BL = logprob_N.new_zeros(steps.shape).masked_scatter(trajectory.committed, logprob_N)
     return Scores(logprob_BL, gamma_logprob)
 
 
