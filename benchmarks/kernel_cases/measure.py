@@ -4,9 +4,9 @@ Time is wall-clock on the CPU and between two events on a GPU, in interleaved ro
 random order, so that noise hits all alike; reported is the median. On a GPU the second-level cache is emptied before each call, by
 reading (writing would leave dirty lines whose write-back the call would pay for). Then the device spins until the host has enqueued the
 whole call, so that the events enclose device time only, for everyone: a time counts only if the device was still before the first event
-when the host was done, else the spin is doubled and the call repeated. A call that 30 ms do not suffice for waits for the device itself
-or fills its queue; it is timed without a spin, host time included, and reported as host-bound. What the host costs is in wall_seconds:
-the median wall-clock time of single calls, each waited for, caches warm.
+when the host was done, else the spin is lengthened and the call repeated. A call that 16 ms do not suffice for waits for the device
+itself or fills its queue; it is timed without a spin, host time included, and reported as host-bound. What the host costs is in
+wall_seconds: the median wall-clock time of single calls, each waited for, caches warm.
 """
 
 import itertools
@@ -22,10 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from kernel_cases.case import SEED, Call, generator
 
 _EVICTION_BYTES = 2**30  # several times any second-level cache
-_SHORTEST_SPIN, _LONGEST_SPIN = (
-    500_000,
-    64_000_000,
-)  # cycles: a quarter of a millisecond and 32 ms at 2 GHz, longer at less
+# Cycles: a quarter of a millisecond to 16 ms at 2 GHz, longer at less.
+_SPINS = (500_000, 2_000_000, 8_000_000, 32_000_000)
 _GRAPH_CALLS = 20
 
 
@@ -36,7 +34,7 @@ class Clock:
         self.device = device
         # Weak, as a call holds its inputs, which must not outlive its case.
         self.host_bound: WeakSet[Call] = WeakSet()
-        self._spin: WeakKeyDictionary[Call, int] = WeakKeyDictionary()  # cycles
+        self._tried: WeakKeyDictionary[Call, int] = WeakKeyDictionary()  # how many of _SPINS were too short
         if device.type == "cuda":
             self._buffer = torch.zeros(_EVICTION_BYTES // 4, device=device)
             self._sink = torch.zeros((), device=device)
@@ -46,15 +44,12 @@ class Clock:
             start = time.perf_counter()
             call()
             return time.perf_counter() - start
-        spin = self._spin.get(call, _SHORTEST_SPIN)
-        while call not in self.host_bound:
-            seconds, hidden = self._between_events(call, spin)
+        for i in range(self._tried.get(call, 0), len(_SPINS)):
+            seconds, hidden = self._between_events(call, _SPINS[i])
             if hidden:
-                self._spin[call] = spin
                 return seconds
-            spin *= 2
-            if spin > _LONGEST_SPIN:
-                self.host_bound.add(call)
+            self._tried[call] = i + 1
+        self.host_bound.add(call)
         return self._between_events(call, 0)[0]
 
     def _between_events(self, call: Call, spin: int) -> tuple[float, bool]:
@@ -70,7 +65,7 @@ class Clock:
         return start.elapsed_time(end) / 1e3, hidden
 
 
-def wall_seconds(call: Call, device: torch.device, budget: float = 0.1) -> float:
+def wall_seconds(call: Call, device: torch.device, budget: float = 0.05) -> float:
     """Median wall-clock time of a call that is waited for: 3 to 50 calls, no more once they add up to `budget` seconds."""
     times: list[float] = []
     while len(times) < 3 or (len(times) < 50 and sum(times) < budget):

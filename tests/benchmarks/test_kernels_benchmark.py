@@ -240,11 +240,7 @@ def test_without_a_gpu_cuda_is_a_mistake():
 @pytest.mark.parametrize(
     ("host", "spins", "host_bound"),
     # cycles the host needs to enqueue the call; the spins that are tried in three calls
-    [
-        (1e5, [5e5] * 3, False),
-        (2.5e6, [5e5, 1e6, 2e6] + [4e6] * 3, False),
-        (math.inf, [5e5 * 2**i for i in range(8)] + [0] * 3, True),
-    ],
+    [(1e5, [5e5] * 3, False), (6e6, [5e5, 2e6] + [8e6] * 3, False), (math.inf, [5e5, 2e6, 8e6, 3.2e7] + [0] * 3, True)],
 )
 def test_the_gpu_clock_spins_until_the_host_is_done(monkeypatch, host, spins, host_bound):
     tried = []
