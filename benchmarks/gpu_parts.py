@@ -1,18 +1,20 @@
 """Small parts of gpu_suite.sh: ``python benchmarks/gpu_parts.py packages | extension | training summary.json``."""
 
 import functools
-import importlib
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
+# By the name they are installed under; looked up and not imported, which takes seconds each.
 PACKAGES = {
+    "torch": "everything",
     "numpy": "everything",
     "triton": "the triton backend",
     "rich": "the benchmarks and the report of the backends",
     "pytest": "the tests",
     "hypothesis": "the tests",
-    "xdist": "running tests side by side (optional)",
+    "pytest-xdist": "running tests side by side (optional)",
     "pydantic": "diffpo: training and decoding",
     "tyro": "diffpo.train",
     "transformers": "diffpo",
@@ -20,8 +22,8 @@ PACKAGES = {
     "safetensors": "diffpo",
     "tensorboard": "diffpo.train",
     "matplotlib": "diffpo.train",
-    "liger_kernel": "a baseline of the kernel benchmark (optional)",
-    "cut_cross_entropy": "a baseline of the kernel benchmark (optional)",
+    "liger-kernel": "a baseline of the kernel benchmark (optional)",
+    "cut-cross-entropy": "a baseline of the kernel benchmark (optional)",
 }
 
 
@@ -29,11 +31,9 @@ def packages() -> int:
     """Say what is missing and what then cannot run; never a failure, as each part that needs one fails by itself."""
     for name, purpose in PACKAGES.items():
         try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            print(f"MISSING {name}, needed for {purpose}: {error}")
-        else:
-            print(f"{name} {getattr(module, '__version__', '')}")
+            print(name, metadata.version(name))
+        except Exception as error:  # a broken installation can raise anything
+            print(f"MISSING {name}, needed for {purpose}: {type(error).__name__}: {error}")
     return 0
 
 

@@ -1,9 +1,11 @@
 """``python benchmarks/kernels.py [--device cpu|cuda] [--quick] [--operators ...] [--no-compile] [--out file.json]``
 
-Every backend of every operator: first its errors against float64 on the benchmark's own inputs (a backend that is worse than plain
-torch's own error + 1e-5 is reported and not timed), then median time, share of the ceiling measured in the same run, ratio to every
-baseline that is installed, peak extra memory, and whether the issue's target is met. The results go to
-benchmarks/results/kernels_<device>.json; with --quick, one size per operator, only to --out. Exit code 1 if a backend fails.
+Every backend of every operator: first its errors against float64 on the benchmark's own inputs (a backend whose root mean square error
+is more than 1.1 times plain torch's, 2 times for gradients, plus 1e-5, or whose largest is more than 8 times torch's largest plus 1e-4,
+is reported and not timed), then median time, share of the ceiling measured in the same run, ratio to every baseline that is installed,
+peak extra memory, and whether the issue's target is met. The results go to benchmarks/results/kernels_<device>.json; with --quick, one
+size per operator, only to --out. A row's "run" is the index of its command, machine and ceilings in "runs". Exit code 1 if a backend
+fails. The package must be installed, or the repository on PYTHONPATH.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from rich.table import Table
 from diffpo_kernels import backends
 
 RESULTS = Path(__file__).parent / "results"
+_METHOD = f"{measure.__doc__}\nErrors that are allowed. {too_large.__doc__}"
 RIVALS = ("liger-kernel", "cut-cross-entropy")
 # Seconds; a baseline whose first call takes longer is not repeated. On a GPU a first call compiles kernels.
 _PATIENCE = {"cpu": 5.0, "cuda": math.inf}
@@ -67,6 +70,8 @@ def run_case(
         result.extra_bytes = measure.extra_bytes(call, clock.device)
         if clock.device.type == "cuda":
             result.peak_bytes = measure.peak_bytes(call, clock.device)
+            result.wall_seconds = measure.wall_seconds(call, clock.device)
+            result.host_bound = call in clock.host_bound
         if case.graph:
             measure_in_a_graph(call, result, clock.device)
     judge(case, workload, list(results.values()), ceilings)
@@ -120,7 +125,10 @@ def judge(case: Case, workload: Workload, results: Sequence[Result], ceilings: d
         result.flops_per_second = workload.flops / result.seconds if workload.flops else None
         result.bound, result.ceiling = bound, ceilings[bound]
         result.share = floors[bound] / result.seconds
-        result.ratios = {other.contestant: other.seconds / result.seconds for other in baselines if other is not result}
+        others = [other for other in baselines if other is not result]
+        result.ratios = {other.contestant: other.seconds / result.seconds for other in others}
+        if result.wall_seconds:
+            result.wall_ratios = {other.contestant: other.wall_seconds / result.wall_seconds for other in others}
         if result.backend and result.contestant != "reference":
             result.targets = [target.judge(result, timed) for target in case.targets]
 
@@ -143,10 +151,12 @@ def print_case(operator: str, case: Case, results: Sequence[Result], console: Co
         if result.seconds is None:
             continue
         graph = f" (graph {_time(result.graph_seconds)})" if result.graph_seconds else ""
+        host = f", wall {_time(result.wall_seconds)}" if result.wall_seconds else ""
+        host += ", host-bound" if result.host_bound else ""
         share = f"{result.share:.1%} {result.bound}"
         memory = f"{result.extra_bytes / 2**20:,.1f} MiB"
         ratios = [f"{name} {ratio:.3g}x" for name, ratio in result.ratios.items()] if result.backend else []
-        table.add_row(result.contestant, _time(result.seconds) + graph, share, memory, ", ".join(ratios))
+        table.add_row(result.contestant, _time(result.seconds) + graph + host, share, memory, ", ".join(ratios))
     console.print(table)
     for result in results:
         if result.status != "ok":
@@ -172,7 +182,7 @@ def origin(device: torch.device, freed_memory_kept: bool) -> dict:
         except metadata.PackageNotFoundError:
             record["versions"][package] = None
     record["versions"]["cuda"] = torch.version.cuda
-    return record | {"device": device.type, "freed_memory_kept": freed_memory_kept, "method": measure.__doc__}
+    return record | {"device": device.type, "freed_memory_kept": freed_memory_kept}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -192,7 +202,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="let the C allocator keep freed memory, as diffpo's programs on a CPU do: eager torch gains most",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    parser.add_argument("--append", action="store_true", help="keep the rows and runs that the file has already")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
@@ -221,22 +231,26 @@ def main(arguments: list[str] | None = None) -> int:
         for name, rate in ceilings.items()
     ]
     console.print(f"{_hardware(device)}; measured ceilings: {', '.join(rates)}")
-    rows, failures = [], 0
+    runs, rows, failures = [], [], 0
     if options.append and options.out is not None and options.out.exists():
-        rows = json.loads(options.out.read_text())["rows"]
+        earlier = json.loads(options.out.read_text())
+        runs, rows = earlier["runs"], earlier["rows"]
+    runs.append(record)
     for operator, case in chosen_cases(options):
         try:
             results = run_case(case, clock, ceilings, options.seconds, budget)
         except Exception as error:  # such as a lack of memory for the inputs
             results = [Result("all", backend=True, status=f"FAILED: {_one_line(error)}")]
         print_case(operator, case, results, console)
-        rows += [{"operator": operator, "case": case.name} | asdict(result) for result in results]
+        labels = {"run": len(runs) - 1, "operator": operator, "case": case.name}
+        rows += [labels | asdict(result) for result in results]
         failures += sum(map(failed, results))
         forget(device)
         if options.out is not None:  # after every case, so that a run that is stopped leaves what it has
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            now = {"load_average": [*load, os.getloadavg()], "ceilings": ceilings, "rows": rows}
-            options.out.write_text(json.dumps(record | now, indent=1) + "\n")
+            record |= {"load_average": [*load, os.getloadavg()], "ceilings": ceilings}
+            document = {"method": _METHOD, "runs": runs, "rows": rows}
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
     console.print(f"load average before {_load(load[0])}, after {_load(os.getloadavg())}; {failures} failed")
     return 1 if failures else 0
 

@@ -1,21 +1,30 @@
-"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations."""
+"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations.
+
+diffpo is imported where it is needed: the tests of the kernels run without its dependencies.
+"""
+
+from __future__ import annotations
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from diffpo import MaskedDiffusionLM, ModelConfig
+if TYPE_CHECKING:
+    from diffpo import MaskedDiffusionLM
 
 torch.set_num_threads(1)
 
 
 def build_random_model(seed: int = 0, scale: float = 1.0, **changes) -> MaskedDiffusionLM:
     """Two layers, 32 wide, ids 0 pad, 1 EOS, 2 mask; every parameter random, logits with a standard deviation of about 2 * scale."""
+    from diffpo import MaskedDiffusionLM, ModelConfig
+
     fields = {
         "vocab_size": 40,
         "hidden_size": 32,

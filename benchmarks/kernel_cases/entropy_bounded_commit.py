@@ -80,12 +80,15 @@ def build(rows: int, length: int, window: int, whole_step: bool, device: torch.d
         }
         if whole_step:
             left_B = (got_BL[:, slice(*window_of_all)] == _MASK_ID).any(1)
-            next_start_B = torch.where(left_B, first, min(first + window, length))
+            start, end = window_of_all
+            next_start_B = torch.where(left_B, start, min(end, length))
+            next_end_B = torch.where(left_B, end, min(2 * end - start, length))
+            new_start_B, new_end_B = records["window"]
             wrong |= {
                 "wrong logprobs": records["logprob"] != torch.where(expected_BL, entropy_BL, 0.0),
                 "wrong commit steps": records["commit_step"] != expected_BL.long(),
                 "wrong nfe": records["nfe"] != 1,
-                "wrong windows": records["window"][0] != next_start_B,
+                "wrong windows": (new_start_B != next_start_B) | (new_end_B != next_end_B),
             }
         return {name: int(where.sum()) for name, where in wrong.items()}
 
@@ -99,8 +102,14 @@ def build(rows: int, length: int, window: int, whole_step: bool, device: torch.d
     compiled = torch.compile(entropy_bounded_commit_, dynamic=False)
     contestants = [Contestant(name, functools.partial(call, name), functools.partial(errors, name)) for name in usable]
     contestants.append(Contestant("torch.compile", lambda: call("reference", compiled), compiles=True))
-    read_and_written = rows * (window * (8 + 4 + 4) + length)  # tokens, proxy, entropy; the result
-    return Workload(contestants, missing, lambda: errors("reference"), bytes=read_and_written)
+    bytes_moved = rows * (window * (8 + 4 + 4) + length)  # tokens, proxy, entropy; the result
+    committed = int(expected_BL.sum())
+    bytes_moved += committed * (8 + 8)  # proposal, token
+    if whole_step:
+        bytes_moved += (
+            committed * (4 + 4 + 8) + rows * 6 * 8
+        )  # log-probability twice, commit step; NFE and window, read and written
+    return Workload(contestants, missing, lambda: errors("reference"), bytes=bytes_moved)
 
 
 def brute_force(tokens_BL: Tensor, proxy_BL: Tensor, cost_BL: Tensor, gamma_B: Tensor, start: int, end: int) -> Tensor:

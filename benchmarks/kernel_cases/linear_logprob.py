@@ -22,12 +22,12 @@ from kernel_cases.case import (
     Workload,
     at_most_times,
     available_backends,
+    errors_of,
     extra_memory_at_most,
     faster_than,
     generator,
     import_or_reason,
-    relative_rms,
-    rms,
+    relative_errors_of,
     sample,
     time_ratio,
 )
@@ -249,12 +249,12 @@ class Truth:
             self.d_head_vD = self._d_logits(slice(None), self.tokens_v).T @ self.hidden_ND
 
     def errors(self, outputs: tuple[Tensor, ...]) -> dict[str, float]:
-        found = {"logprob": rms(outputs[0] - self.logprob_N)}
+        found = errors_of("logprob", outputs[0] - self.logprob_N)
         if self.mode.entropy:
-            found["entropy"] = rms(outputs[1] - self.entropy_N)
+            found |= errors_of("entropy", outputs[1] - self.entropy_N)
         if self.mode.gradients:
-            found["gradient of hidden"] = relative_rms(outputs[-2][self.rows_n], self.d_hidden_nD)
-            found["gradient of head"] = relative_rms(outputs[-1][self.tokens_v], self.d_head_vD)
+            found |= relative_errors_of("gradient of hidden", outputs[-2][self.rows_n], self.d_hidden_nD)
+            found |= relative_errors_of("gradient of head", outputs[-1][self.tokens_v], self.d_head_vD)
         return found
 
     def _block_sums(self, block_vD: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ from kernel_cases.case import (
     Contestant,
     Workload,
     available_backends,
+    errors_of,
     faster_than,
     generator,
-    rms,
     sample,
     share_at_least,
 )
@@ -61,14 +61,14 @@ def build(rows: int, vocabulary: int, dtype: torch.dtype, temperature: float, de
     uniform_n = None if uniform_N is None else uniform_N[checked_n]
     log_p_nV = logits_nV.double().log_softmax(1)
 
-    def errors_of(result: RowStatistics) -> dict[str, float]:
+    def against_truth(result: RowStatistics) -> dict[str, float]:
         return errors(RowStatistics(*result), log_p_nV, logits_nV, temperature, uniform_n)
 
     def contestant(backend: str) -> Contestant:
         def call() -> RowStatistics:
             return row_statistics(logits_NV, temperature, uniform_N, backend=backend)
 
-        return Contestant(backend, call, lambda: errors_of([field_N[checked_n] for field_N in call()]))
+        return Contestant(backend, call, lambda: against_truth([field_N[checked_n] for field_N in call()]))
 
     usable, missing = available_backends(_OPERATOR, device)
     if logits_NV.numel() > _LARGEST_REFERENCE:
@@ -82,7 +82,7 @@ def build(rows: int, vocabulary: int, dtype: torch.dtype, temperature: float, de
     return Workload(
         [*map(contestant, usable), *baselines],
         missing,
-        lambda: errors_of(row_statistics(logits_nV, temperature, uniform_n, backend="reference")),
+        lambda: against_truth(row_statistics(logits_nV, temperature, uniform_n, backend="reference")),
         bytes=logits_NV.numel() * logits_NV.element_size(),
     )
 
@@ -117,7 +117,9 @@ def errors(
         "top2": top_n2[:, 1],
         "lse": logits_nV.double().logsumexp(1),
     }
-    found = {name: rms(getattr(result, name) - truth[name]) for name in _FIELDS}
+    found: dict[str, float] = {}
+    for name in _FIELDS:
+        found |= errors_of(name, getattr(result, name) - truth[name])
     found["wrong flags"] = int((~result.valid).sum())
     if uniform_n is None:
         return found | {"wrong tokens": int((result.token != best_n).sum())}
@@ -125,4 +127,4 @@ def errors(
     below_n = above_n - truth["logprob"].exp()
     outside_n = torch.maximum(below_n - uniform_n, uniform_n - above_n).clamp(min=0)
     outside_n[result.token != token_n] = torch.inf
-    return found | {"draw": rms(outside_n)}
+    return found | errors_of("draw", outside_n)

@@ -1,4 +1,4 @@
-"""surrogate_loss: loss, gradient and diagnostics of one inner update."""
+"""surrogate_loss: loss, gradient and all diagnostics of one inner update, as training runs it."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from diffpo_kernels import surrogate_loss
-from kernel_cases.case import Case, Contestant, Workload, available_backends, generator, relative_rms
+from kernel_cases.case import Case, Contestant, Workload, available_backends, generator, relative_errors_of
 
 _OPERATOR = "surrogate_loss"
-_BYTES_PER_TOKEN = 4 * 4 + 1 + 4  # four log-probabilities and the mask are read, one gradient is written
+_BINS = 4  # the quarters of the denoising steps that training reports
+_BYTES_PER_TOKEN = 4 * 4 + 1 + 8 + 4  # four log-probabilities, the mask and the bin are read, one gradient is written
 
 
 def cases(device: str) -> list[Case]:
@@ -31,6 +32,7 @@ def build(rows: int, length: int, device: torch.device) -> Workload:
     old_BL, behaviour_BL, reference_BL = (logprob_BL + 0.3 * normal(rows, length) for _ in range(3))
     advantage_B = normal(rows)
     mask_BL = torch.rand(rows, length, generator=random, device=device) < 0.9
+    bin_BL = torch.randint(_BINS, (rows, length), generator=random, device=device)
     logprob_BL.requires_grad_()
 
     def step(backend: str, function: Callable = surrogate_loss, dtype: torch.dtype = torch.float32) -> Any:
@@ -45,6 +47,8 @@ def build(rows: int, length: int, device: torch.device) -> Workload:
             cast(behaviour_BL),
             cast(reference_BL),
             kl_coefficient=0.04,
+            step_bin=bin_BL,
+            bins=_BINS,
             backend=backend,
         )
         return loss.detach(), torch.autograd.grad(loss, logprob_BL)[0], diagnostics
@@ -60,9 +64,8 @@ def build(rows: int, length: int, device: torch.device) -> Workload:
         ]
         return {
             "loss": abs(got_loss.item() - loss.item()),
-            "gradient": relative_rms(got_gradient_BL, gradient_BL),
             "diagnostics": max(gaps),
-        }
+        } | relative_errors_of("gradient", got_gradient_BL, gradient_BL)
 
     usable, missing = available_backends(_OPERATOR, device)
     compiled = torch.compile(surrogate_loss, dynamic=False)

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from types import SimpleNamespace
 
 import kernels
 import pytest
@@ -14,6 +15,7 @@ from kernel_cases.case import (
     Result,
     Workload,
     at_most_times,
+    errors_of,
     faster_than,
     share_at_least,
     too_large,
@@ -28,6 +30,7 @@ TINY = {
     "row_statistics, greedy": functools.partial(row_statistics.build, 5, 700, torch.bfloat16, 0.0),
     "row_statistics, drawn": functools.partial(row_statistics.build, 5, 700, torch.float32, 0.7),
     "entropy_bounded_commit_": functools.partial(entropy_bounded_commit.build, 6, 40, 8, False),
+    "entropy_bounded_commit_, all records": functools.partial(entropy_bounded_commit.build, 6, 40, 2, True),
     "linear_logprob, forward": functools.partial(linear_logprob.build, 7, 90, 8, torch.float32, linear_logprob.FORWARD),
     "linear_logprob": functools.partial(linear_logprob.build, 7, 90, 8, torch.bfloat16, linear_logprob.BACKWARD),
     "linear_logprob, entropy": functools.partial(linear_logprob.build, 7, 90, 8, torch.float32, linear_logprob.ENTROPY),
@@ -78,7 +81,8 @@ def test_errors_of_linear_logprob_find_gradients_for_an_upstream_of_ones():
         ones = torch.ones(7)
         other = linear_logprob.Inputs(inputs.hidden, inputs.head, inputs.target, ones, ones)
         wrong = too_large(truth.errors(linear_logprob.ours(other, mode, "reference")), allowed)
-        assert [line.partition(":")[0] for line in wrong] == ["gradient of hidden", "gradient of head"]
+        gradients = ["gradient of hidden", "max gradient of hidden", "gradient of head", "max gradient of head"]
+        assert [line.partition(":")[0] for line in wrong] == gradients
 
 
 def test_truth_of_linear_logprob_is_the_same_over_several_blocks_of_the_vocabulary():
@@ -123,6 +127,16 @@ def test_a_baseline_that_takes_too_long_is_called_once(monkeypatch):
     assert results["slow"].status.startswith("left out: the first call took")
 
 
+def test_one_bad_element_in_a_million_is_found():
+    torch_errors = errors_of("gradient of head", torch.full((10**6,), 1e-3))
+    difference = torch.full((10**6,), 1e-3)
+    assert too_large(errors_of("gradient of head", difference), torch_errors) == []
+    difference[7] = 0.1
+    assert too_large(errors_of("gradient of head", difference), torch_errors) == [
+        "max gradient of head: 0.1, allowed 0.0081"
+    ]
+
+
 def test_wrong_entries_have_no_room():
     assert too_large({"wrong tokens": 1}, {"wrong tokens": 1})
     assert not too_large({"wrong tokens": 0, "loss": 1.0e-5}, {"wrong tokens": 0, "loss": 0.0})
@@ -140,6 +154,7 @@ def test_rates_ratios_and_targets_follow_from_the_times():
     native, reference, *_, absent = results
     assert (native.bound, native.share, native.flops_per_second) == ("matmul float32", pytest.approx(0.4), 4e9)
     assert native.ratios == {"reference": 8.0, "eager": 4.0}
+    assert native.wall_ratios == {}
     assert [target["met"] for target in native.targets] == [True, False, None, True, False]
     assert reference.targets == absent.targets == []
 
@@ -191,7 +206,8 @@ def test_the_script_writes_results_and_returns_its_verdict(monkeypatch, tmp_path
     arguments = ["--device", "cpu", "--quick", "--no-compile", "--seconds", "0.001", "--out", str(out), "--operators"]
     assert kernels.main([*arguments, "row_statistics"]) == 0
     first = json.loads(out.read_text())
-    assert first.keys() >= {
+    (origin,) = first["runs"]
+    assert origin.keys() >= {
         "command",
         "seeds",
         "hardware",
@@ -199,7 +215,6 @@ def test_the_script_writes_results_and_returns_its_verdict(monkeypatch, tmp_path
         "git_commit",
         "load_average",
         "ceilings",
-        "rows",
     }
     timed = {row["contestant"]: row for row in first["rows"] if row["seconds"]}
     assert timed.keys() >= {"reference", "eager"}
@@ -207,9 +222,12 @@ def test_the_script_writes_results_and_returns_its_verdict(monkeypatch, tmp_path
     assert "row_statistics tiny" in capsys.readouterr().out
 
     assert kernels.main([*arguments, "surrogate_loss", "--append"]) == 1
-    rows = json.loads(out.read_text())["rows"]
-    assert rows[:-1] == first["rows"]
-    assert rows[-1]["status"] == "FAILED: ZeroDivisionError: division by zero"
+    both = json.loads(out.read_text())
+    assert both["rows"][:-1] == first["rows"]
+    assert both["rows"][-1]["status"] == "FAILED: ZeroDivisionError: division by zero"
+    assert [row["run"] for row in both["rows"]] == [0] * len(first["rows"]) + [1]
+    assert both["runs"][0] == origin
+    assert both["runs"][1].keys() == origin.keys()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -217,3 +235,32 @@ def test_without_a_gpu_cuda_is_a_mistake():
     with pytest.raises(SystemExit) as stopped:
         kernels.main(["--device", "cuda"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "spins", "host_bound"),
+    # cycles the host needs to enqueue the call; the spins that are tried in three calls
+    [(1e5, [5e5] * 3, False), (6e6, [5e5, 2e6] + [8e6] * 3, False), (math.inf, [5e5, 2e6, 8e6, 3.2e7] + [0] * 3, True)],
+)
+def test_the_gpu_clock_spins_until_the_host_is_done(monkeypatch, host, spins, host_bound):
+    tried = []
+
+    class Event:
+        def __init__(self, enable_timing): ...
+        def record(self): ...
+        def synchronize(self): ...
+
+        def query(self) -> bool:
+            return tried[-1] <= host
+
+        def elapsed_time(self, end) -> float:
+            return 2.0
+
+    clock = measure.Clock(CPU)
+    clock.device, clock._buffer, clock._sink = SimpleNamespace(type="cuda"), torch.zeros(1), torch.zeros(())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", tried.append)
+    call = functools.partial(int)
+    assert [clock.seconds(call) for _ in range(3)] == [2e-3] * 3
+    assert tried == spins
+    assert (call in clock.host_bound) == host_bound
