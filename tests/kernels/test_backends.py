@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from diffpo_kernels import backends
+from diffpo_kernels import backends, linear_logprob
 
 HIDE_EXTENSION = "import sys; sys.modules['diffpo_kernels._native'] = None; import torch, diffpo_kernels as k; "
 CALL_TWICE = "k.row_statistics(torch.zeros(1, 2)); k.row_statistics(torch.zeros(1, 2))"
@@ -70,6 +71,18 @@ def test_none_picks_triton_on_a_gpu_and_never_cuda_cpp() -> None:
     usable = backends.unavailable_reason("row_statistics", "triton", "cuda") is None
     assert picked["row_statistics"] == ("triton" if usable else "reference")
     assert "cuda" not in picked.values()
+
+
+def test_linear_logprob_is_compiled_once_for_all_temperatures() -> None:
+    """Once for a first number that is taken for a constant, and once more for every other. row_statistics has the same test."""
+    hidden, head, target = torch.eye(3, 8), torch.eye(5, 8), torch.arange(3)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(linear_logprob, fullgraph=True, backend=counter)
+    for temperature in (0.5, 0.7, 0.9, 1.0, 1.3):
+        expected = linear_logprob(hidden, head, target, temperature)
+        torch.testing.assert_close(compiled(hidden, head, target, temperature), expected)
+    assert counter.frame_count <= 2
 
 
 def test_importing_the_package_does_not_need_triton() -> None:
