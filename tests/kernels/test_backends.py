@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from diffpo_kernels import __main__ as report
 from diffpo_kernels import backends, linear_logprob
 
 HIDE_EXTENSION = "import sys; sys.modules['diffpo_kernels._native'] = None; import torch, diffpo_kernels as k; "
@@ -63,6 +65,17 @@ def test_report_names_every_operator() -> None:
     done = run_python("import runpy; runpy.run_module('diffpo_kernels', run_name='__main__')", COLUMNS="160")
     assert done.returncode == 0, done.stderr
     assert all(operator in done.stdout for operator in backends.OPERATORS)
+
+
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_report_says_that_no_gpu_kernel_ran_where_there_are_some(monkeypatch, capsys, has_cuda: bool) -> None:
+    native = SimpleNamespace(instruction_set="avx2", has_cuda=has_cuda)
+    monkeypatch.setattr(backends, "native_module", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report.main()
+    closing = " ".join(capsys.readouterr().out.split())
+    assert ("No GPU kernel" in closing) == has_cuda
+    assert ("written for row_statistics, entropy_bounded_commit_)" in closing) == has_cuda
 
 
 def test_none_picks_triton_on_a_gpu_and_never_cuda_cpp() -> None:

@@ -239,10 +239,8 @@ def test_banned_ids_are_excluded_from_everything(target, dtype: torch.dtype) -> 
 def test_all_but_one_token_banned(target) -> None:
     vocabulary = CHUNKS[target.backend] + 20
     kept = vocabulary - 3
-    banned = [i for i in range(vocabulary) if i != kept] if target.backend != "triton" else [*range(kept)][-20:]
+    banned = [i for i in range(vocabulary) if i != kept]
     logits_NV = random(1, vocabulary, seed=3)
-    logits_NV[:, : kept - 20] = -torch.inf
-    logits_NV[:, kept + 1 :] = -torch.inf
     result = run(target, logits_NV, 0.5, torch.tensor([0.999]), banned)
     assert (result.token.item(), result.entropy.item(), result.top2.item()) == (kept, 0.0, 0.0)
 
