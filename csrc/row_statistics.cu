@@ -263,6 +263,7 @@ __global__ void __launch_bounds__(kWarp, 16) finish(RowStatisticsArguments a, un
     const float temperature = temperature_of(a, row);
     for (int64_t b = 0; b < a.banned_count; ++b) {
         const int64_t c = a.banned[b] / kChunk;
+        if (b > 0 && c == a.banned[b - 1] / kChunk) continue;  // they are sorted: each chunk is redone once
         Chunk<T, kAligned> chunk(a, row, c);
         chunk.ban(a, c);
         const Partial partial = chunk.summary(temperature);

@@ -16,7 +16,7 @@ def main() -> None:
     else:
         console.print(f"compiled extension: [bold]missing[/], {backends.missing_extension_reason()}", highlight=False)
         console.print(
-            "  cost: row_statistics on the CPU runs in plain torch, about 20 to 30 times slower at large vocabularies"
+            "  cost: every operator runs in plain torch on the CPU; row_statistics is then about 20 to 30 times slower at large vocabularies"
         )
         console.print(
             "  remedy: install a C++17 compiler (cmake and ninja come by themselves), then `pip install .` again"
@@ -32,9 +32,12 @@ def main() -> None:
             missing = "\n".join(f"{name}: {reason}" for name, reason in reasons.items() if reason is not None)
             table.add_row(operator, device_type, backends.preferred(operator, device_type), available, missing)
     console.print(table)
-    console.print(
-        "The cuda backend of row_statistics compiles but was not yet run on a device, so None does not pick it."
-    )
+    if torch.cuda.is_available() or (native is not None and native.has_cuda):
+        in_cuda = ", ".join(name for name in backends.OPERATORS if "cuda" in backends.implementations(name))
+        console.print(
+            "No GPU kernel, in Triton or in CUDA C++, was yet run on a GPU: they compile, and Triton's pass the tests under its interpreter. "
+            f"None never picks cuda (written for {in_cuda})."
+        )
 
 
 def _devices() -> str:

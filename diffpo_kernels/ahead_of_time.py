@@ -15,6 +15,7 @@ class AotCase:
 
     elements: how many elements one program handles, to state instructions per element; 0 where that says nothing.
     tensor_cores: matrix instructions must be present (bf16 HMMA on sm_80, HGMMA on sm_90, tcgen05/UTCHMMA on sm_100).
+    max_spills, max_shared: bytes. No architecture is allowed more shared memory than it has.
     divisible: pointer and integer arguments that are multiples of 16 at launch (allows vector loads).
     """
 
@@ -28,16 +29,18 @@ class AotCase:
     tensor_cores: bool = False
     max_registers: int = 128
     max_shared: int = 48 * 1024
+    max_spills: int = 0
     divisible: tuple[str, ...] = field(default=())
 
 
 def main() -> None:
-    """Compile every kernel for every architecture, print the table, and keep it as JSON where `--out` says."""
+    """Compile every kernel for every architecture, print the table, and keep it as JSON where `--out` says. Fails where a budget breaks."""
     from diffpo_kernels import resource_usage  # which imports AotCase from here
 
     parser = argparse.ArgumentParser(prog="python -m diffpo_kernels.ahead_of_time", description=main.__doc__)
     parser.add_argument("--out", type=Path, help="JSON file, such as benchmarks/results/aot/<name>.json")
-    resource_usage.report(parser.parse_args().out)
+    if not resource_usage.report(parser.parse_args().out):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def preferred(operator: str, device_type: str) -> str:
 def unavailable_reason(operator: str, backend: str, device_type: str) -> str | None:
     """Why `backend` cannot run `operator` on this kind of device, or None if it can."""
     if backend not in _IMPLEMENTED[operator]:
-        return "not written yet"
+        return "not written for this operator"
     if backend == "reference":
         return None
     if backend == "triton":

@@ -6,6 +6,7 @@ another device it would make the host wait.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Real
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 HALF_OR_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 ANY_FLOAT = (*HALF_OR_FLOAT, torch.float64)
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def check_tensor(
@@ -67,9 +69,13 @@ def check_row_values(
     above: bool = False,
     finite: bool = False,
 ) -> float | Tensor:
-    """Require one number for all rows, or a float tensor [rows] with one per row; the same bounds as `check_number`."""
+    """Require one number for all rows, or a float tensor [rows] with one per row; the same bounds as `check_number`.
+
+    Returns it with a positive number below 2^-126, the smallest normal float32, raised to that: float32 must not round it to 0.
+    """
     if not isinstance(value, Tensor):
-        return check_number(name, value, minimum, above=above, finite=finite)
+        number = check_number(name, value, minimum, above=above, finite=finite)
+        return _SMALLEST if 0 < number < _SMALLEST else number
     check_tensor(name, value, (rows,), ANY_FLOAT, device)
     if values_are_cheap(value):
         good = value > minimum if above else value >= minimum
@@ -79,6 +85,8 @@ def check_row_values(
             raise ValueError(
                 f"{name} must be {_bounds(minimum, above, finite)} in every row, got {value[~good][0].item()}"
             )
+    if value.dtype == torch.float64:
+        return torch.where(value > 0, value.clamp(min=_SMALLEST), value)
     return value
 
 
@@ -100,7 +108,7 @@ def check_token_ids(name: str, ids: Sequence[int] | None, vocabulary: int) -> tu
     if ids is None:
         return ()
     try:
-        unique = tuple(sorted({int(i) for i in ids}))
+        unique = tuple(sorted({operator.index(i) for i in ids}))
     except TypeError as error:
         raise TypeError(f"{name} must be a sequence of ints or None, got {ids!r}") from error
     if unique and (unique[0] < 0 or unique[-1] >= vocabulary):
@@ -119,4 +127,5 @@ def as_row_tensor(value: float | Tensor, rows: int, device: torch.device, dtype:
     """One number per row, [rows]: a scalar is repeated, a tensor is cast."""
     if isinstance(value, Tensor):
         return value.to(dtype)
-    return torch.full((rows,), value, dtype=dtype, device=device)
+    # A product and not torch.full, for which torch.compile would make one graph per value.
+    return torch.ones(rows, dtype=dtype, device=device) * value

@@ -1,4 +1,5 @@
-"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations.
+"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations, poisoned
+memory.
 
 diffpo is imported where it is needed: the tests of the kernels run without its dependencies.
 """
@@ -114,6 +115,14 @@ def forward_rows():
             handle.remove()
 
     return watch
+
+
+@pytest.fixture
+def poisoned_memory():
+    """torch.empty returns NaN (largest integer, True), so that an output that a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

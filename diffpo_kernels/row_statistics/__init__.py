@@ -50,7 +50,7 @@ def row_statistics(
 
     Args:
         logits: [N, V] float32, bfloat16 or float16; rows may be strided. V >= 1; N = 0 gives empty results. -inf is probability zero.
-        temperature: T >= 0, one number or a float tensor [N].
+        temperature: T >= 0, one number or a float tensor [N]. A positive T below 2^-126 counts as 2^-126.
         uniform: [N] float32 or float64 in [0, 1), one number per row; rows with T = 0 ignore theirs. Needed where T > 0; with a
             temperature tensor on a device other than the CPU it is always needed, so that the host does not have to look.
         banned_ids: token ids excluded from everything (the mask token).

@@ -8,6 +8,8 @@ again for the argmax and the runner-up (which is in that chunk or the maximum of
 A program of the first is a single warp: its reductions are shuffles, without shared memory or barriers.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,10 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _GROUP = tl.constexpr(64)  # a draw narrows down from chunk to group to entry
 _LOWEST = tl.constexpr(-1e30)  # stands for -inf in a product with its exponential, so that it is 0 and not NaN
+# Arguments whose alignment changes from call to call, with the number of rows or where a batch begins. One kernel serves all.
+_PARTIALS = [f"partial_{kind}" for kind in ("max", "sum", "weighted", "tempered")]
+_FIELDS = ("token", "logprob", "entropy", "top1", "top2", "lse", "valid")
+_VARYING = ["temperatures", "uniforms", "banned_ids", *_PARTIALS, *(f"{field}_out" for field in _FIELDS)]
 
 
 def chunk_size(rows: int, vocabulary: int) -> int:
@@ -112,7 +118,7 @@ def _tempered_sum(exponents, untempered, temperature):
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_VARYING)
 def _summarise(
     logits,
     row_stride,
@@ -189,7 +195,7 @@ def _draw(
     return begin + index, (chosen - row_max) * scale - tl.log(total.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["banned_count"], do_not_specialize_on_alignment=_VARYING)
 def _finish(
     logits,
     row_stride,
@@ -226,16 +232,18 @@ def _finish(
         temperature = tl.load(temperatures + row)
         tempered_C = tl.load(partial_tempered + where, mask=there_C, other=0.0)
 
-    k = 0
+    k, done = 0, tl.full([], -1, tl.int64)
     while k < banned_count:
         chunk = tl.load(banned_ids + k) // CHUNK
-        x = _load_allowed(row_ptr, chunk * CHUNK, vocabulary, banned_ids, banned_count, CHUNK)
-        exponents, max_value, total, weighted = _summary(x)
-        max_C = tl.where(chunk_C == chunk, max_value, max_C)
-        sum_C = tl.where(chunk_C == chunk, total, sum_C)
-        weighted_C = tl.where(chunk_C == chunk, weighted, weighted_C)
-        if DRAW:
-            tempered_C = tl.where(chunk_C == chunk, _tempered_sum(exponents, total, temperature), tempered_C)
+        if chunk != done:  # the ids are sorted: each chunk is redone once
+            x = _load_allowed(row_ptr, chunk * CHUNK, vocabulary, banned_ids, banned_count, CHUNK)
+            exponents, max_value, total, weighted = _summary(x)
+            max_C = tl.where(chunk_C == chunk, max_value, max_C)
+            sum_C = tl.where(chunk_C == chunk, total, sum_C)
+            weighted_C = tl.where(chunk_C == chunk, weighted, weighted_C)
+            if DRAW:
+                tempered_C = tl.where(chunk_C == chunk, _tempered_sum(exponents, total, temperature), tempered_C)
+            done = chunk
         k += 1
 
     row_max = tl.max(max_C, 0)
@@ -288,15 +296,28 @@ def _finish(
 
 
 def aot_cases() -> list[AotCase]:
-    """Both kernels for many rows of a 126464-token vocabulary."""
+    """Both kernels at a vocabulary of 126464 tokens: for many rows, and as one row is cut."""
     choices = (False, True)
-    return [_summarise_case(dtype, draw) for dtype in ("bf16", "fp32") for draw in choices] + [
-        _finish_case("bf16", draw) for draw in choices
+    one_row = {"CHUNK": 512, "CHUNKS": 256}
+    return [
+        *(_summarise_case(dtype, draw) for dtype in ("bf16", "fp32") for draw in choices),
+        *(_finish_case(dtype, draw) for dtype in ("bf16", "fp32") for draw in choices),
+        *(_resized(case("bf16", draw), one_row) for case in (_summarise_case, _finish_case) for draw in choices),
     ]
 
 
-_PARTIALS = {f"partial_{kind}": "*fp32" for kind in ("max", "sum", "weighted", "tempered")}
-_DIVISIBLE = ("logits", "row_stride", "vocabulary", *_PARTIALS)
+def _resized(case: AotCase, sizes: dict[str, int]) -> AotCase:
+    return replace(
+        case,
+        name=case.name.replace("row_statistics", "row_statistics, one row:"),
+        constexprs=case.constexprs | {name: size for name, size in sizes.items() if name in case.constexprs},
+        elements=sizes["CHUNK"] if case.elements else 0,
+        # ptxas puts one value aside on sm_80 (argmax), written and read once per row: no cost beside reading the row.
+        max_spills=8 if case.kernel is _finish else 0,
+    )
+
+
+_DIVISIBLE = ("logits", "row_stride", "vocabulary")
 
 
 def _shape(dtype: str, draw: bool) -> dict[str, str]:
@@ -312,7 +333,7 @@ def _summarise_case(dtype: str, draw: bool) -> AotCase:
     return AotCase(
         f"row_statistics summarise {dtype}, {'drawing' if draw else 'argmax'}",
         _summarise,
-        _shape(dtype, draw) | _PARTIALS | {"DRAW": "constexpr", "CHUNK": "constexpr"},
+        _shape(dtype, draw) | dict.fromkeys(_PARTIALS, "*fp32") | {"DRAW": "constexpr", "CHUNK": "constexpr"},
         _constants(draw),
         num_warps=1,
         elements=2048,
@@ -322,14 +343,16 @@ def _summarise_case(dtype: str, draw: bool) -> AotCase:
 
 def _finish_case(dtype: str, draw: bool) -> AotCase:
     inputs = {"uniforms": "*fp64" if draw else "constexpr", "banned_ids": "*i64", "banned_count": "i32"}
-    floats = {f"{field}_out": "*fp32" for field in ("logprob", "entropy", "top1", "top2", "lse")}
-    outputs = {"token_out": "*i64", **floats, "valid_out": "*i1"}
+    partials = dict.fromkeys(_PARTIALS, "*fp32")
+    outputs = {f"{field}_out": {"token": "*i64", "valid": "*i1"}.get(field, "*fp32") for field in _FIELDS}
     sizes = {"DRAW": "constexpr", "CHUNK": "constexpr", "CHUNKS": "constexpr"}
     return AotCase(
         f"row_statistics finish {dtype}, {'drawing' if draw else 'argmax'}",
         _finish,
-        _shape(dtype, draw) | inputs | _PARTIALS | outputs | sizes,
+        _shape(dtype, draw) | inputs | partials | outputs | sizes,
         _constants(draw, CHUNKS=64) | ({} if draw else {"uniforms": None}),
         num_warps=2,
+        # float32 drawing takes 132 on sm_100 alone: seven rows at a time on a multiprocessor instead of eight, of a few KB each.
+        max_registers=136 if draw and dtype == "fp32" else 128,
         divisible=_DIVISIBLE,
     )

@@ -45,7 +45,7 @@ def test_triton(case: AotCase, architecture: str) -> None:
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed, or interpreted: there is nothing to compile")
-@pytest.mark.parametrize("ones", [("banned_count",), ("row_stride", "vocabulary", "chunks", "banned_count")])
+@pytest.mark.parametrize("ones", [("chunks",), ("row_stride", "vocabulary", "chunks")])
 def test_row_statistics_where_a_size_is_one(ones: tuple[str, ...]) -> None:
     """Triton compiles an integer argument of 1 as a constant, which an expression may not expect; the interpreter does not."""
     (case,) = [case for case in CASES if case.name == "row_statistics finish bf16, drawing"]
@@ -57,6 +57,23 @@ def test_row_statistics_where_a_size_is_one(ones: tuple[str, ...]) -> None:
         divisible=tuple(name for name in case.divisible if name not in ones),
     )
     assert resource_usage.over_budget(resource_usage.compile_triton(case, "sm_90"), case) == []
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed, or interpreted: there is nothing to compile")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_triton_is_told_only_what_it_asks_for_at_launch(case: AotCase) -> None:
+    """An argument that a kernel does not specialise for its alignment must not be compiled as aligned here."""
+    blind = {p.name for p in case.kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
+    assert blind.isdisjoint(case.divisible)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed, or interpreted: there is nothing to compile")
+def test_the_length_of_a_ban_list_and_the_alignment_of_row_values_do_not_recompile() -> None:
+    (case,) = [case for case in CASES if case.name == "row_statistics finish bf16, drawing"]
+    parameters = {p.name: p for p in case.kernel.params}
+    assert parameters["banned_count"].do_not_specialize
+    for name in ("temperatures", "uniforms", "partial_max", "token_out", "valid_out"):
+        assert parameters[name].do_not_specialize_on_alignment
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed: the CUDA sources cannot be compiled")

@@ -1,11 +1,12 @@
 """What is read from the machine code is really there: matrix instructions, vector loads, spills; and a broken budget is named."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
 
-from diffpo_kernels import resource_usage
+from diffpo_kernels import ahead_of_time, resource_usage
 from diffpo_kernels.ahead_of_time import AotCase
 from diffpo_kernels.resource_usage import ARCHITECTURES, Usage
 
@@ -52,6 +53,7 @@ def test_matrix_instructions_and_spills_are_seen(architecture: str) -> None:
         ({"spills": 8}, "product on sm_90: spills 8 bytes"),
         ({"registers": 129}, "product on sm_90: 129 registers, allowed 128"),
         ({"shared": 50000}, "product on sm_90: 50000 bytes of shared memory, allowed 49152"),
+        ({"shared": 49153, "architecture": "gfx942"}, "product on gfx942: 49153 bytes of shared memory, allowed 49152"),
         ({"matrix_instructions": 0}, "product on sm_90: no tensor-core instruction"),
         ({"architecture": "gfx942", "registers": 200}, None),
     ],
@@ -59,3 +61,26 @@ def test_matrix_instructions_and_spills_are_seen(architecture: str) -> None:
 def test_a_broken_budget_is_named(broken: dict, complaint: str | None) -> None:
     budget = AotCase("product", None, {}, {}, tensor_cores=True)
     assert resource_usage.over_budget(replace(FINE, **broken), budget) == ([complaint] if complaint else [])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kibibytes"), [("sm_80", 163), ("sm_90", 227), ("sm_100", 227), ("gfx942", 64)]
+)
+def test_no_budget_allows_more_shared_memory_than_there_is(architecture: str, kibibytes: int) -> None:
+    budget = AotCase("product", None, {}, {}, max_shared=2**30)
+    fitting = replace(FINE, architecture=architecture, shared=kibibytes * 1024)
+    assert resource_usage.over_budget(fitting, budget) == []
+    assert len(resource_usage.over_budget(replace(fitting, shared=fitting.shared + 1), budget)) == 1
+
+
+@pytest.mark.parametrize("complaints", [[], ["product on sm_90: spills 8 bytes"]])
+def test_the_report_fails_where_a_budget_breaks(monkeypatch, capsys, complaints: list[str]) -> None:
+    monkeypatch.setattr(resource_usage, "missing_tools", lambda: None)
+    monkeypatch.setattr(resource_usage, "_measure_all", lambda console: [(FINE, complaints)])
+    monkeypatch.setattr(sys, "argv", ["ahead_of_time"])
+    if not complaints:
+        ahead_of_time.main()
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            ahead_of_time.main()
+        assert complaints[0] in capsys.readouterr().out

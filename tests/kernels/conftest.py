@@ -1,11 +1,10 @@
-"""Shared by the kernel tests: what an operator's tests run on, and poisoned memory.
+"""What an operator's tests run on.
 
 A test module names its operator in OPERATOR; a test that takes `target` then runs once per backend and device that can run here: on
 the CPU the reference, the native extension and, in a process with TRITON_INTERPRET=1, the Triton kernels; with a GPU, the reference,
 Triton and CUDA C++ there.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -35,8 +34,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty returns NaN (largest integer, True), so that an output that a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def _poisoned(poisoned_memory: None) -> None:
+    """In every test of this folder."""

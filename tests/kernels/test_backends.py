@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from diffpo_kernels import backends
+from diffpo_kernels import __main__ as report
+from diffpo_kernels import backends, linear_logprob
 
 HIDE_EXTENSION = "import sys; sys.modules['diffpo_kernels._native'] = None; import torch, diffpo_kernels as k; "
 CALL_TWICE = "k.row_statistics(torch.zeros(1, 2)); k.row_statistics(torch.zeros(1, 2))"
@@ -64,12 +67,35 @@ def test_report_names_every_operator() -> None:
     assert all(operator in done.stdout for operator in backends.OPERATORS)
 
 
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_report_says_that_no_gpu_kernel_ran_where_there_are_some(monkeypatch, capsys, has_cuda: bool) -> None:
+    native = SimpleNamespace(instruction_set="avx2", has_cuda=has_cuda)
+    monkeypatch.setattr(backends, "native_module", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report.main()
+    closing = " ".join(capsys.readouterr().out.split())
+    assert ("No GPU kernel" in closing) == has_cuda
+    assert ("written for row_statistics, entropy_bounded_commit_)" in closing) == has_cuda
+
+
 def test_none_picks_triton_on_a_gpu_and_never_cuda_cpp() -> None:
     """Importing triton takes no GPU; CUDA C++ waits for a benchmark that shows where it wins."""
     picked = {operator: backends.preferred(operator, "cuda") for operator in backends.OPERATORS}
     usable = backends.unavailable_reason("row_statistics", "triton", "cuda") is None
     assert picked["row_statistics"] == ("triton" if usable else "reference")
     assert "cuda" not in picked.values()
+
+
+def test_linear_logprob_is_compiled_once_for_all_temperatures() -> None:
+    """Once for a first number that is taken for a constant, and once more for every other. row_statistics has the same test."""
+    hidden, head, target = torch.eye(3, 8), torch.eye(5, 8), torch.arange(3)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(linear_logprob, fullgraph=True, backend=counter)
+    for temperature in (0.5, 0.7, 0.9, 1.0, 1.3):
+        expected = linear_logprob(hidden, head, target, temperature)
+        torch.testing.assert_close(compiled(hidden, head, target, temperature), expected)
+    assert counter.frame_count <= 2
 
 
 def test_importing_the_package_does_not_need_triton() -> None:

@@ -536,7 +536,7 @@ def run_these_tests(selected: str, environment: dict[str, str]) -> None:
         ({"chunk_bytes": -1}, ValueError, "chunk_bytes must be None or at least 0, got -1"),
         ({"chunk_bytes": 1.5}, TypeError, "chunk_bytes must be an int, got float"),
         ({"chunk_bytes": 0, "backend": "reference"}, ValueError, "chunk_bytes must be above 0 for backend 'reference'"),
-        ({"backend": "cuda"}, RuntimeError, "not written yet; available: .*reference"),
+        ({"backend": "cuda"}, RuntimeError, "not written for this operator; available: .*reference"),
         ({"backend": "quick"}, ValueError, "backend must be None or one of"),
     ],
 )

@@ -519,7 +519,7 @@ def test_opcheck_and_compile(target) -> None:
         ({"step_bin": torch.zeros(2, 2).long(), "bins": 2}, ValueError, r"step_bin must have shape \[2, 3\]"),
         ({"step_bin": torch.full((2, 3), 2), "bins": 2}, ValueError, r"step_bin must lie in \[-1, 2\) .* from 2 to 2"),
         ({"step_bin": torch.full((2, 3), -2), "bins": 2}, ValueError, r"step_bin must lie in .* from -2 to -2"),
-        ({"backend": "cuda"}, RuntimeError, "not written yet; available: reference"),
+        ({"backend": "cuda"}, RuntimeError, "not written for this operator; available: reference"),
     ],
 )
 def test_bad_input_is_named(changed: dict, error: type[Exception], message: str) -> None:
