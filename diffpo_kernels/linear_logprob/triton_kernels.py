@@ -125,9 +125,11 @@ def part_of_rows_from_hidden(
             head_block += BLOCK_D
         if not EMULATED:  # the dtype in which the network forms its logits
             x = x.to(hidden.dtype.element_ty).to(tl.float32)
-        if HAS_BIAS:
-            x += tl.load(bias + column, mask=inside, other=0.0)[None, :]
-        x = tl.where(inside[None, :], x, -float("inf"))
+        if HAS_BIAS:  # -inf excludes a column whatever its head holds
+            b = tl.load(bias + column, mask=inside, other=-float("inf"))[None, :]
+            x = tl.where(b == -float("inf"), b, x + b)
+        else:
+            x = tl.where(inside[None, :], x, -float("inf"))
 
         new_m = tl.maximum(m, tl.max(x, axis=1))
         shift = tl.where(new_m == -float("inf"), 0.0, new_m)
@@ -219,6 +221,7 @@ def gradient_in_place(
         g = tl.load(by_logprob + row, mask=alive, other=0.0) * scale
         shift = tl.load(max + row, mask=alive, other=0.0)
         log_p = _finite((x - shift) * scale - tl.load(log_sum + row, mask=alive, other=0.0))
+        log_p = tl.where(log_p > 0, 0.0, log_p)  # a logit formed again, by another product, may exceed the max; a NaN stays
         p = tl.exp(log_p)
         wanted = tl.load(target + row, mask=alive, other=-1) - first_column
         missing = _one_minus_exp(
