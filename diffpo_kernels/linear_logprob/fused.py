@@ -129,7 +129,9 @@ class _LinearLogprob(torch.autograd.Function):
             hidden, head, target, temperature, bias, banned, rows, chunk_bytes, keep, backend
         )
         product = kept if keep == GRADIENT_OF_HIDDEN else None
-        ctx.save_for_backward(head, bias, rows, product, target, temperature, logprob, entropy, largest, log_sum, *hidden)
+        ctx.save_for_backward(
+            head, bias, rows, product, target, temperature, logprob, entropy, largest, log_sum, *hidden
+        )
         ctx.set_materialize_grads(False)
         ctx.banned, ctx.chunk_bytes, ctx.keep, ctx.backend = banned, chunk_bytes, keep, backend
         ctx.logits = kept if keep == LOGITS else None  # not saved: backward overwrites them
