@@ -146,9 +146,8 @@ def gather(hidden: Sequence[Tensor], rows_N: Tensor | None, begin: int = 0, end:
     rows_R = rows_N[begin:end]
     if len(hidden) == 1:
         return hidden[0].index_select(0, rows_R)
-    gathered_RD = hidden[0].new_full(
-        (len(rows_R), hidden[0].shape[1]), torch.nan
-    )  # where an index on a GPU is out of range
+    # NaN stays where an index is out of range, which on a GPU nobody checks.
+    gathered_RD = hidden[0].new_full((len(rows_R), hidden[0].shape[1]), torch.nan)
     first = 0
     for source_MD in hidden:  # without looking at the index, so that the host need not wait for a device
         if len(source_MD) > 0:

@@ -221,9 +221,7 @@ def gradient_in_place(
         g = tl.load(by_logprob + row, mask=alive, other=0.0) * scale
         shift = tl.load(max + row, mask=alive, other=0.0)
         log_p = _finite((x - shift) * scale - tl.load(log_sum + row, mask=alive, other=0.0))
-        log_p = tl.where(
-            log_p > 0, 0.0, log_p
-        )  # a logit formed again, by another product, may exceed the max; a NaN stays
+        log_p = tl.where(log_p > 0, 0.0, log_p)  # a logit formed again may exceed the max; a NaN stays
         p = tl.exp(log_p)
         wanted = tl.load(target + row, mask=alive, other=-1) - first_column
         missing = _one_minus_exp(
