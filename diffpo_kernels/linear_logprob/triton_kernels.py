@@ -21,7 +21,7 @@ def _scale(temperature):
 @triton.jit
 def _finite(z):
     """-inf becomes a number whose exp is 0 too, so that z exp(z) is 0 and not NaN. A NaN stays."""
-    return tl.where(z < -1e30, -1e30, z)
+    return tl.maximum(z, -1e30, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def part_of_row(
     tl.store(target_logit + row, x, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "S"])  # N = 1 as a constant spills on sm_100
 def part_of_rows_from_hidden(
     hidden,  # [N, D], columns contiguous
     head,  # [C, D], columns contiguous
@@ -221,7 +221,7 @@ def gradient_in_place(
         g = tl.load(by_logprob + row, mask=alive, other=0.0) * scale
         shift = tl.load(max + row, mask=alive, other=0.0)
         log_p = _finite((x - shift) * scale - tl.load(log_sum + row, mask=alive, other=0.0))
-        log_p = tl.where(log_p > 0, 0.0, log_p)  # a logit formed again may exceed the max; a NaN stays
+        log_p = tl.minimum(log_p, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a logit formed again may exceed the max
         p = tl.exp(log_p)
         wanted = tl.load(target + row, mask=alive, other=-1) - first_column
         missing = _one_minus_exp(
