@@ -6,6 +6,8 @@ bias): m, s = sum exp((x - m) / T) and w = sum z exp(z) with z = (x - m) / T; on
 Shapes: N rows, C columns of a chunk (all V of them but in the gradient), S parts of a row.
 """
 
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 
@@ -303,7 +305,21 @@ def aot_cases() -> list[AotCase]:
             )
         )
     names = ("partials", "target_logit", "temperature", "logprob", "entropy", "max", "log_sum")
-    cases.append(
-        AotCase("linear_logprob merge", merge_parts, dict.fromkeys(names, "*fp32") | {"S": "i32"}, {"PARTS": 32})
-    )
-    return cases
+    merge = AotCase("linear_logprob merge", merge_parts, dict.fromkeys(names, "*fp32") | {"S": "i32"}, {"PARTS": 32})
+    statistics, gradient, _, from_hidden = cases[:4]  # bf16
+    return [
+        *cases,
+        merge,
+        replace(merge, name=f"{merge.name} of 128", constexprs={"PARTS": 128}),
+        _variant(statistics, "with bias", HAS_BIAS=True),
+        _variant(gradient, "without entropy", HAS_ENTROPY=False),
+        replace(
+            from_hidden,
+            name=f"{from_hidden.name}, V not divisible by 16",
+            divisible=tuple(name for name in from_hidden.divisible if name != "C"),
+        ),
+    ]
+
+
+def _variant(case: AotCase, what: str, **constexprs: object) -> AotCase:
+    return replace(case, name=f"{case.name} {what}", constexprs=case.constexprs | constexprs)
