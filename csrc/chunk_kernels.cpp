@@ -23,6 +23,62 @@ void widen(const uint16_t* x, int n, float* out) {
 void widen_bfloat16(const uint16_t* x, int n, float* out) { widen<Vector::from_bfloat16>(x, n, out); }
 void widen_float16(const uint16_t* x, int n, float* out) { widen<Vector::from_float16>(x, n, out); }
 
+uint32_t bits_of(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+void narrow_bfloat16(const float* x, int n, uint16_t* out) {
+    for (int i = 0; i < n; ++i) {
+        const uint32_t bits = bits_of(x[i]);
+        const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        out[i] = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+    }
+}
+
+#if defined(__AVX512F__) || defined(__F16C__)
+void narrow_vector(const float* x, uint16_t* out) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(_mm512_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(_mm256_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+#else
+uint16_t float16_of_float(float x) {
+    const uint32_t bits = bits_of(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);   // NaN
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above round to inf
+    if (magnitude < 0x38800000u) {  // denormal in float16: adding 1/2 puts its last bit at float32's
+        const float shifted = float_of_bits(magnitude) + 0.5f;
+        return static_cast<uint16_t>(sign | (bits_of(shifted) - 0x3f000000u));
+    }
+    const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+    return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+void narrow_vector(const float* x, uint16_t* out) {
+    for (int i = 0; i < Vector::lanes; ++i) out[i] = float16_of_float(x[i]);
+}
+#endif
+
+void narrow_float16(const float* x, int n, uint16_t* out) {
+    int i = 0;
+    for (; i + Vector::lanes <= n; i += Vector::lanes) narrow_vector(x + i, out + i);
+    if (i == n) return;
+    float rest[Vector::lanes] = {};
+    uint16_t narrow[Vector::lanes];
+    for (int j = i; j < n; ++j) rest[j - i] = x[j];
+    narrow_vector(rest, narrow);
+    for (int j = i; j < n; ++j) out[j] = narrow[j - i];
+}
+
+float largest(const float* x, int n) {
+    Vector top = Vector::all(kMinusInfinity);
+    for (int i = 0; i < n; i += Vector::lanes) top = max(Vector::load(x + i), top);
+    return fold(top, [](float x, float y) { return x > y ? x : y; });
+}
+
 void top_two(const float* x, int n, float* max_out, float* second_out) {
     Vector first = Vector::all(kMinusInfinity), second = first;
     for (int i = 0; i < n; i += Vector::lanes) {
@@ -48,15 +104,18 @@ void top_two(const float* x, int n, float* max_out, float* second_out) {
 // entries it is put aside and a new one started.
 constexpr int kRun = 512;
 
-void exp_sums(const float* x, int n, float max_value, float* sum_out, float* weighted_out, const char* next, int entry_size) {
-    const Vector shift = Vector::all(max_value);
+// `scaled` is known when this is compiled: where the scale is 1 the product would cost row statistics some percent.
+template <bool scaled>
+void exp_sums_of(const float* x, int n, float max_value, float scale, float* sum_out, float* weighted_out, const char* next,
+                 int entry_size) {
+    const Vector shift = Vector::all(max_value), factor = Vector::all(scale);
     Vector total = Vector::all(0), total_weighted = Vector::all(0);
     for (int begin = 0; begin < n; begin += kRun) {
         const int end = begin + kRun < n ? begin + kRun : n;
         Vector sum[2] = {Vector::all(0), Vector::all(0)}, weighted[2] = {Vector::all(0), Vector::all(0)};
         const auto add = [&](int i, int k) {
             __builtin_prefetch(next + static_cast<int64_t>(i) * entry_size);
-            const Vector z = clamp_low(Vector::load(x + i) - shift);
+            const Vector gap = Vector::load(x + i) - shift, z = clamp_low(scaled ? gap * factor : gap);
             const Vector e = exp_of_clamped(z);
             sum[k] = sum[k] + e;
             weighted[k] = fma(z, e, weighted[k]);
@@ -72,6 +131,10 @@ void exp_sums(const float* x, int n, float max_value, float* sum_out, float* wei
     }
     *sum_out = sum_of_lanes(total);
     *weighted_out = sum_of_lanes(total_weighted);
+}
+
+void exp_sums(const float* x, int n, float max_value, float scale, float* sum, float* weighted, const char* next, int entry_size) {
+    (scale == 1 ? exp_sums_of<false> : exp_sums_of<true>)(x, n, max_value, scale, sum, weighted, next, entry_size);
 }
 
 float exp_sum(const float* x, int n, float max_value, float scale, float* terms) {
@@ -90,6 +153,17 @@ float exp_sum(const float* x, int n, float max_value, float scale, float* terms)
     return sum_of_lanes(total);
 }
 
+void gradient(float* x, int n, const RowGradient& row) {
+    const Vector shift = Vector::all(row.max), scale = Vector::all(row.scale), log_sum = Vector::all(row.log_sum);
+    const Vector by_logprob = Vector::all(-row.by_logprob), by_entropy = Vector::all(-row.by_entropy);
+    const Vector entropy = Vector::all(row.entropy);
+    for (int i = 0; i < n; i += Vector::lanes) {
+        // A logit formed again, by another product, may exceed the max. A NaN is kept.
+        const Vector log_p = clamp_low(min(Vector::all(0), fms(Vector::load(x + i) - shift, scale, log_sum)));
+        (exp_of_clamped(log_p) * fma(by_entropy, log_p + entropy, by_logprob)).store(x + i);
+    }
+}
+
 int first_equal(const float* x, int n, float value) {
     const Vector wanted = Vector::all(value);
     for (int i = 0; i < n; i += Vector::lanes)
@@ -106,7 +180,8 @@ int first_equal(const float* x, int n, float value) {
 
 const ChunkKernels& DIFFPO_JOIN(chunk_kernels_, DIFFPO_INSTRUCTION_SET)() {
     static constexpr ChunkKernels kernels = {
-        DIFFPO_STRING(DIFFPO_INSTRUCTION_SET), widen_bfloat16, widen_float16, top_two, exp_sums, exp_sum, first_equal};
+        DIFFPO_STRING(DIFFPO_INSTRUCTION_SET), widen_bfloat16, widen_float16, narrow_bfloat16, narrow_float16, largest,
+        top_two, exp_sums, exp_sum, first_equal, gradient};
     return kernels;
 }
 

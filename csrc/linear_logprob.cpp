@@ -7,7 +7,6 @@
 #include <limits>
 
 #include "chunk_kernels.h"
-#include "logprob_kernels.h"
 #include "parallel.h"
 
 namespace diffpo {
@@ -16,20 +15,6 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr int kTile = 4096;  // columns: 16 KB in float32, which stay in L1
-constexpr int64_t kWorkPerThread = 1 << 18;  // logits: about 80 us, several times what starting a thread costs
-
-const LogprobKernels& choose() {
-#if defined(DIFFPO_X86)
-    for (const LogprobKernels* k : {&logprob_kernels_avx512(), &logprob_kernels_avx2()})
-        if (std::strcmp(k->name, chunk_kernels().name) == 0) return *k;
-#endif
-    return logprob_kernels_baseline();
-}
-
-const LogprobKernels& kernels() {
-    static const LogprobKernels& chosen = choose();
-    return chosen;
-}
 
 int64_t tiles(const LogitsChunk& a) { return (a.columns + kTile - 1) / kTile; }
 
@@ -45,8 +30,7 @@ public:
         if (a_.dtype == Dtype::float32) {
             std::memcpy(x_, static_cast<const float*>(a_.logits) + offset, n_ * sizeof(float));
         } else {
-            const ChunkKernels& k = chunk_kernels();
-            const auto widen = a_.dtype == Dtype::bfloat16 ? k.widen_bfloat16 : k.widen_float16;
+            const auto widen = a_.dtype == Dtype::bfloat16 ? chunk_kernels().widen_bfloat16 : chunk_kernels().widen_float16;
             widen(static_cast<const uint16_t*>(a_.logits) + offset, n_, x_);
         }
         if (a_.bias)
@@ -66,7 +50,7 @@ public:
         if (a_.dtype == Dtype::float32) {
             std::memcpy(static_cast<float*>(a_.logits) + offset, x_, n_ * sizeof(float));
         } else {
-            const auto narrow = a_.dtype == Dtype::bfloat16 ? kernels().narrow_bfloat16 : kernels().narrow_float16;
+            const auto narrow = a_.dtype == Dtype::bfloat16 ? chunk_kernels().narrow_bfloat16 : chunk_kernels().narrow_float16;
             narrow(x_, n_, static_cast<uint16_t*>(a_.logits) + offset);
         }
     }
@@ -80,6 +64,12 @@ public:
         const int64_t i = token - a_.first_column - begin_;
         return i >= 0 && i < n_ ? i : -1;
     }
+
+    const char* after(int64_t row) const {
+        return static_cast<const char*>(a_.logits) + (row * a_.columns + begin_ + n_) * entry_size();
+    }
+
+    int entry_size() const { return a_.dtype == Dtype::float32 ? 4 : 2; }
 
     int size() const { return (n_ + kLanes - 1) / kLanes * kLanes; }
 
@@ -98,13 +88,14 @@ struct RowSums {
     float max = kMinusInfinity;
     double sum = 0, weighted = 0;
 
-    void add(const float* x, int n, float scale) {
-        const float tile_max = kernels().max(x, n);
+    // `next`: what is read after it, fetched meanwhile.
+    void add(const float* x, int n, float scale, const char* next, int entry_size) {
+        const float tile_max = chunk_kernels().max(x, n);
         if (tile_max == kMinusInfinity && std::none_of(x, x + n, [](float v) { return std::isnan(v); })) return;
         if (!std::isfinite(tile_max)) max = kNaN;
         if (std::isnan(max)) return;
         float tile_sum, tile_weighted;
-        kernels().exp_sums(x, n, tile_max, scale, &tile_sum, &tile_weighted);
+        chunk_kernels().exp_sums(x, n, tile_max, scale, &tile_sum, &tile_weighted, next, entry_size);
         if (tile_max > max) shift_to(tile_max, scale);
         const double gap = (static_cast<double>(tile_max) - max) * scale, factor = gap == 0 ? 1.0 : std::exp(gap);
         sum += factor * tile_sum;
@@ -130,7 +121,7 @@ void row_statistics(const LogitsChunk& a, int64_t row) {
     for (int64_t t = 0; t < tiles(a); ++t) {
         Tile tile(a, t);
         const float* const x = tile.view(row);
-        sums.add(x, tile.size(), scale);
+        sums.add(x, tile.size(), scale, tile.after(row), tile.entry_size());
         if (const int64_t i = tile.find(a.target[row]); i >= 0) at_target = x[i];
     }
     if (!std::isfinite(sums.max) || std::isnan(sums.sum)) {
@@ -171,10 +162,10 @@ void linear_logprob_gradient_cpu(const LogitsChunk& a, const float* by_logprob, 
                 float* const x = tile.read(row);
                 const int64_t i = tile.find(a.target[row]);
                 const float logit = i < 0 ? 0.0f : x[i];
-                kernels().gradient(x, tile.size(), g);
+                chunk_kernels().gradient(x, tile.size(), g);
                 if (i >= 0) {  // 1 - p from expm1: exact where p rounds to 1
                     float log_p = (logit - g.max) * scale - g.log_sum;
-                    if (log_p < -200.0f) log_p = -200.0f;  // a NaN stays
+                    log_p = log_p > 0.0f ? 0.0f : log_p < -200.0f ? -200.0f : log_p;  // a NaN stays
                     const float missing = -std::expm1(log_p);
                     x[i] = missing * g.by_logprob - (1.0f - missing) * (g.by_entropy * (log_p + g.entropy));
                 }

@@ -16,8 +16,7 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr int kChunk = 4096;  // 16 KB in float32: a chunk stays in L1 between its two passes
-constexpr int64_t kWorkPerThread = 1 << 18;  // logits: about 80 us, several times what starting a thread costs
-constexpr int kBlock = 256;                  // a draw narrows down from chunk to block to entry
+constexpr int kBlock = 256;   // a draw narrows down from chunk to block to entry
 
 struct Partial {
     float max;          // of the chunk; -inf if it has no finite entry, NaN if it holds one
@@ -83,7 +82,7 @@ Partial summarise(const Chunk& chunk, float temperature, int entry_size, const C
         if (std::any_of(chunk.x, chunk.x + chunk.size, [](float x) { return std::isnan(x); })) p.max = kNaN;
         return p;
     }
-    k.exp_sums(chunk.x, chunk.size, p.max, &p.sum, &p.weighted, chunk.after, entry_size);
+    k.exp_sums(chunk.x, chunk.size, p.max, 1.0f, &p.sum, &p.weighted, chunk.after, entry_size);
     if (std::isnan(p.sum)) p.max = kNaN;
     p.tempered = p.sum;
     if (temperature > 0 && temperature != 1) p.tempered = k.exp_sum(chunk.x, chunk.size, p.max, scale_of(temperature), nullptr);

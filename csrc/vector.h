@@ -133,12 +133,23 @@ inline uint32_t equal_bits(Vector a, Vector b) {
 
 #endif
 
-inline float sum_of_lanes(Vector a) {
+// Combines the lanes by halves; the widths are known when this is compiled, which makes each half one instruction.
+template <int width = Vector::lanes / 2, typename Combine>
+inline float fold(float* lane, const Combine& combine) {
+    for (int i = 0; i < width; ++i) lane[i] = combine(lane[i], lane[i + width]);
+    if constexpr (width > 1) return fold<width / 2>(lane, combine);
+    return lane[0];
+}
+
+template <typename Combine>
+inline float fold(Vector a, const Combine& combine) {
     float lane[Vector::lanes];
     a.store(lane);
-    for (int width = Vector::lanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
+    return fold(lane, combine);
+}
+
+inline float sum_of_lanes(Vector a) {
+    return fold(a, [](float x, float y) { return x + y; });
 }
 
 }  // namespace

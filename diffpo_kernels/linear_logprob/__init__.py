@@ -44,7 +44,8 @@ def linear_logprob(
         banned_ids: token ids excluded from the distribution (the mask token).
         return_entropy: also return the entropy.
         rows: [N] int64 in [0, M) (checked on the CPU): the row of hidden from which each target is scored, repeats allowed, instead of
-            a gathered copy. None: row n from row n; needed where hidden is a sequence of several.
+            a gathered copy of the caller's. They are gathered here, into temporary copies: [chunk, D] forward, [N, D] backward and
+            for chunk_bytes=0. None: row n from row n; needed where hidden is a sequence of several.
         chunk_bytes: how much memory a chunk of logits may take (at least one row is formed). None: 32 MiB on the CPU, 1.25 GiB on a
             GPU. 0: no logits at all, in backend "triton", without gradients. The reference ignores it.
         backend: None (fastest available), "reference", "native" or "triton". float64 runs in the reference alone.
@@ -55,8 +56,7 @@ def linear_logprob(
     Raises:
         TypeError, ValueError: an argument is wrong. RuntimeError: the backend asked for cannot run here.
     """
-    sources = (hidden,) if isinstance(hidden, Tensor) else tuple(hidden)
-    _check_hidden(sources, isinstance(hidden, Tensor))
+    sources = _check_hidden(hidden)
     device, dtype, width = sources[0].device, sources[0].dtype, sources[0].shape[1]
     available = sum(source.shape[0] for source in sources)
     validation.check_tensor("head", head, ("V", width), (dtype,), device)
@@ -74,6 +74,8 @@ def linear_logprob(
     validation.check_tensor("target", target, (count,), (torch.int64,), device)
     validation.check_index_range("target", target, vocabulary)
     temperature = validation.check_row_values("temperature", temperature, count, device, 0.0, above=True, finite=True)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.detach()
     if bias is not None:
         validation.check_tensor("bias", bias, (vocabulary,), validation.ANY_FLOAT, device)
     banned = validation.check_token_ids("banned_ids", banned_ids, vocabulary)
@@ -88,13 +90,19 @@ def linear_logprob(
     return (logprob, entropy) if return_entropy else logprob
 
 
-def _check_hidden(sources: tuple[Tensor, ...], alone: bool) -> None:
-    if not sources:
+def _check_hidden(hidden: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that stand for their concatenation."""
+    if not isinstance(hidden, Sequence):
+        validation.check_tensor("hidden", hidden, ("N", "D"), validation.ANY_FLOAT)
+        return (hidden,)
+    if not hidden:
         raise ValueError("hidden must be a tensor or a sequence of at least one, got an empty one")
-    validation.check_tensor("hidden" if alone else "hidden[0]", sources[0], ("N", "D"), validation.ANY_FLOAT)
+    sources = tuple(hidden)
     first = sources[0]
+    validation.check_tensor("hidden[0]", first, ("N", "D"), validation.ANY_FLOAT)
     for i, source in enumerate(sources[1:], start=1):
         validation.check_tensor(f"hidden[{i}]", source, ("N", first.shape[1]), (first.dtype,), first.device)
+    return sources
 
 
 def _select(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:

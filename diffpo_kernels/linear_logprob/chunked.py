@@ -16,6 +16,8 @@ which is not (accumulating that one over chunks of rows would take V D float32).
                         hidden for an upstream gradient of 1, and backward scales its rows: 4 NDV
     "nothing"           no gradient is wanted (2 NDV), or backward forms the logits again (8 NDV)
 
+Under torch.compile the logits that backward overwrites may be copied first (functionalisation): two chunks of memory, not one.
+
 Shapes: N scored rows, M rows of all hidden tensors, D hidden size, V vocabulary; R rows and C columns of a chunk.
 """
 
@@ -58,7 +60,7 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """Return logprob, entropy, max and log_sum [N], float32, and what backward reuses (empty for NOTHING)."""
     passes = _passes(backend)
-    N, (V, D) = len(target_N), head_VD.shape
+    N, (V, D) = target_N.shape[0], head_VD.shape
     every = Rows(target_N, temperature_N, *(torch.empty_like(temperature_N) for _ in range(4)))
     if chunk_bytes == 0:
         bias_V = torch.zeros_like(head_VD[:, 0]) if bias_V is None and banned else bias_V
@@ -144,7 +146,8 @@ def gather(hidden: Sequence[Tensor], rows_N: Tensor | None, begin: int = 0, end:
     rows_R = rows_N[begin:end]
     if len(hidden) == 1:
         return hidden[0].index_select(0, rows_R)
-    gathered_RD = hidden[0].new_empty(len(rows_R), hidden[0].shape[1])
+    # NaN stays where an index is out of range, which on a GPU nobody checks.
+    gathered_RD = hidden[0].new_full((len(rows_R), hidden[0].shape[1]), torch.nan)
     first = 0
     for source_MD in hidden:  # without looking at the index, so that the host need not wait for a device
         if len(source_MD) > 0:

@@ -40,8 +40,8 @@ def linear_logprob(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """See the contract in the package; the arguments are checked already."""
-    temperature_N = as_row_tensor(temperature, len(target_N), target_N.device, torch.float32).contiguous()
-    keep = _what_to_keep(hidden, head_VD, bias_V, return_entropy, len(target_N), chunk_bytes)
+    temperature_N = as_row_tensor(temperature, target_N.shape[0], target_N.device, torch.float32).contiguous()
+    keep = _what_to_keep(hidden, head_VD, bias_V, return_entropy, target_N.shape[0], chunk_bytes)
     return _LinearLogprob.apply(
         head_VD, bias_V, target_N.contiguous(), temperature_N, banned, rows_N, chunk_bytes, keep, backend, *hidden
     )
@@ -73,7 +73,7 @@ def _forward_outputs(
     hidden: Sequence[Tensor], head: Tensor, target: Tensor, temperature: Tensor, *rest: object
 ) -> tuple[Tensor, ...]:
     *_, keep, _ = rest
-    N, (V, D) = len(target), head.shape
+    N, (V, D) = target.shape[0], head.shape
     kept = {
         NOTHING: lambda: head.new_empty(0),
         LOGITS: lambda: head.new_empty(N, V),
@@ -128,27 +128,30 @@ class _LinearLogprob(torch.autograd.Function):
         logprob, entropy, largest, log_sum, kept = torch.ops.diffpo_kernels.linear_logprob_forward.default(
             hidden, head, target, temperature, bias, banned, rows, chunk_bytes, keep, backend
         )
-        ctx.save_for_backward(head, bias, rows, target, temperature, logprob, entropy, largest, log_sum, *hidden)
+        product = kept if keep == GRADIENT_OF_HIDDEN else None
+        ctx.save_for_backward(
+            head, bias, rows, product, target, temperature, logprob, entropy, largest, log_sum, *hidden
+        )
         ctx.set_materialize_grads(False)
         ctx.banned, ctx.chunk_bytes, ctx.keep, ctx.backend = banned, chunk_bytes, keep, backend
-        ctx.kept = kept
+        ctx.logits = kept if keep == LOGITS else None  # not saved: backward overwrites them
         return logprob, entropy
 
     @staticmethod
     def backward(ctx, by_logprob, by_entropy):
         if torch.is_grad_enabled():
             raise NotImplementedError("linear_logprob can be differentiated once, not twice (create_graph=True)")
-        head, bias, rows, *others = ctx.saved_tensors
+        head, bias, rows, product, *others = ctx.saved_tensors
         row_values, hidden = others[:6], others[6:]
-        kept, keep = ctx.kept, ctx.keep
+        kept, keep = product if ctx.logits is None else ctx.logits, ctx.keep
         if keep == LOGITS:  # this call destroys them: after retain_graph=True another one forms them again
-            ctx.kept, ctx.keep = None, NOTHING
+            ctx.logits, ctx.keep = None, NOTHING
         needs_head, needs_bias, *_ = ctx.needs_input_grad
         needs = [any(ctx.needs_input_grad[9:]), needs_head, needs_bias]
         d_hidden, d_head, d_bias = torch.ops.diffpo_kernels.linear_logprob_backward.default(
             torch.zeros_like(row_values[1]) if by_logprob is None else by_logprob,
             by_entropy,
-            kept if keep != NOTHING else None,
+            kept,
             row_values,
             hidden,
             head,

@@ -25,7 +25,7 @@ def linear_logprob(
         logits_NV = (hidden_ND @ head_VD.T).to(precise)
     if bias_V is not None:
         logits_NV = logits_NV + bias_V.to(precise)
-    temperature_N = as_row_tensor(temperature, len(hidden_ND), hidden_ND.device, precise)
+    temperature_N = as_row_tensor(temperature, hidden_ND.shape[0], hidden_ND.device, precise)
     logits_NV = logits_NV / temperature_N[:, None]
     if banned:
         logits_NV = logits_NV.index_fill(1, torch.tensor(banned, device=logits_NV.device), -torch.inf)

@@ -6,6 +6,8 @@ bias): m, s = sum exp((x - m) / T) and w = sum z exp(z) with z = (x - m) / T; on
 Shapes: N rows, C columns of a chunk (all V of them but in the gradient), S parts of a row.
 """
 
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 
@@ -21,7 +23,7 @@ def _scale(temperature):
 @triton.jit
 def _finite(z):
     """-inf becomes a number whose exp is 0 too, so that z exp(z) is 0 and not NaN. A NaN stays."""
-    return tl.where(z < -1e30, -1e30, z)
+    return tl.maximum(z, -1e30, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -68,7 +70,7 @@ def part_of_row(
     tl.store(target_logit + row, x, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "S"])  # N = 1 as a constant spills on sm_100
 def part_of_rows_from_hidden(
     hidden,  # [N, D], columns contiguous
     head,  # [C, D], columns contiguous
@@ -125,9 +127,11 @@ def part_of_rows_from_hidden(
             head_block += BLOCK_D
         if not EMULATED:  # the dtype in which the network forms its logits
             x = x.to(hidden.dtype.element_ty).to(tl.float32)
-        if HAS_BIAS:
-            x += tl.load(bias + column, mask=inside, other=0.0)[None, :]
-        x = tl.where(inside[None, :], x, -float("inf"))
+        if HAS_BIAS:  # -inf excludes a column whatever its head holds
+            b = tl.load(bias + column, mask=inside, other=-float("inf"))[None, :]
+            x = tl.where(b == -float("inf"), b, x + b)
+        else:
+            x = tl.where(inside[None, :], x, -float("inf"))
 
         new_m = tl.maximum(m, tl.max(x, axis=1))
         shift = tl.where(new_m == -float("inf"), 0.0, new_m)
@@ -219,6 +223,7 @@ def gradient_in_place(
         g = tl.load(by_logprob + row, mask=alive, other=0.0) * scale
         shift = tl.load(max + row, mask=alive, other=0.0)
         log_p = _finite((x - shift) * scale - tl.load(log_sum + row, mask=alive, other=0.0))
+        log_p = tl.minimum(log_p, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a logit formed again may exceed the max
         p = tl.exp(log_p)
         wanted = tl.load(target + row, mask=alive, other=-1) - first_column
         missing = _one_minus_exp(
@@ -300,7 +305,21 @@ def aot_cases() -> list[AotCase]:
             )
         )
     names = ("partials", "target_logit", "temperature", "logprob", "entropy", "max", "log_sum")
-    cases.append(
-        AotCase("linear_logprob merge", merge_parts, dict.fromkeys(names, "*fp32") | {"S": "i32"}, {"PARTS": 32})
-    )
-    return cases
+    merge = AotCase("linear_logprob merge", merge_parts, dict.fromkeys(names, "*fp32") | {"S": "i32"}, {"PARTS": 32})
+    statistics, gradient, _, from_hidden = cases[:4]  # bf16
+    return [
+        *cases,
+        merge,
+        replace(merge, name=f"{merge.name} of 128", constexprs={"PARTS": 128}),
+        _variant(statistics, "with bias", HAS_BIAS=True),
+        _variant(gradient, "without entropy", HAS_ENTROPY=False),
+        replace(
+            from_hidden,
+            name=f"{from_hidden.name}, V not divisible by 16",
+            divisible=tuple(name for name in from_hidden.divisible if name != "C"),
+        ),
+    ]
+
+
+def _variant(case: AotCase, what: str, **constexprs: object) -> AotCase:
+    return replace(case, name=f"{case.name} {what}", constexprs=case.constexprs | constexprs)

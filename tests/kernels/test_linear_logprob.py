@@ -6,16 +6,19 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffpo_kernels import backends, linear_logprob
-from diffpo_kernels.linear_logprob import fused
+from diffpo_kernels.linear_logprob import chunked, fused
 
 if TYPE_CHECKING:
     from tests.kernels.conftest import Target
@@ -171,6 +174,57 @@ def test_several_chunks_give_what_one_does(target: Target, train: str, chunk_byt
 def test_several_chunks_in_16_bits(target: Target, dtype: torch.dtype) -> None:
     problem = Problem(target.device, dtype, vocabulary=300)
     check(problem, target.backend, chunk_bytes=2 * 300 * 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.9])
+def test_a_nearly_certain_token_beside_many(target: Target, temperature: float) -> None:
+    """A running sum of equal small terms drifts."""
+    problem = Problem(
+        target.device, rows=1, width=1, vocabulary=4096, bias=False, temperature=temperature, banned_ids=None
+    )
+    problem.tensors = {"hidden": torch.ones(1, 1), "head": torch.zeros(4096, 1).index_fill(0, torch.tensor(0), 13.5)}
+    problem.target[0] = 0
+    check(problem, target.backend)
+
+
+def test_no_probability_above_one_where_the_logits_are_formed_again(target: Target) -> None:
+    """The product of another shape may round a logit above the max of forward, and a low temperature makes much of it."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND, head_VD = (torch.randn(n, 512, generator=generator).to(target.device) for n in (16, 1000))
+    top_N = (hidden_ND @ head_VD.T).argmax(1)
+    for chunk_bytes in (None, 16 * 128 * 4):
+        bias_V = torch.zeros(1000, device=target.device, requires_grad=True)
+        options = {"chunk_bytes": chunk_bytes, "backend": target.backend}
+        linear_logprob(hidden_ND, head_VD, (top_N + 1) % 1000, 1e-4, bias_V, **options).sum().backward()
+        assert (bias_V.grad * 1e-4 >= -top_N.bincount(minlength=1000) - 1e-5).all()
+
+
+def test_no_gradient_for_the_temperature(target: Target) -> None:
+    problem = Problem(target.device, train="", temperature=torch.ones(5, device=target.device, requires_grad=True))
+    tensors = {k: v.to(target.device) for k, v in problem.tensors.items()}
+    both = linear_logprob(**tensors, target=problem.target.to(target.device), backend=target.backend, **problem.options)
+    assert not any(one.requires_grad for one in both)
+
+
+def test_hooks_see_what_forward_keeps_for_hidden(target: Target) -> None:
+    if target.backend == "reference":
+        pytest.skip("autograd keeps what it likes")
+    problem = Problem(target.device, return_entropy=False)
+    hidden_MD, head_VD, bias_V = (tensor.to(target.device) for tensor in problem.tensors.values())
+    rows_N = torch.tensor([0, 2, 4], device=target.device)
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: shapes.append(one.shape) or one, lambda one: one):
+        linear_logprob(hidden_MD.requires_grad_(), head_VD, rows_N, 1.0, bias_V, rows=rows_N, backend=target.backend)
+    assert (3, 8) in shapes
+
+
+def test_rows_of_no_source_are_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the index is not looked at."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    torch.zeros(4, 3)  # leaves its memory to the next of its size
+    sources = torch.ones(2, 3), torch.ones(1, 3)
+    gathered_RD = chunked.gather(sources, torch.tensor([0, 3, 2, -1]))
+    assert gathered_RD.isnan().all(1).tolist() == [False, True, False, True]
 
 
 def test_temperature_per_row(target: Target) -> None:
@@ -407,6 +461,96 @@ def test_without_any_logits(
     )
 
 
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_without_any_logits_banned_columns_are_not_seen(target: Target, poison: float) -> None:
+    if target.backend != "triton":
+        pytest.skip("the other backends form logits")
+    problem = Problem(target.device, train="")
+    tensors = {name: tensor.to(target.device) for name, tensor in problem.tensors.items()}
+    options = {"target": problem.target.to(target.device), "chunk_bytes": 0, "backend": "triton", **problem.options}
+    expected = linear_logprob(**tensors, **options)
+    tensors["head"][3] = poison
+    for got_N, expected_N in zip(linear_logprob(**tensors, **options), expected, strict=True):
+        assert torch.equal(got_N, expected_N)
+
+
+def beyond_32_bits(path: Path, dtype: type, elements: int) -> tuple[np.memmap, Tensor]:
+    """A file with holes, and a tensor of its first entry alone: the interpreter copies what it is given, but reads by address."""
+    memory = np.memmap(path, dtype, "w+", shape=(elements,))
+    return memory, torch.from_numpy(memory[:1])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="calls interpreted kernels; tests/gpu has real ones")
+class TestOffsetsBeyond32BitsTriton:
+    """Each factor of an offset fits into 32 bits; the kernels see the first columns of a few very long rows."""
+
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))  # [R, C]
+    stride = 2**30  # of a row; the third begins at 2^31
+
+    def logits(self, path: Path) -> tuple[np.memmap, Tensor]:
+        memory, first = beyond_32_bits(path / "logits", np.float32, 2 * self.stride + 128)
+        for row in range(3):
+            memory[row * self.stride :][:128] = self.x[row].numpy()
+        return memory, first
+
+    def test_statistics(self, tmp_path: Path) -> None:
+        from diffpo_kernels.linear_logprob import triton_kernels as kernels
+
+        _memory, first = self.logits(tmp_path)  # held, or the file is unmapped
+        ones, partials, at_target = torch.ones(3), torch.zeros(3, 3, 1), torch.zeros(3)
+        target_N = torch.tensor([5, 6, 7])
+        kernels.part_of_row[(3,)](
+            first, first, ones, target_N, partials, at_target, self.stride, 1, HAS_BIAS=False, BLOCK=128
+        )
+        assert torch.equal(partials[:, 0, 0], self.x.amax(1))
+        assert torch.equal(at_target, self.x.gather(1, target_N[:, None])[:, 0])
+
+    def test_gradient(self, tmp_path: Path) -> None:
+        from diffpo_kernels.linear_logprob import triton_kernels as kernels
+
+        memory, first = self.logits(tmp_path)
+        ones, zeros, target_N = torch.ones(3), torch.zeros(3), torch.tensor([200, 200, 200])
+        top_N = self.x.amax(1)
+        rows = ones, target_N, zeros, zeros, top_N, zeros, ones, zeros, ones
+        options = {"HAS_BIAS": False, "HAS_ENTROPY": False, "SUM_ROWS": False, "ROWS": 3, "BLOCK": 128}
+        kernels.gradient_in_place[(1,)](first, first, *rows, 3, self.stride, 0, **options)
+        for row in range(3):
+            got_C = torch.from_numpy(memory[row * self.stride :][:128].copy())
+            torch.testing.assert_close(got_C, -(self.x[row] - top_N[row]).exp())
+
+    @pytest.mark.parametrize("long", ["hidden", "head"])
+    def test_from_hidden(self, tmp_path: Path, long: str) -> None:
+        from diffpo_kernels.linear_logprob import triton_kernels as kernels
+
+        short_48D, stride = torch.randn(48, 16, generator=torch.Generator().manual_seed(1)), 2**26
+        memory, first = beyond_32_bits(tmp_path / "rows", np.float32, 47 * stride + 16)
+        long_48D = torch.randn(48, 16, generator=torch.Generator().manual_seed(2))
+        for row in range(48):
+            memory[row * stride :][:16] = long_48D[row].numpy()
+        inputs = (first, short_48D) if long == "hidden" else (short_48D, first)
+        strides = (stride, 16) if long == "hidden" else (16, stride)
+        partials, at_target = torch.zeros(48, 3, 3), torch.zeros(48)
+        rows = torch.ones(48), torch.arange(48), partials, at_target
+        options = {"D": 16, "HAS_BIAS": False, "EMULATED": True, "BLOCKS": 1}
+        options |= dict.fromkeys(("BLOCK_N", "BLOCK_C", "BLOCK_D"), 16)
+        kernels.part_of_rows_from_hidden[(9,)](*inputs, first, *rows, 48, 48, 3, *strides, **options)
+        logits_NC = long_48D @ short_48D.T if long == "hidden" else short_48D @ long_48D.T
+        torch.testing.assert_close(at_target, logits_NC.diagonal())
+        torch.testing.assert_close(partials[:, 0], logits_NC.view(48, 3, 16).amax(2))
+
+    def test_merge(self, tmp_path: Path) -> None:
+        from diffpo_kernels.linear_logprob import triton_kernels as kernels
+
+        parts = 2**29
+        memory, first = beyond_32_bits(tmp_path / "partials", np.float32, 9 * parts)
+        for row in range(3):
+            memory[3 * row * parts] = 1.0 + row  # max
+            memory[(3 * row + 1) * parts] = 2.0  # sum
+        outputs = [torch.zeros(3) for _ in range(4)]
+        kernels.merge_parts[(3,)](first, torch.zeros(3), torch.ones(3), *outputs, parts, PARTS=4)
+        assert outputs[2].tolist() == [1.0, 2.0, 3.0]
+
+
 def test_products_keep_their_dtype_under_autocast(target: Target) -> None:
     problem = Problem(target.device)
     expected = problem.run(target.backend)
@@ -416,22 +560,22 @@ def test_products_keep_their_dtype_under_autocast(target: Target) -> None:
     assert all(torch.equal(got[name], expected[name]) for name in names)
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("chunk_bytes", [None, 400])
 @pytest.mark.parametrize("train", ["hidden head bias", "hidden"])
-def test_compiles_as_one_graph(backend: str, chunk_bytes: int | None, train: str) -> None:
-    if backends.unavailable_reason(OPERATOR, backend, "cpu") is not None:
-        pytest.skip(backends.missing_extension_reason())
-    problem = Problem(train=train)
-    sources = problem.tensors.pop("hidden").split([2, 3])
+def test_compiles_as_one_graph(target: Target, chunk_bytes: int | None, train: str) -> None:
+    problem = Problem(target.device, train=train)
+    tensors = {name: tensor.to(target.device) for name, tensor in problem.tensors.items()}
+    sources = tensors.pop("hidden").split([2, 3])
+    target_N, upstream_N = problem.target.to(target.device), problem.upstream[0].float().to(target.device)
+    rows_N = torch.tensor([4, 0, 1, 1, 3], device=target.device)
 
     def call(first_MD: Tensor, second_MD: Tensor, head_VD: Tensor, bias_V: Tensor) -> Tensor:
-        options = {"rows": torch.tensor([4, 0, 1, 1, 3]), "chunk_bytes": chunk_bytes, "backend": backend}
-        out = linear_logprob([first_MD * 2, second_MD], head_VD, problem.target, 0.7, bias_V, [3], **options)
-        return (out * problem.upstream[0].float()).sum()
+        options = {"rows": rows_N, "chunk_bytes": chunk_bytes, "backend": target.backend}
+        out = linear_logprob([first_MD * 2, second_MD], head_VD, target_N, 0.7, bias_V, [3], **options)
+        return (out * upstream_N).sum()
 
     def gradients(function) -> list[Tensor | None]:
-        inputs = [tensor.clone() for tensor in (*sources, *problem.tensors.values())]
+        inputs = [tensor.clone() for tensor in (*sources, *tensors.values())]
         wanted = inputs[:2] if train == "hidden" else inputs
         for tensor in wanted:
             tensor.requires_grad_()
@@ -442,21 +586,39 @@ def test_compiles_as_one_graph(backend: str, chunk_bytes: int | None, train: str
         torch.testing.assert_close(got, expected)
 
 
+def test_compiles_once_for_every_number_of_rows(target: Target) -> None:
+    problem = Problem(target.device, rows=15)
+    hidden_ND, head_VD, bias_V = (tensor.to(target.device) for tensor in problem.tensors.values())
+    hidden_ND.requires_grad_()
+    all_N = problem.target.to(target.device)
+    graphs = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=graphs)
+    def call(hidden_ND: Tensor, target_N: Tensor) -> Tensor:
+        return linear_logprob(hidden_ND, head_VD, target_N, 0.7, bias_V, [3], backend=target.backend)
+
+    for rows in range(4, 16):
+        expected_N = linear_logprob(hidden_ND[:rows], head_VD, all_N[:rows], 0.7, bias_V, [3], backend=target.backend)
+        torch.testing.assert_close(call(hidden_ND[:rows], all_N[:rows]), expected_N)
+    assert graphs.frame_count <= 3
+
+
 @pytest.mark.parametrize("keep", ["logits", "hidden_gradient", "nothing"])
-def test_registered_operators_pass_the_checks_of_torch(keep: str) -> None:
-    if backends.native_module() is None:
-        pytest.skip(backends.missing_extension_reason())
+def test_registered_operators_pass_the_checks_of_torch(target: Target, keep: str) -> None:
+    if target.backend == "reference":
+        pytest.skip("plain torch")
     operators = torch.ops.diffpo_kernels
-    problem = Problem(dtype=torch.bfloat16, bias=True)
-    hidden, head, bias = problem.tensors.values()
-    rows, one = torch.tensor([0, 2, 2, 1, 4]), torch.ones(5)
-    forward = ([hidden[:3], hidden[3:]], head, problem.target, one, bias, [3], rows, 200, keep, "native")
+    problem = Problem(dtype=torch.float32 if INTERPRETED else torch.bfloat16)
+    hidden, head, bias = (tensor.to(target.device) for tensor in problem.tensors.values())
+    target_N = problem.target.to(target.device)
+    rows, one = torch.tensor([0, 2, 2, 1, 4], device=target.device), torch.ones(5, device=target.device)
+    forward = ([hidden[:3], hidden[3:]], head, target_N, one, bias, [3], rows, 200, keep, target.backend)
     torch.library.opcheck(operators.linear_logprob_forward.default, forward)
     *values, kept = operators.linear_logprob_forward(*forward)
     kept = None if keep == "nothing" else kept
     needs = [True, keep != "hidden_gradient", keep != "hidden_gradient"]
-    row_values = [problem.target, one, *values]
-    backward = (one, one, kept, row_values, forward[0], head, bias, [3], rows, needs, 200, keep, "native")
+    row_values = [target_N, one, *values]
+    backward = (one, one, kept, row_values, forward[0], head, bias, [3], rows, needs, 200, keep, target.backend)
     torch.library.opcheck(operators.linear_logprob_backward.default, backward)
 
 
@@ -504,6 +666,7 @@ def test_lesser_instruction_sets(instruction_set: str) -> None:
 
 
 def test_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
     run_these_tests("triton", os.environ | {"TRITON_INTERPRET": "1"})
 
 
@@ -517,6 +680,7 @@ def run_these_tests(selected: str, environment: dict[str, str]) -> None:
     ("changed", "error", "message"),
     [
         ({"hidden": torch.zeros(2, 3, 4)}, ValueError, r"hidden must have shape \[N, D\]"),
+        ({"hidden": None}, TypeError, "hidden must be a torch.Tensor, got NoneType"),
         ({"hidden": []}, ValueError, "hidden must be a tensor or a sequence of at least one"),
         ({"hidden": [torch.zeros(2, 3), 1]}, TypeError, r"hidden\[1\] must be a torch.Tensor, got int"),
         ({"hidden": [torch.zeros(2, 3), torch.zeros(2, 4)]}, ValueError, r"hidden\[1\] must have shape \[N, 3\]"),
