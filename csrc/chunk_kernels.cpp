@@ -104,7 +104,7 @@ void top_two(const float* x, int n, float* max_out, float* second_out) {
 // entries it is put aside and a new one started.
 constexpr int kRun = 512;
 
-// `scaled` is known when this is compiled: where the scale is 1 the product would cost row statistics some percent.
+// `scaled` is known when this is compiled: row statistics, whose scale is 1, need no product.
 template <bool scaled>
 void exp_sums_of(const float* x, int n, float max_value, float scale, float* sum_out, float* weighted_out, const char* next,
                  int entry_size) {
