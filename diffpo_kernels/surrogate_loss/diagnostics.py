@@ -17,7 +17,14 @@ SCALARS = (
     "kl",
 )
 HISTOGRAM = "weight_histogram"
-BY_BIN = ("bin/tokens", "bin/weight_mean", "bin/ess", "bin/weight_cap_fraction", "bin/surrogate_kl")
+BY_BIN = (
+    "bin/tokens",
+    "bin/weight_mean",
+    "bin/ess",
+    "bin/weight_cap_fraction",
+    "bin/surrogate_kl",
+    "bin/ess_uncapped",
+)
 MAX_BINS = 128  # a row's sums for every bin stay in registers
 
 
