@@ -15,9 +15,16 @@ constexpr int64_t kChunkTokens = 1 << 14;
 constexpr int64_t kTokensPerThread = 1 << 17;  // several times what starting a thread costs
 constexpr int kHistogram = 11;                 // HISTOGRAM_SIZE in diagnostics.py
 
+using Histogram = std::array<int64_t, kHistogram>;
+
+void add_to(Histogram& total, const Histogram& other) {
+    for (int i = 0; i < kHistogram; ++i) total[i] += other[i];
+}
+
 struct BinSums {
     int64_t count = 0, capped = 0;
     double weight = 0, squares = 0, surrogate_gap = 0, uncapped = 0, uncapped_squares = 0;
+    Histogram histogram{};
 };
 
 struct Sums {
@@ -26,7 +33,7 @@ struct Sums {
     int64_t count = 0, cut = 0, capped = 0;
     double objective = 0, kl = 0, ratio = 0, weight = 0, squares = 0;
     double largest_ratio = 0, largest_weight = 0;
-    std::array<int64_t, kHistogram> histogram{};
+    Histogram histogram{};
     std::vector<BinSums> of_bin;
 
     void add(const Sums& other) {
@@ -40,7 +47,7 @@ struct Sums {
         squares += other.squares;
         largest_ratio = std::max(largest_ratio, other.largest_ratio);
         largest_weight = std::max(largest_weight, other.largest_weight);
-        for (int i = 0; i < kHistogram; ++i) histogram[i] += other.histogram[i];
+        add_to(histogram, other.histogram);
         for (size_t b = 0; b < of_bin.size(); ++b) {
             of_bin[b].count += other.of_bin[b].count;
             of_bin[b].capped += other.of_bin[b].capped;
@@ -49,6 +56,7 @@ struct Sums {
             of_bin[b].surrogate_gap += other.of_bin[b].surrogate_gap;
             of_bin[b].uncapped += other.of_bin[b].uncapped;
             of_bin[b].uncapped_squares += other.of_bin[b].uncapped_squares;
+            add_to(of_bin[b].histogram, other.of_bin[b].histogram);
         }
     }
 };
@@ -124,6 +132,7 @@ void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
             bin.weight += weight;
             bin.squares += static_cast<double>(weight) * weight;
             bin.surrogate_gap -= log_weight;
+            if (!std::isnan(log_weight)) ++bin.histogram[octave(log_weight)];
             bin.uncapped += uncapped;
             bin.uncapped_squares += static_cast<double>(uncapped) * uncapped;
         }
@@ -162,6 +171,8 @@ void finish(const SurrogateLossArguments<T>& a, const Sums& sums) {
     for (const BinSums& bin : sums.of_bin) put(mean(bin.capped, bin.count));
     for (const BinSums& bin : sums.of_bin) put(mean(bin.surrogate_gap, bin.count));
     for (const BinSums& bin : sums.of_bin) put(effective_sample_size(bin.uncapped, bin.uncapped_squares, bin.count));
+    for (const BinSums& bin : sums.of_bin)
+        for (int64_t count : bin.histogram) put(count);
 }
 
 }  // namespace

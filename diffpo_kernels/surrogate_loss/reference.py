@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffpo_kernels.surrogate_loss.diagnostics import BY_BIN, HISTOGRAM_SIZE
+from diffpo_kernels.surrogate_loss.diagnostics import BY_BIN, HISTOGRAM_BY_BIN, HISTOGRAM_SIZE
 
 LARGEST_EXPONENT = 60.0  # exp stays finite in float32; no meaningful ratio is near
 
@@ -79,6 +79,7 @@ def surrogate_loss(
                 [_mean(-log_weight_BL, chosen_BL) for chosen_BL in chosen],
                 [_effective_sample_size(uncapped_BL, chosen_BL) for chosen_BL in chosen],
             )
+            diagnostics[HISTOGRAM_BY_BIN] = torch.stack([_histogram(log_weight_BL, chosen_BL) for chosen_BL in chosen])
             diagnostics |= {name: torch.stack(list(of_bins)) for name, of_bins in zip(BY_BIN, values, strict=True)}
     return loss, {name: value.detach().to(precise) for name, value in diagnostics.items()}
 

@@ -1,6 +1,6 @@
 """surrogate_loss for GPUs. One program per row writes the row's gradient and one line of float64 sums; one more adds up the lines.
 
-No atomics, so the result is the same every time. Under "token" normalisation the number of tokens is known only at the end: the
+No atomics but on integers, so the result is the same every time. Under "token" normalisation the number of tokens is known only at the end: the
 gradient is left without it, and the second kernel writes the missing factor. Sums are float64 because squares of uncapped weights leave
 the range of float32; it is a few operations per token. Source: reference.py. Shapes: B rows, L positions, S sums per row.
 """
@@ -52,7 +52,7 @@ def _total(x):
 @triton.jit
 def _row_kernel(
     logprob, old, advantage, mask, behaviour, reference, step_bin,  # behaviour, reference, step_bin: pointers or None
-    gradient, sums,
+    gradient, sums, histogram_by_bin,  # [BINS, 16] int32, zeros, or None
     length, high, low, weight_cap, kl_coefficient, share,  # share: 1 / B by sequence, else 1
     CORRECT: tl.constexpr, BY_SEQUENCE: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -140,6 +140,9 @@ def _row_kernel(
             uncapped_square = uncapped.to(tl.float64) * uncapped.to(tl.float64)
             token_bin = tl.load(step_bin + offset, mask=chosen, other=-1).to(tl.int32)
             here = chosen[:, None] & (token_bin[:, None] == bin_index[None, :])
+            in_a_bin = chosen & (token_bin >= 0) & (token_bin < BINS)
+            of_bins = tl.histogram(tl.where(in_a_bin, 16 * token_bin + octave, 15), 16 * BINS)
+            tl.atomic_add(histogram_by_bin + tl.arange(0, 16 * BINS), of_bins, mask=of_bins > 0, sem="relaxed")
             bin_count += _total(here.to(tl.int32))
             bin_weight += _total(tl.where(here, weight[:, None], 0.0))
             bin_squares += _total(tl.where(here, square[:, None], 0.0))
@@ -295,12 +298,14 @@ def launch(
     sums = torch.empty(
         rows, _BINS_AT.value + _SUMS_BY_BIN.value * padded_bins, dtype=torch.float64, device=logprob.device
     )
+    histogram_by_bin = torch.zeros(padded_bins, 16, dtype=torch.int32, device=logprob.device) if bins else None
     with torch.cuda.device(logprob.device) if logprob.is_cuda else contextlib.nullcontext():
         if rows > 0:
             _row_kernel[(rows,)](
                 *inputs,
                 gradient,
                 sums,
+                histogram_by_bin,
                 length,
                 1 + clip,
                 1 - clip,
@@ -326,13 +331,15 @@ def launch(
             ROWS=_final_rows(padded_bins),
             num_warps=_FINAL_WARPS,
         )
+    if bins:
+        diagnostics[-HISTOGRAM_SIZE * bins :].view(bins, -1).copy_(histogram_by_bin[:bins, :HISTOGRAM_SIZE])
 
 
 def _row_configuration(length: int, bins: int) -> tuple[int, int, int]:
     """BINS, BLOCK and num_warps of the row kernel; the tile [BLOCK, BINS] of float64 squares has to stay in registers."""
-    padded_bins = triton.next_power_of_2(bins) if bins else 0
-    block = min(triton.next_power_of_2(max(length, 1)), 256, 1024 // max(padded_bins, 1))
-    return padded_bins, block, 1 if block * max(padded_bins, 4) <= 512 else 4
+    padded_bins = max(triton.next_power_of_2(bins), 2) if bins else 0  # Triton 3.6 fails on a single column for AMD
+    block = min(triton.next_power_of_2(max(length, 1)), 256, 512 // max(padded_bins, 1))
+    return padded_bins, block, 1 if block * max(padded_bins, 4) <= 256 else 8 if bins else 4
 
 
 def _final_rows(padded_bins: int) -> int:
@@ -341,7 +348,7 @@ def _final_rows(padded_bins: int) -> int:
 
 def aot_cases() -> list[AotCase]:
     """Both kernels with everything switched on, for short rows, long rows and many bins; then with everything off."""
-    optional = {"behaviour": None, "reference": None, "step_bin": None}
+    optional = {"behaviour": None, "reference": None, "step_bin": None, "histogram_by_bin": None}
     cases = [_row_case(512, 0, optional), _final_case(0)]
     for length, bins in ((13, 4), (1024, 4), (1024, 128)):
         cases += [_row_case(length, bins, {}), _final_case(bins)]
@@ -351,7 +358,7 @@ def aot_cases() -> list[AotCase]:
 def _row_case(length: int, bins: int, absent: dict[str, None]) -> AotCase:
     padded_bins, block, warps = _row_configuration(length, bins)
     types = dict.fromkeys(("logprob", "old", "advantage", "behaviour", "reference", "gradient"), "*fp32")
-    types |= {"mask": "*u8", "step_bin": "*i64", "sums": "*fp64", "length": "i32"}
+    types |= {"mask": "*u8", "histogram_by_bin": "*i32", "step_bin": "*i64", "sums": "*fp64", "length": "i32"}
     types |= dict.fromkeys(("high", "low", "weight_cap", "kl_coefficient", "share"), "fp32")
     return AotCase(
         f"surrogate_loss rows L={length} bins={bins}",

@@ -320,6 +320,9 @@ def test_on_policy_the_gradient_is_the_policy_gradient(target) -> None:
     assert result.diagnostics["clip_fraction"] == 0
 
 
+BEHAVIOUR_ALONE = ("weight_histogram", "bin/weight_histogram", "bin/surrogate_kl", "bin/ess_uncapped")
+
+
 def by_hand() -> dict:
     old_BL = torch.log(torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     return {
@@ -361,6 +364,8 @@ def test_diagnostics_by_bin(target) -> None:
         "bin/ess_uncapped": [5.5**2 / (2 * 25.25), 0, 1, 0],
     }
     got = {name: value.tolist() for name, value in diagnostics.items() if name.startswith("bin/")}
+    histogram = {(b, i): n for b, row in enumerate(got.pop("bin/weight_histogram")) for i, n in enumerate(row) if n > 0}
+    assert histogram == {(0, 4): 1, (0, 7): 1, (2, 5): 1}
     for name, values in expected.items():
         assert got.pop(name) == pytest.approx(values, rel=1e-5, abs=1e-6), name
     assert not got
@@ -374,7 +379,7 @@ def test_behaviour_can_be_watched_without_correcting(target) -> None:
     assert torch.equal(watched.loss, without.loss)
     assert torch.equal(watched_BL, without_BL)
     for name, value in watched.diagnostics.items():
-        other = corrected if name in ("weight_histogram", "bin/surrogate_kl", "bin/ess_uncapped") else without
+        other = corrected if name in BEHAVIOUR_ALONE else without
         assert torch.equal(value, other.diagnostics[name]), name
     assert watched.diagnostics["ess"] == 1
     assert without.diagnostics["bin/surrogate_kl"] == 0

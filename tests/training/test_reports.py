@@ -15,7 +15,7 @@ from diffpo.training.evaluation import evaluate, fixed_problems
 from diffpo.training.logging import summary_line
 from diffpo.training.trainer import mean_diagnostics
 
-BY_QUARTER = ("tokens", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "surrogate_kl")
+BY_QUARTER = ("tokens", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "surrogate_kl", "weight_histogram")
 LOGGED = {
     *("update", "reward", "task_reward", "accuracy", "nfe", "gamma", "gamma_histogram", "length"),
     *("loss", "gradient_norm", "lr", "ratio_mean", "clip_fraction", "ess", "kl", "weight_cap_fraction"),
