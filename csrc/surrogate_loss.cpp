@@ -15,9 +15,16 @@ constexpr int64_t kChunkTokens = 1 << 14;
 constexpr int64_t kTokensPerThread = 1 << 17;  // several times what starting a thread costs
 constexpr int kHistogram = 11;                 // HISTOGRAM_SIZE in diagnostics.py
 
+using Histogram = std::array<int64_t, kHistogram>;
+
+void add_to(Histogram& total, const Histogram& other) {
+    for (int i = 0; i < kHistogram; ++i) total[i] += other[i];
+}
+
 struct BinSums {
     int64_t count = 0, capped = 0;
-    double weight = 0, squares = 0, surrogate_gap = 0;
+    double weight = 0, squares = 0, surrogate_gap = 0, uncapped = 0, uncapped_squares = 0;
+    Histogram histogram{};
 };
 
 struct Sums {
@@ -26,7 +33,7 @@ struct Sums {
     int64_t count = 0, cut = 0, capped = 0;
     double objective = 0, kl = 0, ratio = 0, weight = 0, squares = 0;
     double largest_ratio = 0, largest_weight = 0;
-    std::array<int64_t, kHistogram> histogram{};
+    Histogram histogram{};
     std::vector<BinSums> of_bin;
 
     void add(const Sums& other) {
@@ -40,13 +47,16 @@ struct Sums {
         squares += other.squares;
         largest_ratio = std::max(largest_ratio, other.largest_ratio);
         largest_weight = std::max(largest_weight, other.largest_weight);
-        for (int i = 0; i < kHistogram; ++i) histogram[i] += other.histogram[i];
+        add_to(histogram, other.histogram);
         for (size_t b = 0; b < of_bin.size(); ++b) {
             of_bin[b].count += other.of_bin[b].count;
             of_bin[b].capped += other.of_bin[b].capped;
             of_bin[b].weight += other.of_bin[b].weight;
             of_bin[b].squares += other.of_bin[b].squares;
             of_bin[b].surrogate_gap += other.of_bin[b].surrogate_gap;
+            of_bin[b].uncapped += other.of_bin[b].uncapped;
+            of_bin[b].uncapped_squares += other.of_bin[b].uncapped_squares;
+            add_to(of_bin[b].histogram, other.of_bin[b].histogram);
         }
     }
 };
@@ -68,7 +78,7 @@ struct BoundedExp {
 template <typename T>
 int octave(T log_weight) {
     const T place = log_weight * static_cast<T>(1.4426950408889634) + static_cast<T>(kHistogram / 2 + 0.5);
-    return place >= 1 ? static_cast<int>(std::min<T>(place, kHistogram - 1)) : 0;  // NaN counts as 0
+    return place >= 1 ? static_cast<int>(std::min<T>(place, kHistogram - 1)) : 0;
 }
 
 template <typename T>
@@ -87,10 +97,11 @@ void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
         }
         const BoundedExp<T> ratio(a.logprob[i] - a.old[i]);
         const T log_weight = a.behaviour ? a.old[i] - a.behaviour[i] : 0;
+        const T uncapped = BoundedExp<T>(log_weight).value;
         T weight = 1;
         bool capped = false;
         if (a.behaviour && a.importance_correction) {
-            weight = BoundedExp<T>(log_weight).value;
+            weight = uncapped;
             capped = weight >= cap;
             if (capped) weight = cap;
         }
@@ -113,7 +124,7 @@ void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
         sums.squares += static_cast<double>(weight) * weight;
         sums.largest_ratio = std::max<double>(sums.largest_ratio, ratio.value);
         sums.largest_weight = std::max<double>(sums.largest_weight, weight);
-        ++sums.histogram[octave(log_weight)];
+        if (!std::isnan(log_weight)) ++sums.histogram[octave(log_weight)];
         if (a.step_bin && a.step_bin[i] >= 0 && a.step_bin[i] < a.bins) {
             BinSums& bin = sums.of_bin[a.step_bin[i]];
             ++bin.count;
@@ -121,6 +132,9 @@ void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
             bin.weight += weight;
             bin.squares += static_cast<double>(weight) * weight;
             bin.surrogate_gap -= log_weight;
+            if (!std::isnan(log_weight)) ++bin.histogram[octave(log_weight)];
+            bin.uncapped += uncapped;
+            bin.uncapped_squares += static_cast<double>(uncapped) * uncapped;
         }
     }
     sums.count += count;
@@ -131,7 +145,7 @@ void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
 double mean(double sum, int64_t count) { return count == 0 ? 0.0 : sum / static_cast<double>(count); }
 
 double effective_sample_size(double sum, double squares, int64_t count) {
-    return count == 0 ? 0.0 : sum * sum / (static_cast<double>(count) * squares);
+    return squares == 0 ? 0.0 : sum * sum / (static_cast<double>(count) * squares);
 }
 
 template <typename T>
@@ -143,10 +157,10 @@ void finish(const SurrogateLossArguments<T>& a, const Sums& sums) {
     T* out = a.diagnostics;
     const auto put = [&](double value) { *out++ = static_cast<T>(value); };
     put(mean(sums.ratio, sums.count));
-    put(sums.largest_ratio);
+    put(std::isnan(sums.ratio) ? sums.ratio : sums.largest_ratio);  // std::max drops a NaN, the sum keeps it
     put(mean(sums.cut, sums.count));
     put(mean(sums.weight, sums.count));
-    put(sums.largest_weight);
+    put(std::isnan(sums.weight) ? sums.weight : sums.largest_weight);
     put(mean(sums.capped, sums.count));
     put(effective_sample_size(sums.weight, sums.squares, sums.count));
     put(factor * sums.kl);
@@ -156,6 +170,9 @@ void finish(const SurrogateLossArguments<T>& a, const Sums& sums) {
     for (const BinSums& bin : sums.of_bin) put(effective_sample_size(bin.weight, bin.squares, bin.count));
     for (const BinSums& bin : sums.of_bin) put(mean(bin.capped, bin.count));
     for (const BinSums& bin : sums.of_bin) put(mean(bin.surrogate_gap, bin.count));
+    for (const BinSums& bin : sums.of_bin) put(effective_sample_size(bin.uncapped, bin.uncapped_squares, bin.count));
+    for (const BinSums& bin : sums.of_bin)
+        for (int64_t count : bin.histogram) put(count);
 }
 
 }  // namespace

@@ -188,14 +188,22 @@ class Trainer:
 
 
 def mean_diagnostics(of_updates: Sequence[dict[str, Tensor]]) -> dict:
-    """Means over the inner updates, read from the device at once; what is reported by bin becomes a number per quarter of the steps."""
-    sizes = [value.numel() for value in of_updates[0].values()]
+    """Means over the inner updates of what `surrogate_loss` reports, read from the device at once.
+
+    "bin/name" becomes "name/quarter_1" .. "name/quarter_4", by quarter of a rollout's denoising steps. A quarter in which no token was
+    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 without
+    importance_correction; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
+    shows the gap between surrogate and true likelihood whether or not it is corrected; weight_histogram/quarter_q is of the same weights.
+    """
+    shapes = {name: value.shape for name, value in of_updates[0].items()}
     flat = torch.stack([torch.cat([value.flatten() for value in named.values()]) for named in of_updates])
-    metrics = {}
-    for name, values in zip(of_updates[0], flat.mean(dim=0).cpu().split(sizes), strict=True):
+    parts = flat.mean(dim=0).cpu().split([shape.numel() for shape in shapes.values()])
+    means = {name: part.view(shape).tolist() for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    metrics = {name: value for name, value in means.items() if not name.startswith("bin/")}
+    for name, by_quarter in means.items():
         if name.startswith("bin/"):
             label = name.removeprefix("bin/")
-            metrics |= {f"{label}/quarter_{q}": value for q, value in enumerate(values.tolist(), start=1)}
-        else:
-            metrics[name] = values.item() if len(values) == 1 else values.tolist()
+            for q, (value, tokens) in enumerate(zip(by_quarter, means["bin/tokens"], strict=True), start=1):
+                if tokens > 0 or label == "tokens":
+                    metrics[f"{label}/quarter_{q}"] = value
     return metrics

@@ -95,11 +95,14 @@ def entropy_bounded_commit_(
     validation.check_tensor("entropy", entropy, shape, validation.ANY_FLOAT, device)
     gamma = validation.check_row_values("gamma", gamma, rows, device, 0.0)
     validation.check_int("mask_id", mask_id)
+    if not -(2**63) <= mask_id < 2**63:
+        raise ValueError(f"mask_id must lie in the range of int64, got {mask_id}")
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     start, end = _checked_window(start, end, shape, device, advance)
     _check_records(proposal_logprob, logprob, commit_step, nfe, shape, device)
-    _check_memory(tokens=tokens, logprob=logprob, commit_step=commit_step, nfe=nfe)
+    written = {"tokens": tokens, "logprob": logprob, "commit_step": commit_step, "nfe": nfe}
+    _check_memory(written | ({"start": start, "end": end} if advance else {}))
     max_window = _checked_max_window(max_window, start, end, length)
 
     chosen = _select(device, backend, proxy.dtype, max_window)
@@ -124,10 +127,6 @@ def _checked_window(
                 raise TypeError(f"{name} must be an int64 tensor [B] where advance is True, got an int")
             value = min(max(value, 0), shape[1])
         bounds.append(value)
-    if advance:
-        _check_memory(start=start, end=end)
-        if start is end:
-            raise ValueError("start and end must be two tensors where advance is True, got one")
     return bounds[0], bounds[1]
 
 
@@ -154,14 +153,34 @@ def _check_records(
         validation.check_tensor("commit_step", commit_step, shape, (torch.int64,), device)
 
 
-def _check_memory(**written: Tensor | None) -> None:
+def _check_memory(written: dict[str, Tensor | None]) -> None:
+    """Each element needs its own memory. Of tensors that overlap, those that start at the same address are found."""
+    name_at: dict[int, str] = {}
     for name, tensor in written.items():
-        if tensor is None or 0 not in tensor.stride():
+        if tensor is None or tensor.numel() == 0:
             continue
-        if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        if _overlaps_itself(tensor):
             raise ValueError(
-                f"{name} is written in place, so each element must have its own memory, got an expanded tensor"
+                f"{name} is written in place, so each element must have its own memory, got shape {list(tensor.shape)} with "
+                f"strides {list(tensor.stride())}"
             )
+        if torch.compiler.is_compiling():  # no addresses there
+            continue
+        other = name_at.setdefault(tensor.data_ptr(), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} are written in place, so they must not share memory, but both start at one address"
+            )
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """False for whatever slicing and transposing make of a tensor that does not; True for what expand or unfold make of one."""
+    reach = 0  # of the dimensions with smaller strides
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _checked_max_window(max_window: int | None, start: int | Tensor, end: int | Tensor, length: int) -> int:

@@ -41,7 +41,8 @@ def _to_float64(value):
     return value if value.dtype == tl.float64 else value.to(tl.float32).to(tl.float64)
 
 
-# The numbers of a call are never specialised on: a new gamma or mask id must not compile a new kernel.
+# The numbers of a call are never specialised on: a new gamma or mask id must not compile a new kernel. The type of an int is part of the
+# kernel too and goes by its size (the bits of 0.0 are an int32) unless it is given. The interpreter takes no notice, hence the casts below.
 @triton.jit(do_not_specialize=["gamma_bits", "mask_id", "start_of_all", "end_of_all", "rule", "length", "max_window"])
 def entropy_bounded_commit_kernel(
     tokens_ptr,  # [B, L], rows strided
@@ -63,10 +64,10 @@ def entropy_bounded_commit_kernel(
     proposal_logprob_stride,
     logprob_stride,
     commit_step_stride,
-    gamma_bits,
-    mask_id,
-    start_of_all,
-    end_of_all,
+    gamma_bits: tl.int64,
+    mask_id: tl.int64,
+    start_of_all: tl.int64,
+    end_of_all: tl.int64,
     rule,
     length,
     max_window,
@@ -146,8 +147,9 @@ def aot_cases() -> list[AotCase]:
         ("proxy", "entropy", "gamma", "proposal_logprob", "logprob"),
     )
     signature = {f"{name}_ptr": "*i64" for name in int64s} | {f"{name}_ptr": "*fp32" for name in floats}
-    signature |= {"committed_ptr": "*i1", "gamma_bits": "i64"} | {f"{name}_stride": "i32" for name in rows}
-    signature |= dict.fromkeys(("mask_id", "start_of_all", "end_of_all", "rule", "length", "max_window"), "i32")
+    signature |= {"committed_ptr": "*i1"} | {f"{name}_stride": "i32" for name in rows}
+    signature |= dict.fromkeys(("gamma_bits", "mask_id", "start_of_all", "end_of_all"), "i64")
+    signature |= dict.fromkeys(("rule", "length", "max_window"), "i32")
     signature |= {"ADVANCE": "constexpr", "BLOCK": "constexpr"}
     kernel = entropy_bounded_commit_kernel
     return [

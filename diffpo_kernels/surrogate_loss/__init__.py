@@ -46,7 +46,8 @@ def surrogate_loss(
     norm is over the tokens selected by mask. "sequence": the mean over all B rows of each row's mean over its tokens (a row without
     tokens counts as zero); "token": the sum over all tokens divided by their number. Without any token the loss is 0.
     Values outside the mask never matter, not even NaN or inf, neither in the loss nor in its gradient.
-    Log-ratios are clamped to [-60, 60] inside exp, only to keep it finite. Source: PPO, and DiFFPO for w.
+    Log-ratios are clamped to [-60, 60] inside exp, only to keep each factor finite; their product may still overflow float32 where
+    weight_cap is inf. Source: PPO, and DiFFPO for w.
 
     Args:
         logprob: [B, L] float, log pi_theta, nats; the only argument that is differentiated.
@@ -57,7 +58,8 @@ def surrogate_loss(
         reference: [B, L], log pi_ref, or None; needed when kl_coefficient > 0.
         clip: eps >= 0, inf for none. weight_cap: > 0, inf for none. kl_coefficient: beta >= 0.
         normalisation: "sequence" or "token".
-        importance_correction: False sets w to 1; behaviour then only serves weight_histogram and bin/surrogate_kl.
+        importance_correction: False sets w to 1; behaviour then only serves weight_histogram, also by bin,
+            bin/surrogate_kl and bin/ess_uncapped.
         step_bin: int64 [B, L], the bin (of denoising steps) each token is reported in, 0 .. bins - 1, or -1 for none; or None.
         bins: number of bins, 1 to 128; given exactly when step_bin is.
         backend: None (fastest available), "reference", "native" or "triton". Only "reference" can be differentiated twice. "triton"
@@ -69,8 +71,10 @@ def surrogate_loss(
         ess = (sum w)^2 / (n sum w^2), kl (normalised like the loss; 0 without reference); weight_histogram [11], the tokens by
         their uncapped weight exp(old - behaviour), between the powers of two in WEIGHT_EDGES. With step_bin also, [bins] each and
         over the masked tokens of a bin: bin/tokens, bin/weight_mean, bin/ess, bin/weight_cap_fraction, bin/surrogate_kl = mean
-        of behaviour - old, the estimate of KL(true || surrogate) in nats per token. w is the weight that is used, so capped.
-        All 0 without any token (an ess of 0 says just that: with tokens it is at least 1 / n).
+        of behaviour - old, the estimate of KL(true || surrogate) in nats per token, bin/ess_uncapped, the ess of the uncapped
+        weight whether or not it is used, and bin/weight_histogram [bins, 11]. Elsewhere w is the weight that is used: capped, and 1 without importance_correction.
+        All 0 without any token (an ess of 0 says just that, or that every w underflowed: else it is at least 1 / n). A token whose
+        log-ratio is NaN makes the means and maxima it enters NaN and is left out of the histogram.
 
     Raises:
         TypeError, ValueError: an argument is wrong. RuntimeError: the backend asked for cannot run here.

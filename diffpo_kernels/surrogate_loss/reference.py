@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffpo_kernels.surrogate_loss.diagnostics import BY_BIN, HISTOGRAM_SIZE
+from diffpo_kernels.surrogate_loss.diagnostics import BY_BIN, HISTOGRAM_BY_BIN, HISTOGRAM_SIZE
 
 LARGEST_EXPONENT = 60.0  # exp stays finite in float32; no meaningful ratio is near
 
@@ -36,10 +36,11 @@ def surrogate_loss(
     advantage_BL = inside_mask(advantage_B.detach()[:, None])
     ratio_BL = _bounded_exp(logprob_BL - old_BL)
     log_weight_BL = torch.zeros_like(old_BL) if behaviour_BL is None else old_BL - inside_mask(behaviour_BL.detach())
+    uncapped_BL = _bounded_exp(log_weight_BL)
     weight_BL = torch.ones_like(old_BL)
     capped_BL = torch.zeros_like(mask_BL)
     if behaviour_BL is not None and importance_correction:
-        weight_BL = _bounded_exp(log_weight_BL).clamp(max=weight_cap)
+        weight_BL = uncapped_BL.clamp(max=weight_cap)
         capped_BL = mask_BL & (weight_BL >= weight_cap)
 
     # min(rho A, clip(rho) A) is rho A except where rho left the interval on the side that A rewards: there it is constant.
@@ -76,7 +77,9 @@ def surrogate_loss(
                 [_effective_sample_size(weight_BL, chosen_BL) for chosen_BL in chosen],
                 [_mean(capped_BL, chosen_BL) for chosen_BL in chosen],
                 [_mean(-log_weight_BL, chosen_BL) for chosen_BL in chosen],
+                [_effective_sample_size(uncapped_BL, chosen_BL) for chosen_BL in chosen],
             )
+            diagnostics[HISTOGRAM_BY_BIN] = torch.stack([_histogram(log_weight_BL, chosen_BL) for chosen_BL in chosen])
             diagnostics |= {name: torch.stack(list(of_bins)) for name, of_bins in zip(BY_BIN, values, strict=True)}
     return loss, {name: value.detach().to(precise) for name, value in diagnostics.items()}
 

@@ -1,6 +1,6 @@
 """surrogate_loss for GPUs. One program per row writes the row's gradient and one line of float64 sums; one more adds up the lines.
 
-No atomics, so the result is the same every time. Under "token" normalisation the number of tokens is known only at the end: the
+No atomics but on integers, so the result is the same every time. Under "token" normalisation the number of tokens is known only at the end: the
 gradient is left without it, and the second kernel writes the missing factor. Sums are float64 because squares of uncapped weights leave
 the range of float32; it is a few operations per token. Source: reference.py. Shapes: B rows, L positions, S sums per row.
 """
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from diffpo_kernels.ahead_of_time import AotCase
-from diffpo_kernels.surrogate_loss.diagnostics import HISTOGRAM_SIZE, MAX_BINS, SCALARS
+from diffpo_kernels.surrogate_loss.diagnostics import HISTOGRAM_SIZE, SCALARS
 from diffpo_kernels.surrogate_loss.reference import LARGEST_EXPONENT
 
 _LARGEST = tl.constexpr(LARGEST_EXPONENT)
@@ -22,12 +22,13 @@ _SCALARS = tl.constexpr(len(SCALARS))
 _HISTOGRAM = tl.constexpr(HISTOGRAM_SIZE)
 
 # A line of sums: 16 for the scalars (objective, kl, count, ratio, clipped, weight, squares, capped, largest ratio, largest weight),
-# 16 for the histogram, then BINS each of count, weight, squares, capped, surrogate gap.
+# 16 for the histogram, then BINS each of count, weight, squares, capped, surrogate gap, uncapped weight, its squares.
 _MAXIMA = tl.constexpr(8)
 _HISTOGRAM_AT = tl.constexpr(16)
 _BINS_AT = tl.constexpr(32)
+_SUMS_BY_BIN = tl.constexpr(7)
 
-_FINAL_WARPS = 8
+_FINAL_WARPS = 4
 
 
 @triton.jit
@@ -51,19 +52,21 @@ def _total(x):
 @triton.jit
 def _row_kernel(
     logprob, old, advantage, mask, behaviour, reference, step_bin,  # behaviour, reference, step_bin: pointers or None
-    gradient, sums,
+    gradient, sums, histogram_by_bin,  # [BINS, 16] int32, zeros, or None
     length, high, low, weight_cap, kl_coefficient, share,  # share: 1 / B by sequence, else 1
     CORRECT: tl.constexpr, BY_SEQUENCE: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     start = row * length
-    line = sums + row * (_BINS_AT + 5 * BINS)
+    line = sums + row * (_BINS_AT + _SUMS_BY_BIN * BINS)
     position = tl.arange(0, BLOCK)
 
     tokens = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, length, BLOCK):
+    first = 0
+    while first < length:  # a range() over an argument fails under Triton 3.6's interpreter
         inside = first + position < length
         tokens += (tl.load(mask + start + first + position, mask=inside, other=0) != 0).to(tl.int32)
+        first += BLOCK
     count = tl.sum(tokens, axis=0)
     if BY_SEQUENCE:
         share = share / tl.maximum(count, 1).to(tl.float32)
@@ -86,8 +89,11 @@ def _row_kernel(
         bin_squares = tl.zeros([BINS], tl.float64)
         bin_capped = tl.zeros([BINS], tl.float64)
         bin_gap = tl.zeros([BINS], tl.float64)
+        bin_uncapped = tl.zeros([BINS], tl.float64)
+        bin_uncapped_squares = tl.zeros([BINS], tl.float64)
 
-    for first in range(0, length, BLOCK):
+    first = 0
+    while first < length:
         inside = first + position < length
         offset = start + first + position
         chosen = tl.load(mask + offset, mask=inside, other=0) != 0
@@ -98,10 +104,10 @@ def _row_kernel(
         log_weight = tl.zeros([BLOCK], tl.float32)
         if behaviour is not None:
             log_weight = before - _load(behaviour, offset, chosen)
+        uncapped, _ = _bounded_exp(log_weight)
         weight = tl.where(chosen, 1.0, 0.0)
         is_capped = tl.zeros([BLOCK], tl.int1)
         if CORRECT:
-            uncapped, _ = _bounded_exp(log_weight)
             is_capped = chosen & (uncapped >= weight_cap)
             weight = tl.where(chosen, tl.where(is_capped, weight_cap, uncapped), 0.0)
 
@@ -127,16 +133,24 @@ def _row_kernel(
         largest_ratio = tl.maximum(largest_ratio, tl.max(ratio, axis=0))
         largest_weight = tl.maximum(largest_weight, tl.max(weight, axis=0))
         octave = log_weight * _LOG2_E + (_HISTOGRAM // 2 + 0.5)
-        octave = tl.where(octave >= 1, tl.where(octave < _HISTOGRAM, octave, _HISTOGRAM - 1), 0)  # NaN counts as 0
-        histogram += tl.histogram(tl.where(chosen, octave.to(tl.int32), 15), 16)  # 15 is not read
+        octave = tl.where(octave >= 1, tl.where(octave < _HISTOGRAM, octave, _HISTOGRAM - 1), 0)
+        octave = tl.where(chosen & (log_weight == log_weight), octave.to(tl.int32), 15)  # 15 is not read
+        histogram += tl.histogram(octave, 16)
         if step_bin is not None:
+            uncapped_square = uncapped.to(tl.float64) * uncapped.to(tl.float64)
             token_bin = tl.load(step_bin + offset, mask=chosen, other=-1).to(tl.int32)
             here = chosen[:, None] & (token_bin[:, None] == bin_index[None, :])
+            in_a_bin = chosen & (token_bin >= 0) & (token_bin < BINS)
+            of_bins = tl.histogram(tl.where(in_a_bin, 16 * token_bin + octave, 15), 16 * BINS)
+            tl.atomic_add(histogram_by_bin + tl.arange(0, 16 * BINS), of_bins, mask=of_bins > 0, sem="relaxed")
             bin_count += _total(here.to(tl.int32))
             bin_weight += _total(tl.where(here, weight[:, None], 0.0))
             bin_squares += _total(tl.where(here, square[:, None], 0.0))
             bin_capped += _total((here & is_capped[:, None]).to(tl.int32))
             bin_gap += _total(tl.where(here, -log_weight[:, None], 0.0))
+            bin_uncapped += _total(tl.where(here, uncapped[:, None], 0.0))
+            bin_uncapped_squares += _total(tl.where(here, uncapped_square[:, None], 0.0))
+        first += BLOCK
 
     tl.store(line + 0, objective * share)
     tl.store(line + 1, kl * share)
@@ -156,6 +170,8 @@ def _row_kernel(
         tl.store(line + 2 * BINS + bin_index, bin_squares)
         tl.store(line + 3 * BINS + bin_index, bin_capped)
         tl.store(line + 4 * BINS + bin_index, bin_gap)
+        tl.store(line + 5 * BINS + bin_index, bin_uncapped)
+        tl.store(line + 6 * BINS + bin_index, bin_uncapped_squares)
 
 
 @triton.jit
@@ -177,7 +193,13 @@ def _entry(scalars, index: tl.constexpr):
 
 @triton.jit
 def _effective_sample_size(weight, squares, count):
-    return tl.where(count > 0, weight * weight / tl.where(count > 0, count * squares, 1.0), 0.0)
+    return weight * weight / tl.where(squares == 0, 1.0, count * squares)  # without squares the weights are 0 too
+
+
+@triton.jit
+def _nan_as_in(total, largest):
+    """tl.max drops a NaN; the sum of the same values keeps it."""
+    return tl.where(total == total, largest, total)
 
 
 @triton.jit
@@ -185,7 +207,7 @@ def _final_kernel(
     sums, loss, factor, diagnostics, rows, bins, kl_coefficient,
     BY_SEQUENCE: tl.constexpr, BINS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    STRIDE: tl.constexpr = _BINS_AT + 5 * BINS
+    STRIDE: tl.constexpr = _BINS_AT + _SUMS_BY_BIN * BINS
     scalars = tl.zeros([8], tl.float64)
     histogram = tl.zeros([16], tl.float64)
     largest_ratio = tl.zeros([], tl.float64)
@@ -196,7 +218,10 @@ def _final_kernel(
         bin_squares = tl.zeros([BINS], tl.float64)
         bin_capped = tl.zeros([BINS], tl.float64)
         bin_gap = tl.zeros([BINS], tl.float64)
-    for first in range(0, rows, ROWS):  # all loads of a turn are under way together
+        bin_uncapped = tl.zeros([BINS], tl.float64)
+        bin_uncapped_squares = tl.zeros([BINS], tl.float64)
+    first = 0
+    while first < rows:  # all loads of a turn are under way together
         row = first + tl.arange(0, ROWS)
         scalars += _add_up(sums, row, rows, STRIDE, 8)
         histogram += _add_up(sums + _HISTOGRAM_AT, row, rows, STRIDE, 16)
@@ -208,6 +233,9 @@ def _final_kernel(
             bin_squares += _add_up(sums + _BINS_AT + 2 * BINS, row, rows, STRIDE, BINS)
             bin_capped += _add_up(sums + _BINS_AT + 3 * BINS, row, rows, STRIDE, BINS)
             bin_gap += _add_up(sums + _BINS_AT + 4 * BINS, row, rows, STRIDE, BINS)
+            bin_uncapped += _add_up(sums + _BINS_AT + 5 * BINS, row, rows, STRIDE, BINS)
+            bin_uncapped_squares += _add_up(sums + _BINS_AT + 6 * BINS, row, rows, STRIDE, BINS)
+        first += ROWS
 
     count = _entry(scalars, 2)
     tokens = tl.where(count > 0, count, 1.0)
@@ -221,10 +249,10 @@ def _final_kernel(
 
     weight = _entry(scalars, 5)
     tl.store(diagnostics + 0, _entry(scalars, 3) / tokens)
-    tl.store(diagnostics + 1, largest_ratio)
+    tl.store(diagnostics + 1, _nan_as_in(_entry(scalars, 3), largest_ratio))
     tl.store(diagnostics + 2, _entry(scalars, 4) / tokens)
     tl.store(diagnostics + 3, weight / tokens)
-    tl.store(diagnostics + 4, largest_weight)
+    tl.store(diagnostics + 4, _nan_as_in(weight, largest_weight))
     tl.store(diagnostics + 5, _entry(scalars, 7) / tokens)
     tl.store(diagnostics + 6, _effective_sample_size(weight, _entry(scalars, 6), count))
     tl.store(diagnostics + 7, kl)
@@ -240,6 +268,8 @@ def _final_kernel(
         tl.store(by_bin + 2 * bins, _effective_sample_size(bin_weight, bin_squares, bin_count), mask=used)
         tl.store(by_bin + 3 * bins, bin_capped / bin_tokens, mask=used)
         tl.store(by_bin + 4 * bins, bin_gap / bin_tokens, mask=used)
+        uncapped_size = _effective_sample_size(bin_uncapped, bin_uncapped_squares, bin_count)
+        tl.store(by_bin + 5 * bins, uncapped_size, mask=used)
 
 
 def launch(
@@ -265,13 +295,17 @@ def launch(
     inputs = [x if x is None else x.contiguous() for x in inputs]
     by_sequence = normalisation == "sequence"
     padded_bins, block, row_warps = _row_configuration(length, bins)
-    sums = torch.empty(rows, 32 + 5 * padded_bins, dtype=torch.float64, device=logprob.device)
+    sums = torch.empty(
+        rows, _BINS_AT.value + _SUMS_BY_BIN.value * padded_bins, dtype=torch.float64, device=logprob.device
+    )
+    histogram_by_bin = torch.zeros(padded_bins, 16, dtype=torch.int32, device=logprob.device) if bins else None
     with torch.cuda.device(logprob.device) if logprob.is_cuda else contextlib.nullcontext():
         if rows > 0:
             _row_kernel[(rows,)](
                 *inputs,
                 gradient,
                 sums,
+                histogram_by_bin,
                 length,
                 1 + clip,
                 1 - clip,
@@ -297,22 +331,24 @@ def launch(
             ROWS=_final_rows(padded_bins),
             num_warps=_FINAL_WARPS,
         )
+    if bins:
+        diagnostics[-HISTOGRAM_SIZE * bins :].view(bins, -1).copy_(histogram_by_bin[:bins, :HISTOGRAM_SIZE])
 
 
 def _row_configuration(length: int, bins: int) -> tuple[int, int, int]:
     """BINS, BLOCK and num_warps of the row kernel; the tile [BLOCK, BINS] of float64 squares has to stay in registers."""
-    padded_bins = triton.next_power_of_2(bins) if bins else 0
-    block = min(triton.next_power_of_2(max(length, 1)), 512, 2048 // max(padded_bins, 1))
-    return padded_bins, block, 1 if block * max(padded_bins, 2) <= 512 else 4
+    padded_bins = max(triton.next_power_of_2(bins), 2) if bins else 0  # Triton 3.6 fails on a single column for AMD
+    block = min(triton.next_power_of_2(max(length, 1)), 256, 512 // max(padded_bins, 1))
+    return padded_bins, block, 1 if block * max(padded_bins, 4) <= 256 else 8 if bins else 4
 
 
 def _final_rows(padded_bins: int) -> int:
-    return min(128, 1024 // max(padded_bins, 1))
+    return min(64, 1024 // max(padded_bins, 1))
 
 
 def aot_cases() -> list[AotCase]:
     """Both kernels with everything switched on, for short rows, long rows and many bins; then with everything off."""
-    optional = {"behaviour": None, "reference": None, "step_bin": None}
+    optional = {"behaviour": None, "reference": None, "step_bin": None, "histogram_by_bin": None}
     cases = [_row_case(512, 0, optional), _final_case(0)]
     for length, bins in ((13, 4), (1024, 4), (1024, 128)):
         cases += [_row_case(length, bins, {}), _final_case(bins)]
@@ -322,7 +358,7 @@ def aot_cases() -> list[AotCase]:
 def _row_case(length: int, bins: int, absent: dict[str, None]) -> AotCase:
     padded_bins, block, warps = _row_configuration(length, bins)
     types = dict.fromkeys(("logprob", "old", "advantage", "behaviour", "reference", "gradient"), "*fp32")
-    types |= {"mask": "*u8", "step_bin": "*i64", "sums": "*fp64", "length": "i32"}
+    types |= {"mask": "*u8", "histogram_by_bin": "*i32", "step_bin": "*i64", "sums": "*fp64", "length": "i32"}
     types |= dict.fromkeys(("high", "low", "weight_cap", "kl_coefficient", "share"), "fp32")
     return AotCase(
         f"surrogate_loss rows L={length} bins={bins}",
@@ -331,7 +367,6 @@ def _row_case(length: int, bins: int, absent: dict[str, None]) -> AotCase:
         absent | {"CORRECT": not absent, "BY_SEQUENCE": not absent, "BINS": padded_bins, "BLOCK": block},
         num_warps=warps,
         elements=block,
-        max_registers=160 if bins == MAX_BINS else 128,
     )
 
 

@@ -122,9 +122,23 @@ def test_is_one_launch(backend: str) -> None:
         decode.step(backend)
         torch.cuda.synchronize()
     on_device = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    if not on_device:
-        pytest.skip("the profiler recorded nothing on the device")
-    assert len(on_device) == 1, on_device
+    assert len(on_device) == 1, on_device or "the profiler recorded nothing on the device"
+
+
+def test_other_numbers_compile_no_other_kernel() -> None:
+    if (reason := backends.unavailable_reason(OPERATOR, "triton", "cuda")) is not None:
+        pytest.skip(reason)
+    from diffpo_kernels.entropy_bounded_commit import triton_kernels
+
+    compiled = triton_kernels.entropy_bounded_commit_kernel.device_caches[torch.cuda.current_device()][0]
+    tokens = torch.full((2, 48), MASK, device="cuda")
+    values = torch.rand(2, 48, device="cuda")
+    sizes = []
+    for gamma, mask_id, end, rule in ((0.5, MASK, 40, "joint"), (0.0, 2**40, 33, "ranked"), (math.inf, 0, 48, "joint")):
+        entropy_bounded_commit_(tokens, tokens, values, values, gamma, mask_id, 0, end, rule=rule, backend="triton")
+        sizes.append(len(compiled))
+    assert sizes[0] > 0
+    assert set(sizes) == {sizes[0]}
 
 
 @pytest.mark.parametrize("rows", [70_000])  # more than the 65535 blocks of a grid's second and third axis

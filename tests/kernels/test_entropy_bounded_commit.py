@@ -8,6 +8,8 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -364,6 +366,47 @@ def test_writes_every_output_through_its_strides(target: Target, columns: slice)
     assert end.tolist() == [length, 10, 10, length, 10, 10]
 
 
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: x.t(), lambda x: x.t()[1:3], lambda x: x[:, 2:3], lambda x: x[1:2, ::3], lambda x: x[:1].expand(1, 6)],
+)
+def test_views_without_overlap_are_written(target: Target, view: Callable[[Tensor], Tensor]) -> None:
+    tokens_BL = view(torch.full((5, 6), MASK))
+    zeros_BL = torch.zeros(tokens_BL.shape)
+    assert commit(target, tokens_BL, zeros_BL.long(), zeros_BL, zeros_BL, 0.0, MASK, 0, 9).all()
+    assert (tokens_BL == 0).all()
+
+
+def test_offsets_above_2_to_the_31(target: Target, tmp_path: Path) -> None:
+    if target[1] != "cpu":
+        pytest.skip("tests/gpu")
+    stride = 2**30 + 16  # an int32, twice the stride is none
+
+    def far_apart(dtype: torch.dtype) -> Tensor:
+        """Zeros [3, 8] in a sparse file: only the pages that are touched exist."""
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        return torch.from_file(str(path), True, 2 * stride + 8, dtype=dtype).as_strided((3, 8), (stride, 1))
+
+    tokens_BL, proposal_BL, commit_step_BL = (far_apart(torch.int64) for _ in range(3))
+    entropy_BL, proposal_logprob_BL, logprob_BL = (far_apart(torch.float32) for _ in range(3))
+    values_BL = torch.arange(24.0).view(3, 8)
+    for tensor, value in (
+        (tokens_BL, MASK),
+        (proposal_BL, values_BL),
+        (entropy_BL, values_BL),
+        (proposal_logprob_BL, -values_BL),
+    ):
+        tensor[:] = value
+    committed_BL = commit(
+        target, tokens_BL, proposal_BL, entropy_BL, entropy_BL, torch.tensor([0.0, 17.0, math.inf]), MASK, 2, 8,
+        proposal_logprob=proposal_logprob_BL, logprob=logprob_BL, commit_step=commit_step_BL, nfe=torch.zeros(3).long(),
+    )  # fmt: skip
+    assert committed_BL.sum(dim=1).tolist() == [1, 2, 6]
+    assert torch.equal(tokens_BL, torch.where(committed_BL, values_BL.long(), MASK))
+    assert torch.equal(commit_step_BL, committed_BL.long())
+    assert torch.equal(logprob_BL, torch.where(committed_BL, -values_BL, 0.0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_logprobs_of_every_dtype_are_copied_bit_by_bit(target: Target, dtype: torch.dtype) -> None:
     tokens_BL, proposal_BL = masked_row(length=6)
@@ -527,14 +570,14 @@ def test_the_number_of_threads_does_not_matter(target: Target) -> None:
         pytest.skip("the interpreter has no threads")
     generator = torch.Generator().manual_seed(0)
     entropy_BL = torch.rand(96, 1024, generator=generator)
-    results = []
+    before, results = torch.get_num_threads(), []
     for threads in (1, 3):
         tokens_BL, proposal_BL = masked_row(rows=96, length=1024)
         torch.set_num_threads(threads)
         try:
             commit(target, tokens_BL, proposal_BL, entropy_BL, entropy_BL, 9.0, MASK, 0, 1024)
         finally:
-            torch.set_num_threads(1)
+            torch.set_num_threads(before)
         results.append(tokens_BL)
     assert torch.equal(*results)
     assert (results[0] != MASK).any(dim=1).all()
@@ -561,9 +604,11 @@ def test_registered_operator_passes_the_checks_of_torch(target: Target) -> None:
         torch.library.opcheck(torch.ops.diffpo_kernels.entropy_bounded_commit_.default, tuple(arguments))
 
 
-@pytest.mark.parametrize("rule", ["joint", "ranked"])
-def test_compiles_as_one_graph(target: Target, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "compiler"), [("joint", "aot_eager"), ("ranked", "aot_eager"), ("joint", "inductor")])
+def test_compiles_as_one_graph(target: Target, rule: str, compiler: str) -> None:
     backend, device = target
+    if compiler == "inductor" and target != ("native", "cpu"):
+        pytest.skip("slow to compile; one backend stands for all, which are one operator")
 
     def step(tokens_BL, proposal_BL, entropy_BL, gamma_B, start_B, end_B, commit_step_BL, nfe_B):
         committed_BL = entropy_bounded_commit_(
@@ -583,12 +628,12 @@ def test_compiles_as_one_graph(target: Target, rule: str) -> None:
 
     eager, traced = arguments(), arguments()
     expected = step(*eager)
-    got = torch.compile(step, fullgraph=True, backend="aot_eager")(*traced)
+    got = torch.compile(step, fullgraph=True, backend=compiler)(*traced)
     for a, b in zip((*expected, *eager), (*got, *traced), strict=True):
         assert torch.equal(a, b)
 
 
-INT64_B, VALUES_BL = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3)
+INT64_B, INT64_BL, VALUES_BL = torch.zeros(2).long(), torch.zeros(2, 3).long(), torch.zeros(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -601,6 +646,7 @@ INT64_B, VALUES_BL = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3)
         ({"gamma": math.nan}, ValueError, "gamma must be a number >= 0, got nan"),
         ({"gamma": torch.tensor([0.0, -1.0])}, ValueError, "gamma must be a number >= 0 in every row, got -1"),
         ({"mask_id": 1.0}, TypeError, "mask_id must be an int, got float"),
+        ({"mask_id": 10**30}, ValueError, "mask_id must lie in the range of int64, got 1000"),
         ({"start": torch.zeros(3, dtype=torch.int64)}, ValueError, r"start must have shape \[2\]"),
         ({"end": 2.5}, TypeError, "end must be an int"),
         ({"tokens": torch.zeros(1, 3, dtype=torch.int64).expand(2, 3)}, ValueError, "tokens is written in place"),
@@ -624,7 +670,20 @@ INT64_B, VALUES_BL = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3)
             TypeError,
             "end must be an int64 tensor .* where advance is True, got an int",
         ),
-        ({"advance": True, "start": INT64_B, "end": INT64_B}, ValueError, "start and end must be two tensors"),
+        ({"advance": True, "start": INT64_B, "end": INT64_B}, ValueError, "start and end .* not share memory"),
+        (
+            {"advance": True, "start": INT64_B, "end": INT64_B.view(2)},
+            ValueError,
+            "start and end .* not share memory",
+        ),
+        (
+            {"tokens": INT64_BL, "commit_step": INT64_BL, "nfe": INT64_B},
+            ValueError,
+            "tokens and commit_step .* not share",
+        ),
+        ({"nfe": INT64_BL[0, :2], "tokens": INT64_BL}, ValueError, "tokens and nfe .* not share memory"),
+        ({"tokens": torch.zeros(9).long().as_strided((2, 3), (1, 1))}, ValueError, "tokens is written in place"),
+        ({"tokens": torch.zeros(9).long().as_strided((2, 3), (2, 1))}, ValueError, r"tokens is .* strides \[2, 1\]"),
         ({"advance": True, "start": INT64_B, "end": INT64_B[:1].expand(2)}, ValueError, "end is written in place"),
         ({"max_window": 2.0}, TypeError, "max_window must be an int, got float"),
         ({"max_window": -1}, ValueError, "max_window must be at least 0, got -1"),

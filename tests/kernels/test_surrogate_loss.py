@@ -260,6 +260,24 @@ def test_nan_inside_the_mask_is_not_hidden(target, name: str) -> None:
     assert run(target, arguments)[0].loss.isnan()
 
 
+@pytest.mark.parametrize("name", ["logprob", "old", "behaviour", "reference"])
+def test_nan_enters_the_same_diagnostics_everywhere(target, name: str) -> None:
+    arguments = inputs(3, 300)  # more than a block
+    arguments["mask"][0, 280] = True
+    arguments[name][0, 280] = math.nan
+    got = run(target, arguments, torch.float32)[0].diagnostics
+    expected = run(type(target)("reference", "cpu"), arguments, torch.float32)[0].diagnostics
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key].cpu(), value, rtol=1e-5, atol=1e-5, equal_nan=True, msg=key)
+    assert got["ratio_max"].isnan() == (name in ("logprob", "old"))
+    assert got["weight_max"].isnan() == (name in ("old", "behaviour"))
+    assert got["weight_histogram"].sum() == arguments["mask"].sum() - int(name in ("old", "behaviour"))
+
+
+def test_weights_that_underflow_have_no_sample_size(target) -> None:
+    assert run(target, by_hand() | {"weight_cap": 1e-50}, torch.float32)[0].diagnostics["ess"] == 0
+
+
 def test_extreme_ratios_stay_finite(target) -> None:
     old_BL = torch.tensor([[-1000.0, 0.0, -1000.0, 0.0]])
     arguments = {
@@ -302,6 +320,9 @@ def test_on_policy_the_gradient_is_the_policy_gradient(target) -> None:
     assert result.diagnostics["clip_fraction"] == 0
 
 
+BEHAVIOUR_ALONE = ("weight_histogram", "bin/weight_histogram", "bin/surrogate_kl", "bin/ess_uncapped")
+
+
 def by_hand() -> dict:
     old_BL = torch.log(torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     return {
@@ -340,8 +361,11 @@ def test_diagnostics_by_bin(target) -> None:
         "bin/ess": [2.5**2 / (2 * 4.25), 0, 1, 0],
         "bin/weight_cap_fraction": [0.5, 0, 0, 0],
         "bin/surrogate_kl": [-(math.log(5) + math.log(0.5)) / 2, 0, 0, 0],
+        "bin/ess_uncapped": [5.5**2 / (2 * 25.25), 0, 1, 0],
     }
     got = {name: value.tolist() for name, value in diagnostics.items() if name.startswith("bin/")}
+    histogram = {(b, i): n for b, row in enumerate(got.pop("bin/weight_histogram")) for i, n in enumerate(row) if n > 0}
+    assert histogram == {(0, 4): 1, (0, 7): 1, (2, 5): 1}
     for name, values in expected.items():
         assert got.pop(name) == pytest.approx(values, rel=1e-5, abs=1e-6), name
     assert not got
@@ -355,7 +379,7 @@ def test_behaviour_can_be_watched_without_correcting(target) -> None:
     assert torch.equal(watched.loss, without.loss)
     assert torch.equal(watched_BL, without_BL)
     for name, value in watched.diagnostics.items():
-        other = corrected if name in ("weight_histogram", "bin/surrogate_kl") else without
+        other = corrected if name in BEHAVIOUR_ALONE else without
         assert torch.equal(value, other.diagnostics[name]), name
     assert watched.diagnostics["ess"] == 1
     assert without.diagnostics["bin/surrogate_kl"] == 0

@@ -191,13 +191,15 @@ def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, correction):
     for q in range(4):
         chosen = trajectory.scored & (quarter == q)
         gap = (trajectory.logprob - scores.logprob)[chosen].double()
-        weight = (-gap).exp().clamp(max=1.1) if correction else torch.ones_like(gap)
+        uncapped = (-gap).exp()
+        weight = uncapped.clamp(max=1.1) if correction else torch.ones_like(gap)
         expected = {
             "tokens": len(gap),
             "surrogate_kl": gap.mean().item(),
             "weight_mean": weight.mean().item(),
             "weight_cap_fraction": (weight == 1.1).double().mean().item(),
             "ess": (weight.sum() ** 2 / (len(gap) * weight.square().sum())).item(),
+            "ess_uncapped": (uncapped.sum() ** 2 / (len(gap) * uncapped.square().sum())).item(),
         }
         assert len(gap) > 0
         got = {name: diagnostics[f"bin/{name}"][q].item() for name in expected}

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import diffpo
@@ -12,8 +13,9 @@ from diffpo.config import OptimizerConfig, RolloutConfig, TrainConfig
 from diffpo.tasks import get_task
 from diffpo.training.evaluation import evaluate, fixed_problems
 from diffpo.training.logging import summary_line
+from diffpo.training.trainer import mean_diagnostics
 
-BY_QUARTER = ("tokens", "weight_mean", "ess", "weight_cap_fraction", "surrogate_kl")
+BY_QUARTER = ("tokens", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "surrogate_kl", "weight_histogram")
 LOGGED = {
     *("update", "reward", "task_reward", "accuracy", "nfe", "gamma", "gamma_histogram", "length"),
     *("loss", "gradient_norm", "lr", "ratio_mean", "clip_fraction", "ess", "kl", "weight_cap_fraction"),
@@ -94,6 +96,13 @@ def test_metrics_hold_one_complete_line_per_update(lines):
     assert calls == sorted(calls)
     # at least every rollout's own evaluations, and the surrogate's on top
     assert calls[0] > 16 * lines[0]["nfe"]
+
+
+def test_a_quarter_without_tokens_is_left_out():
+    first = {"kl": torch.tensor(1.0), "bin/tokens": torch.tensor([4.0, 0.0]), "bin/ess": torch.tensor([0.5, 0.0])}
+    second = {name: value + (value > 0) for name, value in first.items()}
+    expected = {"kl": 1.5, "tokens/quarter_1": 4.5, "tokens/quarter_2": 0.0, "ess/quarter_1": 1.0}
+    assert mean_diagnostics([first, second]) == expected
 
 
 def test_the_learning_rate_warms_up_and_decays(lines):
