@@ -126,6 +126,8 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0)
     heldout: int = Field(1000, gt=0)
     """held-out problems of the evaluations before and after"""
+    split: Literal["test", "validation"] = "test"
+    """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
     save_every: int = Field(25, gt=0)
     """updates between checkpoints"""
     resume: bool = False

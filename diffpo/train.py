@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
-        problems = fixed_problems(task, config.heldout)
+        problems = fixed_problems(task, config.heldout, config.split)
         model = load(config.model)
         check_vocabulary(model, task)
     except (ValueError, FileNotFoundError) as error:

@@ -44,12 +44,12 @@ class Countdown(Task[CountdownProblem]):
     Compact: prompt `7 3 11 -> 32`, completion `7 * 3 = 21 , 21 + 11 = 32` and EOS. The first step takes two of the
     numbers, the second its result and the remaining number, in either order.
 
-    Distribution: `problems` are uniform over the solvable keys (sorted numbers, target), in both splits, so training and
-    test are equally hard. `examples` are uniform over the valid *expressions*: numbers a, b, c in 1..20, two operators,
+    Distribution: `problems` are uniform over the solvable keys (sorted numbers, target) of a split, so all splits are
+    equally hard. `examples` are uniform over the valid *expressions*: numbers a, b, c in 1..20, two operators,
     and which side of the second step the first result stands on, such that both results are integers in 1..99. There a
     target is the more likely the more ways there are to reach it. The numbers are shown in random order.
 
-    Split: by key (sorted numbers, target); a hash of the key alone sends a tenth of the keys to test.
+    Split: by key (sorted numbers, target); a hash of the key alone sends a tenth of the keys to test and a tenth to validation.
 
     Reward: 0 without an answer, .1 for a wrong one, 1 for a right one. An answer is two equations (compact, true or
     not) or a non-empty `<answer>` (chat; the expression before any "=", each number exactly once, within 1e-5).
@@ -85,7 +85,7 @@ class Countdown(Task[CountdownProblem]):
         rng = np.random.default_rng(seed)
         completions = _train_completions()
         index = rng.integers(len(completions), size=count)
-        chosen = _expressions("train")[index]
+        chosen = _pretraining_expressions()[index]
         shown = np.take_along_axis(chosen.numbers, _ORDERS[rng.integers(len(_ORDERS), size=count)], axis=1)
         return [
             (f"{a} {b} {c} -> {target}", completions[i])
@@ -204,13 +204,26 @@ def _key(numbers: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _expressions(split: Split) -> _Expressions:
-    """Every valid expression of a split: there are few enough to list them all."""
+    """Every valid expression of a split."""
+    expressions, tenth = _every_expression()
+    return expressions[{"test": tenth == 0, "validation": tenth == 1, "train": tenth > 1}[split]]
+
+
+@functools.cache
+def _pretraining_expressions() -> _Expressions:
+    """All but those of the test split."""
+    expressions, tenth = _every_expression()
+    return expressions[tenth > 0]
+
+
+@functools.cache
+def _every_expression() -> tuple[_Expressions, np.ndarray]:
+    """Every valid expression, there are few enough to list them all, and which tenth of the keys it belongs to."""
     numbers = np.stack(np.meshgrid(*[np.arange(1, MAX_NUMBER + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     expressions = _evaluate(numbers)
-    is_test = stable_hash(_key(expressions.numbers, expressions.target)) % 10 == 0
-    return expressions[is_test == (split == "test")]
+    return expressions, stable_hash(_key(expressions.numbers, expressions.target)) % np.uint64(10)
 
 
 @functools.cache
 def _train_completions() -> list[str]:
-    return _expressions("train").texts()
+    return _pretraining_expressions().texts()

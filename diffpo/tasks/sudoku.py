@@ -12,7 +12,7 @@ from .task import Split, Task, chat_answer, check_request, stable_hash
 
 CELLS = 16
 MIN_CLUES = 4  # fewer clues never determine a 4x4 grid
-TEST_GRIDS = 58  # of 288
+TEST_GRIDS, VALIDATION_GRIDS = 58, 29  # of 288
 
 _ROWS = list(itertools.permutations((1, 2, 3, 4)))  # also the 24 ways to rename the digits
 
@@ -40,7 +40,7 @@ class Sudoku(Task[SudokuProblem]):
     Distribution: a solution grid, uniform over the split's; a number of clues, uniform over `clues`; which cells,
     uniform over the choices that leave one solution. More clues make easier puzzles.
 
-    Split: by *solution*: 230 of the 288 grids are for training, 58 for test. Split by puzzle, a model could learn all
+    Split: by *solution*: 201 of the 288 grids are for training, 29 for validation, 58 for test. Split by puzzle, a model could learn all
     the grids by heart.
 
     Reward: the fraction of the originally empty cells that are right. Whitespace is dropped, every other character
@@ -81,25 +81,26 @@ class Sudoku(Task[SudokuProblem]):
         texts = list(_grid_texts())
         found: dict[SudokuProblem, None] = {}
         while len(found) < count:
-            grid, puzzle = self._draw(split, count, rng)
+            grid, puzzle = self._draw(_split_grids(split), count, rng)
             rows = ("".join(map(str, cells)) for cells in puzzle.tolist())
             found |= dict.fromkeys(SudokuProblem(row, texts[g]) for row, g in zip(rows, grid.tolist(), strict=True))
         return list(found)[:count]
 
     def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
         check_request("train", count)
-        grid, puzzle = self._draw("train", count, np.random.default_rng(seed))
+        grids = np.concatenate([_split_grids("validation"), _split_grids("train")])
+        grid, puzzle = self._draw(grids, count, np.random.default_rng(seed))
         words = np.full((count, 2 * CELLS - 1), ord(" "), dtype=np.uint8)
         words[:, ::2] = np.frombuffer(b"_1234", dtype=np.uint8)[puzzle]
         prompts = words.view(f"S{2 * CELLS - 1}")[:, 0].astype(str).tolist()
         completions = [" ".join(text) for text in _grid_texts()]
         return [(prompt, completions[g]) for prompt, g in zip(prompts, grid.tolist(), strict=True)]
 
-    def _draw(self, split: Split, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Grid indices [N] and puzzles [N, 16] with 0 for an empty cell."""
+    def _draw(self, grids: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Indices [N] drawn from `grids` and puzzles [N, 16] with 0 for an empty cell."""
         low, high = self.clues
         masks, start, size = _clue_masks()
-        grid = rng.choice(_split_grids(split), size=count)
+        grid = rng.choice(grids, size=count)
         pattern, clues = grid % len(size), rng.integers(low, high, size=count, endpoint=True)
         mask = masks[start[pattern, clues] + rng.integers(size[pattern, clues])]
         return grid, _grids()[grid] * _bits(mask)
@@ -164,9 +165,10 @@ def _grid_texts() -> dict[str, int]:
 
 @functools.cache
 def _split_grids(split: Split) -> np.ndarray:
-    """Indices of a split's grids: those with the smallest hashes are for test."""
+    """Indices of a split's grids: those with the smallest hashes are for test, the next for validation."""
     order = np.argsort(stable_hash(np.array([int(text) for text in _grid_texts()])))
-    return order[:TEST_GRIDS] if split == "test" else order[TEST_GRIDS:]
+    test, validation, train = np.split(order, (TEST_GRIDS, TEST_GRIDS + VALIDATION_GRIDS))
+    return {"test": test, "validation": validation, "train": train}[split]
 
 
 def _bits(masks: np.ndarray) -> np.ndarray:

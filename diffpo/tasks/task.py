@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 ProblemT = TypeVar("ProblemT", bound=Hashable)
 
 CHAT_FORMAT = """Respond in the following format:
@@ -38,11 +38,15 @@ class Task(ABC, Generic[ProblemT]):
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[ProblemT]:
-        """`count` distinct problems; equal seeds give equal lists. ValueError if the split holds fewer."""
+        """`count` distinct problems; equal seeds give equal lists. ValueError if the split holds fewer.
+
+        train: for reinforcement learning. validation: for choosing settings; seen in pretraining, never in reinforcement
+        learning. test: for reports alone, never seen.
+        """
 
     @abstractmethod
     def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """`count` compact (prompt, completion) pairs of the train split, drawn with replacement, for pretraining."""
+        """`count` compact (prompt, completion) pairs of the train and validation splits, drawn with replacement, for pretraining."""
 
     @abstractmethod
     def prompt(self, problem: ProblemT) -> str:
@@ -84,8 +88,8 @@ def chat_answer(text: str) -> str | None:
 
 def check_request(split: str, count: int) -> None:
     """ValueError for an unknown split or a negative count."""
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: use 'train' or 'test'")
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}: use {', '.join(map(repr, get_args(Split)))}")
     if count < 0:
         raise ValueError(f"count must be at least 0, got {count}")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, Rule
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.tasks import Task
+from diffpo.tasks import Split, Task
 
 SWEEP_GAMMAS = (0.01, 0.1, 0.5, 1.0)
 
@@ -67,9 +67,9 @@ def check_vocabulary(model: MaskedDiffusionLM, task: Task) -> None:
         raise ValueError(f"the model's tokenizer does not know words of task {task.name}: {' '.join(missing[:8])}")
 
 
-def fixed_problems(task: Task, count: int) -> list:
-    """The held-out problems of every report: the test split, seed 0."""
+def fixed_problems(task: Task, count: int, split: Split = "test") -> list:
+    """The held-out problems of every report (seed 0): of the test split, or of validation where settings are chosen."""
     try:
-        return task.problems("test", count, seed=0)
+        return task.problems(split, count, seed=0)
     except ValueError as error:
         raise ValueError(f"heldout: {error}") from error

@@ -22,15 +22,14 @@ def read(prompt):
     return TASK.problem(map(int, numbers.split()), int(target))
 
 
-def test_splits_are_disjoint_and_train_examples_are_train():
-    test = {key(problem) for problem in TASK.problems("test", 1622, seed=0)}  # the whole split
-    train = {key(problem) for problem in TASK.problems("train", 14382, seed=0)}
+def test_splits_are_disjoint_and_pretraining_sees_all_but_test():
+    sizes = {"train": 12797, "validation": 1585, "test": 1622}  # the whole splits
+    train, validation, test = ({key(p) for p in TASK.problems(split, n, seed=0)} for split, n in sizes.items())
     examples = {key(read(prompt)) for prompt, _ in TASK.examples(20_000, seed=0)}
-    assert len(test) == 1622
-    assert len(train) == 14382
-    assert not test & train
-    assert examples <= train
-    assert 0.09 < len(test) / len(test | train) < 0.11
+    assert (len(train), len(validation), len(test)) == tuple(sizes.values())
+    assert len(train | validation | test) == sum(sizes.values())
+    assert examples <= train | validation
+    assert examples & validation
 
 
 def test_split_is_frozen():

@@ -28,14 +28,16 @@ def solve(puzzle):
 
 def test_grids_are_all_grids_and_split_by_solution():
     easy = Sudoku(clues=(15, 15))  # one cell to fill: every grid turns up 16 times
-    train = Counter(problem.solution for problem in easy.problems("train", 230 * 16, seed=0))
-    test = Counter(problem.solution for problem in easy.problems("test", 58 * 16, seed=0))
-    assert set(train.values()) == set(test.values()) == {16}
-    assert len(train) == 230
-    assert len(test) == 58
-    assert not set(train) & set(test)
-    assert set(train) | set(test) == set(solve("0" * 16))
-    assert {completion.replace(" ", "") for _, completion in TASK.examples(5000, seed=0)} == set(train)
+    sizes = {"train": 201, "validation": 29, "test": 58}
+    train, validation, test = (
+        Counter(problem.solution for problem in easy.problems(split, size * 16, seed=0))
+        for split, size in sizes.items()
+    )
+    assert set(train.values()) == set(validation.values()) == set(test.values()) == {16}
+    assert (len(train), len(validation), len(test)) == tuple(sizes.values())
+    assert set(train) | set(validation) | set(test) == set(solve("0" * 16))  # 288: so they are disjoint
+    seen = {completion.replace(" ", "") for _, completion in TASK.examples(5000, seed=0)}
+    assert seen == set(train) | set(validation)  # pretraining
 
 
 def test_split_is_frozen():
@@ -54,15 +56,15 @@ def test_puzzles_have_one_solution_and_the_asked_number_of_clues():
 
 
 def test_four_clue_puzzles_are_all_found():
-    """25,728 four-clue puzzles have one solution, a known count; train and test share them out."""
+    """25,728 four-clue puzzles have one solution, a known count; the splits share them out."""
     task = Sudoku(clues=(4, 4))
     totals = []
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         with pytest.raises(ValueError, match="holds") as error:
             task.problems(split, 10**6, seed=0)
         totals.append(int(str(error.value).split("holds ")[1].split()[0]))
     assert sum(totals) == 25728
-    assert len(set(task.problems("test", totals[1], seed=0))) == totals[1]
+    assert len(set(task.problems("test", totals[2], seed=0))) == totals[2]
 
 
 def test_examples_are_train_puzzles_with_their_solutions():

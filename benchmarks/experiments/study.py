@@ -1,0 +1,133 @@
+"""What every experiment shares: many training runs, resumed where they stopped, one JSON file per run.
+
+A study is a list of runs, each a name, a seed and the flags of ``python -m diffpo.train``. A run whose result exists is not repeated, one that was
+interrupted continues from its last checkpoint. Runs go side by side, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from provenance import provenance
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
+CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
+SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: `arm` is what is compared, `flags` those of ``python -m diffpo.train`` without their dashes."""
+
+    arm: str
+    task: str
+    seed: int
+    flags: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.arm}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of an experiment."""
+
+    tasks: tuple[str, ...]
+    seeds: int
+    jobs: int
+    smoke: bool
+    output: Path
+    runs: Path
+
+
+def options(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown", "sudoku")) -> Options:
+    """Parse the command line that every experiment has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"seeds of each arm (default {seeds})")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: the cores)")
+    parser.add_argument("--smoke", action="store_true", help="two updates of one seed: does everything run?")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders, to resume from")
+    given = parser.parse_args()
+    return Options(
+        tuple(given.tasks), 1 if given.smoke else given.seeds, given.jobs, given.smoke, given.output, given.runs
+    )
+
+
+def train_all(study: str, runs: Sequence[Run], given: Options, minutes: Callable[[Run], float]) -> list[dict]:
+    """Train what has no result yet, and return every run's result in order. States the cost first."""
+    console = Console(highlight=False)
+    folder = given.output / study
+    missing = [run for run in runs if not (folder / f"{run.name}.json").exists()]
+    if not given.smoke:
+        cost = sum(map(minutes, missing)) / max(min(given.jobs, len(missing)), 1)
+        console.print(
+            f"{study}: {len(runs)} runs, {len(missing)} to do, about {cost:.0f} minutes with {given.jobs} at a time"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for run, _ in zip(missing, pool.map(lambda run: train(study, run, given), missing), strict=True):
+            console.print(f"  {run.name} done")
+    return [json.loads((folder / f"{run.name}.json").read_text()) for run in runs]
+
+
+def train(study: str, run: Run, given: Options) -> None:
+    """One run in its own process with one thread; its curve and its evaluations go to <output>/<study>/<name>.json."""
+    folder = given.runs / study / run.name
+    flags = run.flags | {"task": run.task, "model": f"tiny-{run.task}", "seed": run.seed}
+    flags |= {"name": run.name, "runs": str(folder.parent)} | (SMOKE_FLAGS if given.smoke else {})
+    command = [sys.executable, "-m", "diffpo.train"]
+    for flag, value in flags.items():
+        command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag if value else no(flag)}"]
+    if (folder / "config.json").exists():
+        command.append("--resume")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    summary = folder / "summary.json"
+    if done.returncode != 0 or not summary.exists():
+        raise RuntimeError(f"{run.name} ended with exit code {done.returncode}:\n{done.stdout[-3000:]}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = {
+        "arm": run.arm, "task": run.task, "seed": run.seed, "flags": run.flags,
+        "curve": curve(lines), **json.loads(summary.read_text()), "provenance": provenance({"run": run.seed}),
+    }  # fmt: skip
+    path = given.output / study / f"{run.name}.json"
+    path.with_suffix(".tmp").write_text(json.dumps(result) + "\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def no(flag: str) -> str:
+    """tyro's negated switch: algorithm.no-importance-correction."""
+    *groups, name = flag.split(".")
+    return ".".join([*groups, f"no-{name}"])
+
+
+def curve(lines: Sequence[dict], points: int = 60) -> dict[str, list]:
+    """Columns of the metrics, each the mean over one of at most `points` windows of updates, with the seconds spent so far."""
+    seconds, total = [], 0.0
+    for line in lines:
+        total += sum(value for name, value in line.items() if name.startswith("seconds/"))
+        seconds.append(total)
+    width = -(-len(lines) // points)
+    windows = [range(i, min(i + width, len(lines))) for i in range(0, len(lines), width)]
+    columns = {name: [_mean([lines[i].get(name) for i in window]) for window in windows] for name in CURVE}
+    return columns | {"seconds": [round(seconds[window[-1]], 2) for window in windows]}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 5) if known else None
