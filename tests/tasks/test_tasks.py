@@ -33,7 +33,7 @@ def test_compact_form_is_closed_and_of_the_declared_length(task):
 @every_task
 def test_solutions_are_right(task):
     rng = np.random.default_rng(0)
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         for problem in task.problems(split, 300, seed=1):
             solution = task.solution(problem, rng)
             assert set(task.prompt(problem).split()) | set(solution.split()) <= set(task.vocabulary)
@@ -45,7 +45,7 @@ def test_solutions_are_right(task):
 @every_task
 def test_seeds_decide_everything(task):
     assert task.examples(50, seed=3) == task.examples(50, seed=3) != task.examples(50, seed=4)
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         assert task.problems(split, 50, seed=3) == task.problems(split, 50, seed=3) != task.problems(split, 50, seed=4)
     problem = task.problems("test", 1, seed=0)[0]
     assert task.solution(problem, np.random.default_rng(0)) == task.solution(problem, np.random.default_rng(0))
