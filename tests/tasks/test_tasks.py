@@ -54,8 +54,8 @@ def test_seeds_decide_everything(task):
 @every_task
 def test_requests_are_checked(task):
     assert task.examples(0, seed=0) == task.problems("train", 0, seed=0) == []
-    with pytest.raises(ValueError, match="'validation'"):
-        task.problems("validation", 1, seed=0)
+    with pytest.raises(ValueError, match="'holdout'"):
+        task.problems("holdout", 1, seed=0)
     with pytest.raises(ValueError, match="-1"):
         task.examples(-1, seed=0)
     with pytest.raises(ValueError, match=r"test split .* holds"):
