@@ -1,4 +1,4 @@
-// One small vector type per instruction set. Included only by chunk_kernels.cpp, which is compiled once per set; everything is in an
+// One small vector type per instruction set. Included only by vector_exp.h and chunk_kernels.cpp, which is compiled once per set; everything is in an
 // unnamed namespace and nothing of the standard library is used, so no AVX code can leak into functions that other files share.
 //
 // max(a, b) and min(a, b) return b if either is NaN, on every set: callers choose by argument order whether a NaN is kept or dropped.

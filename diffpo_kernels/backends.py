@@ -6,8 +6,8 @@
     cuda        CUDA C++, compiled at install time where nvcc was found
 
 `backend=None` takes the first available entry of `_PREFERENCE`. Triton stands in it because its kernels pass every test under Triton's
-interpreter and compile without spills for every supported GPU, and because plain torch would not fit in memory; "cuda" is taken only
-by name until a benchmark on a device shows where it wins.
+interpreter and compile within their budgets of registers and spills for every supported GPU, and because plain torch would not fit in
+memory; "cuda" is taken only by name until a benchmark on a device shows where it wins.
 
 Environment: DIFFPO_KERNELS=require turns a missing native extension into an error instead of one warning. DIFFPO_CPU=baseline or avx2
 keeps the native backend from using a better instruction set than that (for tests and bug reports).
