@@ -128,6 +128,8 @@ class TrainConfig(Config):
     """held-out problems of the evaluations before and after"""
     split: Literal["test", "validation"] = "test"
     """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
+    sweep: bool = True
+    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
     save_every: int = Field(25, gt=0)
     """updates between checkpoints"""
     resume: bool = False

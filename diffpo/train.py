@@ -76,7 +76,7 @@ class Run:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems = problems
-        self.rules = [one_at_a_time(trainer.task), *parallel_rules(trainer.task)]
+        self.rules = [one_at_a_time(trainer.task), *(parallel_rules(trainer.task) if config.sweep else ())]
         self.started = time.perf_counter()
         self.interrupted = False
 

@@ -47,6 +47,7 @@ def denoise(
     B, L, mask_id, device = len(prompt_ids), gen_length, model.mask_id, prompt_ids.device
     tokens = torch.full((B, L), mask_id, device=device)
     commit_step, logprob = torch.zeros_like(tokens), torch.zeros(B, L, device=device)
+    entropy = torch.zeros_like(logprob)
     nfe, block, block_step = (torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
     threshold = None
     active = torch.arange(B, device=device)
@@ -69,14 +70,15 @@ def denoise(
         tokens[active] = rows
         commit_step[active] += committed * nfe[active, None]
         logprob[active] += torch.where(committed, proposal_logprob, 0.0)
+        entropy[active] += torch.where(committed, step.entropy, 0.0)
         block_full = ~(candidates & ~committed).any(dim=1)
         block[active] += block_full.long()
         block_step[active] = torch.where(block_full, 0, block_step[active] + 1)
         active = active[~_finished(rows, model, rule.stops_at_eos)]
     eos_id = model.config.eos_token_id
     tokens = tokens if eos_id is None else tokens.masked_fill(commit_step == 0, eos_id)
-    return Trajectory(prompt_ids, prompt_mask, tokens, commit_step, logprob, threshold.gamma, threshold.bin,
-                      threshold.logprob, nfe, _length(tokens, eos_id), mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip
+    return Trajectory(prompt_ids, prompt_mask, tokens, commit_step, logprob, entropy, threshold.gamma,
+                      threshold.bin, threshold.logprob, nfe, _length(tokens, eos_id), mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip
 
 
 def _window(start: Tensor, length: int, L: int) -> Tensor:

@@ -1,7 +1,7 @@
 """``diffpo.generate``: prompts in, text, tokens, NFE and trajectory out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,35 @@ def generate(
     ValueError for lengths, temperature, prompts or a rule that do not fit, before any network evaluation.
     FloatingPointError when the model's logits are not finite.
     """
+    parts = _batches(model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size)
+    trajectory = Trajectory.concatenate([part for _, part in parts])
+    return Generation(decode_text(model, trajectory), trajectory)
+
+
+def stream(
+    model: MaskedDiffusionLM,
+    prompts: Prompts,
+    gen_length: int,
+    block_length: int | None = None,
+    rule: Rule | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    cfg_scale: float = 0.0,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, Generation]]:
+    """As ``generate``, but yields (index of the prompt, its Generation of one row) as soon as a row is finished."""
+    for rows, part in _batches(
+        model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size
+    ):
+        for i, row in enumerate(rows.tolist()):
+            one = part[i : i + 1]
+            yield row, Generation(decode_text(model, one), one)
+
+
+def _batches(
+    model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size
+) -> Iterator[tuple[Tensor, Trajectory]]:
+    """Row ids and trajectory of each batch; every check comes before the first network evaluation."""
     block_length = gen_length if block_length is None else block_length
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -68,12 +97,8 @@ def generate(
     rule = rule.resolve(model)
     rule.check(model, len(prompt_ids), gen_length, block_length)
     sampling, row_ids = Sampling(temperature, cfg_scale, seed), torch.arange(len(prompt_ids), device=model.device)
-    parts = [
-        denoise(model, prompt_ids[rows], prompt_mask[rows], rows, gen_length, block_length, rule, sampling)
-        for rows in row_ids.split(batch_size or len(row_ids))
-    ]
-    trajectory = Trajectory.concatenate(parts)
-    return Generation(decode_text(model, trajectory), trajectory)
+    for rows in row_ids.split(batch_size or len(row_ids)):
+        yield rows, denoise(model, prompt_ids[rows], prompt_mask[rows], rows, gen_length, block_length, rule, sampling)
 
 
 def check_lengths(gen_length: int, block_length: int) -> None:

@@ -18,6 +18,7 @@ class Trajectory:
     commit_step: int64 [B, L], the 1-based denoising step that committed the position, 0 = never committed
     logprob: fp32 [B, L], nats: log-prob of the token under the distribution it was drawn from; of an argmax
         (temperature 0) under the untempered distribution; 0 where never committed
+    entropy: fp32 [B, L], nats: entropy of the untempered predictive distribution when the position was committed; 0 where never
     gamma: fp32 [B], nats: the entropy bound used, NaN for rules without one
     gamma_bin: int64 [B], the bin of a learned threshold, -1 for other rules; gamma_logprob: fp32 [B], its log-prob
     nfe: int64 [B], denoising steps (network evaluations of the row)
@@ -29,6 +30,7 @@ class Trajectory:
     tokens: Tensor
     commit_step: Tensor
     logprob: Tensor
+    entropy: Tensor
     gamma: Tensor
     gamma_bin: Tensor
     gamma_logprob: Tensor
