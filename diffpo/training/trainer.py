@@ -43,6 +43,10 @@ class Trainer:
             self.evaluation_rule = PromptThreshold(config.rollout.proxy)
         anchored = algorithm.kl_coefficient > 0 and algorithm.mode != "sampler"  # a frozen model cannot drift
         self.reference = copy.deepcopy(model).requires_grad_(False) if anchored else None
+        if config.compile:
+            for network in filter(None, (self.model, self.reference)):
+                for layer in network.layers:
+                    layer.compile(dynamic=True)
         self.optimizer = self._optimizer()
         self.update = 0
         self.skipped = self.skipped_in_a_row = 0

@@ -53,9 +53,9 @@ def train(flags, monkeypatch):
 def make_trainer(sudoku_model):
     """make_trainer(**AlgorithmConfig fields) -> Trainer on the sudoku model."""
 
-    def build(rollout: dict | None = None, **algorithm) -> Trainer:
+    def build(rollout: dict | None = None, compile: bool = False, **algorithm) -> Trainer:
         algorithm = {"prompts_per_update": 4, "group_size": 4} | algorithm
-        config = TrainConfig(task="sudoku", updates=4, algorithm=algorithm, rollout=rollout or {})
+        config = TrainConfig(task="sudoku", updates=4, compile=compile, algorithm=algorithm, rollout=rollout or {})
         return Trainer(config, load(sudoku_model), get_task("sudoku"))
 
     return build

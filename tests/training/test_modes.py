@@ -101,3 +101,11 @@ def test_equal_configurations_give_equal_trajectories(make_trainer):
     for _ in range(2):
         first, second = without.step(), negligible.step()
         assert [first[k] for k in ("reward", "loss", "ess")] == [second[k] for k in ("reward", "loss", "ess")]
+
+
+def test_compiled_layers_train_alike(make_trainer):
+    eager, compiled = make_trainer(m=1, inner_updates=1), make_trainer(m=1, inner_updates=1, compile=True)
+    metrics = [trainer.step() for trainer in (eager, compiled)]
+    for name in ("reward", "nfe", "denoiser_calls"):
+        assert metrics[0][name] == metrics[1][name]
+    assert metrics[1]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-3)

@@ -152,3 +152,10 @@ def test_the_console_shows_the_table(train, capsys):
         "gamma (nats)",
     ):
         assert part in output
+
+
+def test_without_the_sweep_only_the_trained_rule_is_evaluated(flags, tmp_path):
+    assert diffpo.train.main([*flags, "--updates", "1", "--no-sweep"]) == 0
+    sweep = json.loads((tmp_path / "run/summary.json").read_text())["sweep"]
+    rules = {name: [point["rule"].partition("(")[0] for point in points] for name, points in sweep.items()}
+    assert rules == {"base": ["FixedSchedule"], "trained": ["PromptThreshold", "FixedSchedule"]}
