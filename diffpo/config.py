@@ -59,6 +59,52 @@ class PretrainConfig(Config):
     model: ModelSize = ModelSize()
 
 
+class EvaluateConfig(Config):
+    """Measure a model on a task: accuracy, network evaluations and speed of greedy decoding (temperature 0)."""
+
+    model: str = "tiny-countdown"
+    """shipped model, folder or hub id"""
+    task: str = "countdown"
+    """countdown, gsm8k, math500 or sudoku"""
+    data: str = ""
+    """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
+    sudoku generate their test split"""
+    limit: int | None = Field(None, gt=0)
+    """the first problems only; of a generated test split, 1000 by default"""
+    format: Literal["auto", "chat", "compact"] = "auto"
+    """chat: one user turn, the answer begun with <reasoning> (the d1 protocol); compact: the words of a tiny model; auto: chat if the
+    model's tokenizer has a chat template"""
+    gen_length: int | None = Field(None, gt=0)
+    """tokens of a completion; default 256 in chat, the task's own in compact"""
+    block_length: int | None = Field(None, gt=0)
+    """tokens decoded before the next ones are begun; default 32 in chat, the task's own in compact"""
+    rule: Literal["fixed", "entropy-bounded", "confidence", "factor", "learned"] = "fixed"
+    """which tokens are committed in a step; learned: the threshold that the model predicts for each prompt"""
+    steps: int | None = Field(None, gt=0)
+    """of rule fixed; default gen_length / 2"""
+    gamma: Nats = 0.1
+    """of rule entropy-bounded, in nats"""
+    proxy: Literal["entropy", "confidence", "margin"] = "entropy"
+    """order of commitment of rule entropy-bounded"""
+    confidence: float = Field(0.9, ge=0, le=1)
+    """of rule confidence: probability from which a token is committed"""
+    factor: Nats = 1.0
+    """of rule factor"""
+    batch_size: int = Field(32, gt=0)
+    """problems decoded together; it does not change the results"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one"""
+    name: str = Field("evaluation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """of the run; its folder is <runs>/<name>"""
+    runs: str = "runs"
+    resume: bool = False
+    """continue the run in its folder: problems that are done are not decoded again"""
+    overwrite: bool = False
+    """delete the run's folder first"""
+    dry_run: bool = False
+    """print the resolved configuration and stop"""
+
+
 class AlgorithmConfig(Config):
     """One RL algorithm. The defaults are DiFFPO's, tuned on the tiny models (benchmarks/notes/experiments.md); another
     ``name`` brings its own (see diffpo/objectives)."""

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,18 @@ _ORDERS = np.array(list(itertools.permutations(range(3))))  # [6, 3]
 
 
 @dataclass(frozen=True)
-class CountdownProblem:
-    """Three numbers in 1..20, in the order shown, and a target in 1..99. It need not be solvable."""
+class CountdownQuestion:
+    """Numbers in the order shown and a target, of any size: what the chat form can ask. It need not be solvable."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+
+@dataclass(frozen=True)
+class CountdownProblem(CountdownQuestion):
+    """Three numbers in 1..20 and a target in 1..99: what the compact form can write."""
 
     numbers: tuple[int, int, int]
-    target: int
 
     def __post_init__(self) -> None:
         if len(self.numbers) != 3 or not all(1 <= number <= MAX_NUMBER for number in self.numbers):
@@ -38,7 +46,7 @@ class CountdownProblem:
             raise ValueError(f"target must be in 1..{MAX_VALUE}, got {self.target}")
 
 
-class Countdown(Task[CountdownProblem]):
+class Countdown(Task[CountdownQuestion]):
     """Countdown with three numbers.
 
     Compact: prompt `7 3 11 -> 32`, completion `7 * 3 = 21 , 21 + 11 = 32` and EOS. The first step takes two of the
@@ -53,9 +61,13 @@ class Countdown(Task[CountdownProblem]):
 
     Reward: 0 without an answer, .1 for a wrong one, 1 for a right one. An answer is two equations (compact, true or
     not) or a non-empty `<answer>` (chat; the expression before any "=", each number exactly once, within 1e-5).
+
+    Published data (d1): rows such as {"input": "30,100,93", "output": "23"}. Numbers beyond those of `CountdownProblem`
+    make a `CountdownQuestion`, which has a chat form alone.
     """
 
     name = "countdown"
+    columns = ("input", "output")
     vocabulary = (*map(str, range(MAX_VALUE + 1)), *OPERATORS, "=", ",", "->")
     gen_length = 12
     block_length = 12
@@ -65,6 +77,18 @@ class Countdown(Task[CountdownProblem]):
         """A problem of your own, solvable or not. ValueError or TypeError unless it is three integers in 1..20 and a
         target in 1..99."""
         return CountdownProblem(tuple(map(operator.index, numbers)), operator.index(target))
+
+    def problem_from_row(self, row: dict[str, Any]) -> CountdownQuestion:
+        try:
+            numbers, target = tuple(int(number) for number in str(row["input"]).split(",")), int(row["output"])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f'input and output must be numbers such as "30,100,93" and "23", got {row["input"]!r} and {row["output"]!r}'
+            ) from None
+        try:
+            return self.problem(numbers, target)
+        except ValueError:
+            return CountdownQuestion(numbers, target)
 
     def problems(self, split: Split, count: int, seed: int) -> list[CountdownProblem]:
         check_request(split, count)
@@ -92,10 +116,15 @@ class Countdown(Task[CountdownProblem]):
             for (a, b, c), target, i in zip(shown.tolist(), chosen.target.tolist(), index.tolist(), strict=True)
         ]
 
-    def prompt(self, problem: CountdownProblem) -> str:
+    def prompt(self, problem: CountdownQuestion) -> str:
+        if not isinstance(problem, CountdownProblem):
+            raise ValueError(
+                f"{list(problem.numbers)} -> {problem.target} has no compact form: it holds three numbers in 1..{MAX_NUMBER} "
+                f"and a target in 1..{MAX_VALUE}"
+            )
         return "{} {} {} -> {}".format(*problem.numbers, problem.target)
 
-    def question(self, problem: CountdownProblem) -> str:
+    def question(self, problem: CountdownQuestion) -> str:
         return (
             f"Using only the numbers {list(problem.numbers)}, write an arithmetic expression that evaluates to exactly "
             f"{problem.target}. Use every number exactly once, with the operations + - * / and parentheses as needed. "
@@ -110,17 +139,17 @@ class Countdown(Task[CountdownProblem]):
             raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {self.prompt(problem)!r}")
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
-    def reward(self, problem: CountdownProblem, text: str) -> float:
+    def reward(self, problem: CountdownQuestion, text: str) -> float:
         if not chat_answer(text) and not _TWO_EQUATIONS.fullmatch(text):
             return 0.0
         return 1.0 if self.correct(problem, text) else 0.1
 
-    def correct(self, problem: CountdownProblem, text: str) -> bool:
+    def correct(self, problem: CountdownQuestion, text: str) -> bool:
         answer = chat_answer(text)
         return _two_steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
 
 
-def _two_steps_solve(problem: CountdownProblem, text: str) -> bool:
+def _two_steps_solve(problem: CountdownQuestion, text: str) -> bool:
     match = _TWO_EQUATIONS.fullmatch(text)
     if not match:
         return False
@@ -141,7 +170,7 @@ def _holds(left: int, sign: str, right: int, result: int) -> bool:
     return result == {"+": operator.add, "-": operator.sub, "*": operator.mul}[sign](left, right)
 
 
-def _expression_solves(problem: CountdownProblem, answer: str) -> bool:
+def _expression_solves(problem: CountdownQuestion, answer: str) -> bool:
     try:
         value, numbers = evaluate(answer.split("=")[0])
     except (ValueError, ZeroDivisionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,13 @@ class Sudoku(Task[SudokuProblem]):
 
     Reward: the fraction of the originally empty cells that are right. Whitespace is dropped, every other character
     takes a cell, and the answer is padded with empty cells or cut to 16.
+
+    Published data (d1): columns Puzzle and Solution, 16 digits each. Its split is by puzzle, so the grids of its test are in its
+    training data too.
     """
 
     name = "sudoku"
+    columns = ("Puzzle", "Solution")
     vocabulary = ("1", "2", "3", "4", "_")
     gen_length = CELLS
     block_length = CELLS
@@ -67,6 +72,10 @@ class Sudoku(Task[SudokuProblem]):
         if len(solutions) != 1:
             raise ValueError(f"a puzzle needs exactly one solution, {puzzle!r} has {len(solutions)}")
         return SudokuProblem(puzzle, solutions[0])
+
+    def problem_from_row(self, row: dict[str, Any]) -> SudokuProblem:
+        # a reader that took the puzzle for a number has dropped its leading zeros
+        return SudokuProblem(str(row["Puzzle"]).zfill(CELLS), str(row["Solution"]))
 
     def problems(self, split: Split, count: int, seed: int) -> list[SudokuProblem]:
         check_request(split, count)

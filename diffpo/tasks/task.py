@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -20,21 +20,51 @@ your answer
 </answer>"""
 
 
-class Task(ABC, Generic[ProblemT]):
-    """Generated problems with their prompts, solutions and rewards.
+class ChatTask(ABC, Generic[ProblemT]):
+    """Problems for instruction models: one user turn, answered inside `<answer>` tags.
 
-    Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
-    `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is one user turn for instruction
-    models, answered inside `<answer>` tags. `reward` and `correct` read both: a text with `<answer>...</answer>` as
-    chat, any other as compact. Texts come decoded, cut at the first EOS and without special tokens.
+    `reward` and `correct` read the assistant's turn: decoded, cut at the first EOS, without special tokens, `prefill` in front.
     """
 
     name: str
+    columns: tuple[str, ...]  # that a row of the published data must have, see `problem_from_row`
+    hub_file: tuple[str, str] | None = None  # dataset and file on the hub that hold the published test split
+    instruction: str = CHAT_FORMAT
+    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model (d1 protocol)
+
+    @abstractmethod
+    def problem_from_row(self, row: dict[str, Any]) -> ProblemT:
+        """The problem in one row of the published data, which has all of `columns`. ValueError if a value does not fit."""
+
+    @abstractmethod
+    def question(self, problem: ProblemT) -> str:
+        """The question in plain English."""
+
+    @abstractmethod
+    def reward(self, problem: ProblemT, text: str) -> float | None:
+        """Training reward; None if it could not be decided. Never raises, whatever the text."""
+
+    @abstractmethod
+    def correct(self, problem: ProblemT, text: str) -> bool | None:
+        """Whether the text solves the problem; None if that could not be decided. Never raises, whatever the text."""
+
+    def chat(self, problem: ProblemT) -> list[dict[str, str]]:
+        """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
+        return [{"role": "user", "content": f"{self.instruction}\n\n{self.question(problem)}"}]
+
+
+class Task(ChatTask[ProblemT]):
+    """Generated problems with their prompts, solutions and rewards.
+
+    Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
+    `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is that of `ChatTask`. `reward` and
+    `correct` read both: a text with `<answer>...</answer>` as chat, any other as compact.
+    """
+
     vocabulary: tuple[str, ...]  # every compact word; special tokens are the tokenizer's own
     gen_length: int  # tokens of a compact completion, EOS included if it ends with one
     block_length: int  # divides gen_length
     ends_with_eos: bool
-    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model (d1 protocol)
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[ProblemT]:
@@ -57,20 +87,12 @@ class Task(ABC, Generic[ProblemT]):
         """A random correct compact completion, without EOS. ValueError if the problem has none."""
 
     @abstractmethod
-    def question(self, problem: ProblemT) -> str:
-        """The question in plain English, for the chat form."""
-
-    @abstractmethod
     def reward(self, problem: ProblemT, text: str) -> float:
         """Training reward in [0, 1]. Never raises, whatever the text."""
 
     @abstractmethod
     def correct(self, problem: ProblemT, text: str) -> bool:
         """Whether the text solves the problem. Never raises, whatever the text."""
-
-    def chat(self, problem: ProblemT) -> list[dict[str, str]]:
-        """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
-        return [{"role": "user", "content": f"{CHAT_FORMAT}\n\n{self.question(problem)}"}]
 
 
 def chat_answer(text: str) -> str | None:

@@ -5,16 +5,26 @@ import json
 import shutil
 from pathlib import Path
 
-from diffpo.config import TrainConfig, fail
+from diffpo.config import EvaluateConfig, TrainConfig, fail
 
 # Fields that say where or whether to run, not what the run computes.
-_FREE_ON_RESUME = {"resume", "overwrite", "allow_config_change", "dry_run", "max_minutes", "save_every", "name", "runs"}
+_FREE_ON_RESUME = {
+    "resume",
+    "overwrite",
+    "allow_config_change",
+    "dry_run",
+    "max_minutes",
+    "save_every",
+    "name",
+    "runs",
+    "batch_size",
+}
 
 
 class RunFolder:
     """<runs>/<name> with config.json, metrics.jsonl, checkpoints/, model/, curves.png and summary.json."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig | EvaluateConfig):
         """Claim the folder; a used, locked or unwritable one ends the program with exit code 2."""
         self.path = Path(config.runs) / config.name
         config_file = self.path / "config.json"
@@ -42,7 +52,7 @@ class RunFolder:
             fail(f"output folder {self.path} is in use by another run")
         if config.resume:
             self._check_same(config, json.loads(config_file.read_text()))
-            if config.allow_config_change:
+            if _may_change(config):
                 (self.path / "base.json").unlink(missing_ok=True)  # it may have been made on other problems
         else:
             self._clear()
@@ -60,15 +70,17 @@ class RunFolder:
                 entry.unlink()
 
     @staticmethod
-    def _check_same(config: TrainConfig, before: dict) -> None:
+    def _check_same(config: TrainConfig | EvaluateConfig, before: dict) -> None:
         now = json.loads(config.model_dump_json())
         changes = _differences(before, now)
-        if changes and not config.allow_config_change:
-            fail(
-                "resume: the configuration changed: "
-                + "; ".join(changes)
-                + " (--allow-config-change resumes all the same)"
-            )
+        if changes and not _may_change(config):
+            hint = " (--allow-config-change resumes all the same)" if isinstance(config, TrainConfig) else ""
+            fail("resume: the configuration changed: " + "; ".join(changes) + hint)
+
+
+def _may_change(config: TrainConfig | EvaluateConfig) -> bool:
+    """Rows of an evaluation under two configurations have no meaning together; a training may go on under another."""
+    return isinstance(config, TrainConfig) and config.allow_config_change
 
 
 def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:

@@ -1,0 +1,339 @@
+"""``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown or sudoku.
+
+The d1 protocol in format chat: no examples, one user turn of format instruction and question, the assistant's turn begun with
+<reasoning>, temperature 0, blocks of 32, steps = gen_length / 2. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
+done, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything done saved; ``--resume`` continues.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from diffpo.config import EvaluateConfig, fail, parse
+from diffpo.cpu_memory import keep_freed_memory
+from diffpo.decoding.generation import Generation, check_lengths, stream
+from diffpo.decoding.rules import (
+    ConfidenceThreshold,
+    EntropyBounded,
+    FactorThreshold,
+    FixedSchedule,
+    PromptThreshold,
+    Rule,
+)
+from diffpo.models.checkpoints import load, resolve, write_atomically
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.provenance import model_revision, provenance, without_folder
+from diffpo.tasks import ChatTask, Task, get_chat_task
+from diffpo.tasks.data import hub_problems, local_problems
+from diffpo.tasks.prompts import chat_prompts, compact_prompts
+from diffpo.training.evaluation import check_vocabulary
+from diffpo.training.item_log import ItemLog
+from diffpo.training.run_folder import RunFolder
+
+CHAT_GEN_LENGTH, CHAT_BLOCK_LENGTH = 256, 32
+GENERATED_PROBLEMS = 1000
+PROGRESS_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done or interrupted with everything saved, 1 the model's logits are not finite; 2 (SystemExit) a
+    user's mistake, found before anything is decoded."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse(EvaluateConfig, arguments)
+    try:
+        task = get_chat_task(config.task)
+        if config.dry_run:
+            print(config.model_dump_json(indent=2))
+            return 0
+        evaluation = prepare(config, task)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error))
+    keep_freed_memory()
+    return Run(evaluation, RunFolder(evaluation.config), arguments).execute()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that is decided before the first network evaluation. config: with every default filled in; prompts: token ids
+    int64 [P_i] of each problem; revisions: of the model and the data."""
+
+    config: EvaluateConfig
+    task: ChatTask
+    problems: list
+    prompts: list[Tensor]
+    model: MaskedDiffusionLM
+    rule: Rule
+    revisions: dict[str, str]
+
+
+def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
+    """Read the data, then the model. ValueError or FileNotFoundError for anything that does not fit together."""
+    problems, data_revision = read_problems(config, task)
+    folder = resolve(config.model)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    try:
+        model = load(folder, device)
+    except RuntimeError as error:  # torch's for a device that does not exist
+        raise ValueError(f"device {device!r}: {error}") from error
+    config = filled_in(config, task, model, device)
+    prompts = encoded(config, task, problems, model)
+    check_lengths(config.gen_length, config.block_length)
+    check_context(prompts, config.gen_length, model)
+    rule = commit_rule(config).resolve(model)
+    rule.check(model, len(prompts), config.gen_length, config.block_length)
+    revisions = {"model": model_revision(folder), "data": data_revision}
+    return Evaluation(config, task, problems, prompts, model, rule, revisions)
+
+
+def encoded(config: EvaluateConfig, task: ChatTask, problems: list, model: MaskedDiffusionLM) -> list[Tensor]:
+    """The prompt of every problem in the chosen format."""
+    if config.format == "chat":
+        return chat_prompts(model.tokenizer, task, problems)
+    if isinstance(task, Task):
+        check_vocabulary(model, task)
+    return compact_prompts(model.tokenizer, task, problems)
+
+
+def read_problems(config: EvaluateConfig, task: ChatTask) -> tuple[list, str]:
+    """The problems to evaluate, and the revision of the data they are from."""
+    if not config.data and isinstance(task, Task):
+        try:
+            return task.problems("test", config.limit or GENERATED_PROBLEMS, seed=0), "generated: test split, seed 0"
+        except ValueError as error:
+            raise ValueError(f"limit: {error}") from error
+    problems, revision = local_problems(task, config.data) if config.data else hub_problems(task)
+    return problems[: config.limit], revision
+
+
+def filled_in(config: EvaluateConfig, task: ChatTask, model: MaskedDiffusionLM, device: str) -> EvaluateConfig:
+    """The configuration with the defaults that depend on model and task."""
+    has_template = model.tokenizer is not None and model.tokenizer.chat_template is not None
+    natural = "chat" if has_template or not isinstance(task, Task) else "compact"
+    chosen = natural if config.format == "auto" else config.format
+    own = (task.gen_length, task.block_length) if chosen == "compact" and isinstance(task, Task) else None
+    gen_length, block_length = own or (CHAT_GEN_LENGTH, CHAT_BLOCK_LENGTH)
+    gen_length = config.gen_length or gen_length
+    block_length = config.block_length or min(block_length, gen_length)
+    steps = config.steps or max(gen_length // 2, 1)
+    update = {
+        "format": chosen,
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "steps": steps,
+        "device": device,
+    }
+    return config.model_copy(update=update)
+
+
+def commit_rule(config: EvaluateConfig) -> Rule:
+    """The rule that the configuration names."""
+    return {
+        "fixed": lambda: FixedSchedule(config.steps),
+        "entropy-bounded": lambda: EntropyBounded(config.gamma, config.proxy),
+        "confidence": lambda: ConfidenceThreshold(config.confidence),
+        "factor": lambda: FactorThreshold(config.factor),
+        "learned": PromptThreshold,
+    }[config.rule]()
+
+
+def check_context(prompts: list[Tensor], gen_length: int, model: MaskedDiffusionLM) -> None:
+    """ValueError if a prompt and its completion are longer than the model's context."""
+    context = model.config.max_position_embeddings
+    too_long = [i for i, prompt in enumerate(prompts) if len(prompt) + gen_length > context]
+    if too_long:
+        raise ValueError(
+            f"{len(too_long)} prompts are too long, first: problem {too_long[0]} has {len(prompts[too_long[0]])} tokens, with "
+            f"gen_length {gen_length} more than the model's context of {context}: choose a smaller --gen-length"
+        )
+
+
+class Run:
+    """One command: decode what is not done yet, a line per problem, then the summary."""
+
+    def __init__(self, evaluation: Evaluation, folder: RunFolder, arguments: list[str]):
+        self.evaluation, self.path = evaluation, folder.path
+        self.folder = folder  # holds the lock
+        self.arguments = arguments
+        self.interrupted = self.decoding = False
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._check_revisions()
+        try:
+            self.log = ItemLog(self.path / "items.jsonl")
+        except ValueError as error:
+            fail(f"resume: {error}")
+
+    def _check_revisions(self) -> None:
+        """A resumed run must go on with the same model and data, which their names do not guarantee."""
+        path, now = self.path / "revisions.json", self.evaluation.revisions
+        before = json.loads(path.read_text()) if path.exists() else now
+        changes = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+        if changes:
+            fail(f"resume: the files changed: {'; '.join(changes)}; start again with --overwrite")
+        write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(now, indent=2) + "\n"))
+
+    def execute(self) -> int:
+        """The exit code. SIGTERM does what Ctrl-C does."""
+        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        stopped, code = None, 0
+        try:
+            self._decode()
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except FloatingPointError as error:
+            stopped, code = str(error), 1
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.log.close()
+        done, total = len(self.log.items), len(self.evaluation.problems)
+        if done:
+            self._report()
+        if stopped:
+            self.console.print(f"stopped after {done} of {total} problems: {stopped}; continue with --resume")
+        return code
+
+    def _interrupt(self, number, frame) -> None:
+        """At once inside the network; a row that is decoded is scored and written first."""
+        self.interrupted = True
+        if self.decoding:
+            raise KeyboardInterrupt
+
+    def _decode(self) -> None:
+        with Progress(*PROGRESS_COLUMNS, console=self.console) as progress:
+            bar = progress.add_task("", total=len(self.evaluation.problems))
+            for _ in self._items():
+                solved, done = sum(item["correct"] is True for item in self.log.items.values()), len(self.log.items)
+                description = f"{self.evaluation.config.task}: {solved / done:.1%} right"
+                progress.update(bar, completed=done, description=description)
+
+    def _items(self) -> Iterator[dict]:
+        """Decodes the problems that are not in the log, and writes each into it as it is done."""
+        evaluation, config = self.evaluation, self.evaluation.config
+        todo = [index for index in range(len(evaluation.problems)) if index not in self.log.items]
+        if not todo:
+            return
+        prompts = [evaluation.prompts[index] for index in todo]
+        rows = stream(evaluation.model, prompts, config.gen_length, config.block_length, evaluation.rule,
+                      batch_size=config.batch_size)  # fmt: skip
+        while not self.interrupted and (row := self._next(rows)) is not None:
+            (position, generation), seconds = row
+            item = scored(evaluation, todo[position], generation, seconds)
+            self.log.write(item)
+            yield item
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _next(self, rows: Iterator[tuple[int, Generation]]) -> tuple[tuple[int, Generation], float] | None:
+        """The next finished row and the seconds it took: checking answers is no decoding."""
+        started, self.decoding = time.perf_counter(), True
+        row = next(rows, None)
+        self.decoding = False
+        return None if row is None else (row, time.perf_counter() - started)
+
+    def _report(self) -> None:
+        summary = summarise(self.evaluation, list(self.log.items.values()))
+        summary["provenance"] = {
+            **provenance("diffpo.evaluate", self.arguments),
+            "model_revision": self.evaluation.revisions["model"],
+            "data_revision": self.evaluation.revisions["data"],
+        }
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.path / "summary.json", lambda temporary: Path(temporary).write_text(text))
+        self.console.print(summary_table(summary))
+        self.console.print(f"items.jsonl and summary.json are in {self.path}")
+
+
+def scored(evaluation: Evaluation, index: int, generation: Generation, seconds: float) -> dict:
+    """The line of one problem. tokens: up to and including the first EOS; seconds: of decoding, since the row before."""
+    task, problem, trajectory = evaluation.task, evaluation.problems[index], generation.trajectory
+    completion = generation.text[0]
+    turn = task.prefill + completion if evaluation.config.format == "chat" else completion
+    gamma = trajectory.gamma.item()
+    return {
+        "index": index,
+        "problem": dataclasses.asdict(problem),
+        "completion": completion,
+        "correct": task.correct(problem, turn),
+        "reward": task.reward(problem, turn),
+        "nfe": trajectory.nfe.item(),
+        "tokens": trajectory.length.item(),
+        "prompt_tokens": len(evaluation.prompts[index]),
+        "gamma": None if math.isnan(gamma) else gamma,
+        "seconds": seconds,
+    }
+
+
+def summarise(evaluation: Evaluation, items: list[dict]) -> dict:
+    """The numbers of the problems done so far; an undecided answer counts as not right. NFE and tokens are means per problem."""
+    config, count = evaluation.config, len(items)
+    right = sum(item["correct"] is True for item in items)
+    rewards = [item["reward"] for item in items if item["reward"] is not None]
+    tokens, nfe, seconds = (sum(item[name] for item in items) for name in ("tokens", "nfe", "seconds"))
+    settings = config.model_dump(exclude={"name", "runs", "resume", "overwrite", "dry_run"})
+    return {
+        "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data")},
+        "rule": repr(evaluation.rule),
+        "problems": len(evaluation.problems),
+        "done": count,
+        "right": right,
+        "undecided": sum(item["correct"] is None for item in items),
+        "accuracy": right / count,
+        "accuracy_interval_95": wilson_interval(right, count),
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
+        "nfe": nfe / count,
+        "tokens": tokens / count,
+        "tokens_per_forward": tokens / nfe,
+        "tokens_per_second": tokens / seconds,
+        "decoding_seconds": seconds,
+    }
+
+
+def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share of ``count`` independent trials (Wilson 1927), at 95% by default."""
+    share, spread = right / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def summary_table(summary: dict) -> Table:
+    config, (low, high) = summary["config"], summary["accuracy_interval_95"]
+    table = Table(
+        title=f"{config['model']} on {config['task']}: {summary['done']} of {summary['problems']} problems",
+        show_header=False,
+    )
+    table.add_row("decoding", f"{summary['rule']}, {config['gen_length']} tokens in blocks of {config['block_length']}")
+    table.add_row("accuracy", f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})")
+    if summary["undecided"]:
+        table.add_row(
+            "undecided", f"{summary['undecided']} answers that math-verify could not decide, counted as not right"
+        )
+    if summary["mean_reward"] is not None:
+        table.add_row("mean reward", f"{summary['mean_reward']:.3f}")
+    table.add_row("NFE", f"{summary['nfe']:.2f}")
+    table.add_row("tokens", f"{summary['tokens']:.1f}")
+    table.add_row("tokens per forward", f"{summary['tokens_per_forward']:.2f}")
+    table.add_row("tokens/s", f"{summary['tokens_per_second']:.1f}")
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
