@@ -51,15 +51,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file by its ending: .jsonl, .csv (every value a string) or .parquet. ValueError if it is not what it says."""
     try:
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 return list(csv.DictReader(file))
         if path.suffix == ".parquet":
-            return _parquet_module().read_table(path).to_pylist()
+            return _read_parquet(path)
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"data: {path} is not valid {path.suffix[1:]}: {error}") from error
     raise ValueError(f"data: {path} must be one of {', '.join(FORMATS)}")
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    parquet = _parquet_module()
+    import pyarrow
+
+    try:
+        return parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"data: {path} is not valid parquet: {error}") from error
 
 
 def _parquet_module():

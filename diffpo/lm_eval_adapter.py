@@ -1,0 +1,150 @@
+"""diffpo as a model of lm-evaluation-harness: ``pip install 'diffpo[lm-eval]'``, then
+
+    python -m diffpo.lm_eval_adapter run --model diffpo --model_args model=FOLDER,gen_length=256,rule=fixed --tasks gsm8k --apply_chat_template
+
+generate_until decodes ``gen_length`` tokens greedily, whatever a task's max_gen_toks says, with a commit rule as in
+``python -m diffpo.evaluate``, and cuts at the first stop string. loglikelihood is exact for the order left to right, one token at a time:
+sum_k log p(y_k | context, y_<k, the rest masked), n network evaluations for n tokens. That is the likelihood of one order of
+unmasking and no bound over all orders: it differs from the Monte-Carlo bound that LLaDA's published scores rest on.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from torch import Tensor
+
+from diffpo.config import EvaluateConfig
+from diffpo.decoding.generation import stream
+from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH, commit_rule
+from diffpo.models.checkpoints import load
+from diffpo.models.transformer import MaskedDiffusionLM
+
+
+@register_model("diffpo")
+class DiffpoLM(TemplateLM):
+    """A masked diffusion LM for lm-eval. ``model`` and the commit rule's fields (rule, steps, gamma, ...) are those of
+    ``EvaluateConfig``; ValueError names a field that does not fit."""
+
+    def __init__(
+        self,
+        model: str,
+        gen_length: int = CHAT_GEN_LENGTH,
+        block_length: int | None = None,
+        steps: int | None = None,
+        batch_size: int | str | None = 8,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **rule,
+    ):
+        super().__init__()
+        block_length, steps = block_length or min(CHAT_BLOCK_LENGTH, gen_length), steps or max(gen_length // 2, 1)
+        rows = 8 if batch_size in (None, "auto") else int(batch_size)
+        self.config = EvaluateConfig(
+            model=model, gen_length=gen_length, block_length=block_length, steps=steps, batch_size=rows, **rule
+        )
+        self.model = load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tokenizer = self.model.tokenizer
+        if self.tokenizer is None:
+            raise ValueError(f"model {model!r} has no tokenizer, which lm-eval needs")
+
+    @property
+    def eot_token_id(self) -> int | None:
+        return self.model.config.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        return self.eot_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.config.model.replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        if add_special_tokens is None:  # a chat template writes its own
+            add_special_tokens = self.tokenizer.bos_token is None or not string.startswith(self.tokenizer.bos_token)
+        return self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        contexts, options = zip(*(request.args for request in requests), strict=True)
+        for option in options:
+            if option.get("do_sample") and option.get("temperature", 1.0) > 0:
+                raise ValueError("the diffpo model of lm-eval decodes greedily: set do_sample=False or temperature=0")
+        prompts = [torch.tensor(self.tok_encode(context)) for context in contexts]
+        rows = stream(
+            self.model, prompts, self.config.gen_length, self.config.block_length, commit_rule(self.config),
+            batch_size=self.config.batch_size,
+        )  # fmt: skip
+        texts = [""] * len(requests)
+        for index, generation in rows:
+            texts[index] = cut(generation.text[0], options[index].get("until", ()))
+            self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+        return texts
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        scores = []
+        for texts, context, continuation in requests:
+            scores.append(left_to_right(self.model, context, continuation, self.config.batch_size))
+            self.cache_hook.add_partial("loglikelihood", texts, scores[-1])
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        raise NotImplementedError(
+            "perplexity tasks are not supported: a masked diffusion LM has no likelihood of a long text at a bearable cost"
+        )
+
+
+def cut(text: str, until: str | Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    stops = [until] if isinstance(until, str) else until
+    return text[: min((text.find(stop) for stop in stops if stop and stop in text), default=len(text))]
+
+
+@torch.no_grad()
+def left_to_right(
+    model: MaskedDiffusionLM, context: Sequence[int], continuation: Sequence[int], batch_size: int
+) -> tuple[float, bool]:
+    """sum_k log p(y_k | context, y_<k, the rest masked) in nats, the mask token excluded, and whether every y_k is the argmax.
+
+    One row per token of the continuation, ``batch_size`` rows together. ValueError if both are longer than the model's context.
+    """
+    answer_L = torch.tensor(continuation, dtype=torch.int64, device=model.device)
+    position_L = torch.arange(len(answer_L), device=model.device)
+    prompt_P = torch.tensor(context, dtype=torch.int64, device=model.device)
+    total, greedy = 0.0, True
+    for first in range(0, len(answer_L), batch_size):
+        rows_N = position_L[first : first + batch_size]
+        latent_NL = torch.where(position_L < rows_N[:, None], answer_L, model.mask_id)
+        tokens_NT = torch.cat([prompt_P.expand(len(rows_N), -1), latent_NL], dim=1)
+        logprob_NV = next_logprobs(model, tokens_NT, len(prompt_P) + rows_N)
+        chosen_N = answer_L[rows_N]
+        total += logprob_NV.gather(1, chosen_N[:, None]).double().sum().item()
+        greedy &= bool((logprob_NV.argmax(dim=1) == chosen_N).all())
+    if math.isnan(total):
+        raise FloatingPointError("the model's logits are NaN or infinite")
+    return total, greedy
+
+
+def next_logprobs(model: MaskedDiffusionLM, tokens_NT: Tensor, position_N: Tensor) -> Tensor:
+    """Log-probs fp32 [N, V] at one position of each row, without the mask token."""
+    hidden_NTD = model(tokens_NT)
+    logits_NV = model.head(hidden_NTD[torch.arange(len(tokens_NT), device=tokens_NT.device), position_N]).float()
+    logits_NV[:, model.mask_id] = -math.inf
+    return logits_NV.log_softmax(dim=-1)
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

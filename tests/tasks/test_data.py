@@ -1,0 +1,168 @@
+"""Published data: local files of each format, the hub, and what is wrong with a file."""
+
+import csv
+import json
+import sys
+from decimal import Decimal
+
+import pytest
+
+from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, chat_task_names, get_chat_task
+from diffpo.tasks.countdown import CountdownProblem, CountdownQuestion
+from diffpo.tasks.data import hub_problems, local_problems
+
+GSM8K_ROWS = [{"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}, {"question": "Caf\u00e9?", "answer": "#### 1,000"}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, rows) -> path of a file in the format of its ending."""
+
+    def to_file(name: str, rows: list[dict]):
+        path = tmp_path / name
+        if path.suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif path.suffix == ".csv":
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs the extra diffpo[data]")
+            import pyarrow
+
+            parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+
+    return to_file
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.csv", "test.parquet"])
+def test_every_format_holds_the_same_problems(write, name):
+    problems, revision = local_problems(GSM8K(), write(name, GSM8K_ROWS))
+    assert [(p.text, p.answer) for p in problems] == [("1 + 1?", Decimal(2)), ("Caf\u00e9?", Decimal(1000))]
+    assert revision.startswith("sha256:")
+
+
+def test_the_revision_is_of_the_content(write):
+    first, second, third = (write(name, GSM8K_ROWS[:n]) for name, n in (("a.jsonl", 2), ("b.jsonl", 2), ("c.jsonl", 1)))
+    revisions = [local_problems(GSM8K(), path)[1] for path in (first, second, third)]
+    assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_countdown_items_of_d1(write):
+    rows = [{"input": "30,100,93", "output": "23"}, {"input": "7,3,11", "output": "32"}]
+    task = Countdown()
+    (large, small), _ = local_problems(task, write("countdown.jsonl", rows))
+    assert large == CountdownQuestion((30, 100, 93), 23)
+    assert isinstance(small, CountdownProblem)
+    assert "[30, 100, 93]" in task.chat(large)[0]["content"]
+    assert task.correct(large, "<reasoning>x</reasoning><answer>30 - (100 - 93) = 23</answer>")
+    assert task.reward(large, "<answer>30 - 93</answer>") == 0.1
+    assert task.prompt(small) == "7 3 11 -> 32"
+    with pytest.raises(ValueError, match="no compact form"):
+        task.prompt(large)
+
+
+def test_sudoku_items_of_d1(write):
+    rows = [{"Puzzle": "0234341221434321", "Solution": "1234341221434321"}]
+    for name in ("sudoku.csv", "sudoku.jsonl"):
+        (problem,), _ = local_problems(Sudoku(), write(name, rows))
+        assert problem == SudokuProblem("0234341221434321", "1234341221434321")
+    as_number = [{"Puzzle": 234341221434321, "Solution": 1234341221434321}]
+    assert local_problems(Sudoku(), write("numbers.jsonl", as_number))[0] == [problem]
+
+
+def test_math_rows(write):
+    rows = [{"problem": "q", "solution": r"\boxed{2}", "answer": "2", "subject": "Algebra", "level": 1}]
+    ((problem,), _) = local_problems(Math500(), write("test.jsonl", rows))
+    assert (problem.text, problem.answer) == ("q", "2")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"question": "q"}],
+            "row 1 of x.jsonl has no answer: task gsm8k needs the columns question, answer, found question",
+        ),
+        ([*GSM8K_ROWS, {"prompt": "q", "answer": "#### 1"}], "row 3 .* no question"),
+        ([{"question": None, "answer": "#### 1"}], "no question"),
+        ([{"question": "q", "answer": "1"}], "row 1 of x.jsonl: answer must end in ####"),
+        ([], "holds no rows"),
+        (["text"], "must be an object with columns, got str"),
+    ],
+)
+def test_wrong_rows_are_named(write, rows, message):
+    with pytest.raises(ValueError, match=message):
+        local_problems(GSM8K(), write("x.jsonl", rows))
+
+
+@pytest.mark.parametrize("row", [{"input": "1,x,3", "output": "2"}, {"input": "1,2,3", "output": "many"}])
+def test_wrong_countdown_rows_are_named(write, row):
+    with pytest.raises(ValueError, match=r"row 1 .*input and output must be numbers"):
+        local_problems(Countdown(), write("x.jsonl", [row]))
+
+
+def test_wrong_sudoku_rows_are_named(write):
+    with pytest.raises(ValueError, match=r"row 1 .*does not solve"):
+        local_problems(Sudoku(), write("x.csv", [{"Puzzle": "0" * 15 + "2", "Solution": "1234341221434321"}]))
+
+
+def test_a_broken_missing_or_unknown_file_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"question": ')
+    with pytest.raises(ValueError, match=r"x.jsonl is not valid jsonl"):
+        local_problems(GSM8K(), tmp_path / "x.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"data: there is no file .*y.jsonl"):
+        local_problems(GSM8K(), tmp_path / "y.jsonl")
+    (tmp_path / "z.txt").write_text("")
+    with pytest.raises(ValueError, match=r"z.txt must be one of .jsonl, .csv, .parquet"):
+        local_problems(GSM8K(), tmp_path / "z.txt")
+
+
+def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    for read in (lambda: local_problems(GSM8K(), tmp_path / "x.parquet"), lambda: hub_problems(GSM8K())):
+        with pytest.raises(ValueError, match=r"pip install 'diffpo\[data\]'"):
+            read()
+
+
+def test_a_broken_parquet_file_is_an_error(tmp_path):
+    pytest.importorskip("pyarrow", reason="parquet needs the extra diffpo[data]")
+    (tmp_path / "x.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="not valid parquet"):
+        local_problems(GSM8K(), tmp_path / "x.parquet")
+
+
+def test_the_hub_offline_suggests_a_local_copy():
+    with pytest.raises(FileNotFoundError, match=r"HuggingFaceH4/MATH-500 could not be fetched .*--data"):
+        hub_problems(Math500())
+
+
+def test_the_hub_file_is_read_from_its_cache_with_its_commit(tmp_path, monkeypatch):
+    folder = tmp_path / "datasets--HuggingFaceH4--MATH-500" / "snapshots" / ("c" * 40)
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text(json.dumps({"problem": "q", "answer": "2"}) + "\n")
+
+    def downloaded(dataset, file, repo_type):
+        assert (dataset, file, repo_type) == ("HuggingFaceH4/MATH-500", "test.jsonl", "dataset")
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", downloaded)
+    problems, revision = hub_problems(Math500())
+    assert len(problems) == 1
+    assert revision == "HuggingFaceH4/MATH-500@" + "c" * 40
+
+
+@pytest.mark.parametrize("task", [Countdown(), Sudoku()])
+def test_a_task_without_published_data_says_so(task):
+    with pytest.raises(ValueError, match=f"task {task.name} has no dataset on the hub"):
+        hub_problems(task)
+
+
+def test_tasks_are_found_by_name():
+    assert chat_task_names() == ["countdown", "gsm8k", "math500", "sudoku"]
+    assert [get_chat_task(name).name for name in chat_task_names()] == chat_task_names()
+    with pytest.raises(ValueError, match=r"'gsm8'.*'gsm8k'"):
+        get_chat_task("gsm8")
