@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learning_curves import AXES, PALETTE, SMOOTHED_UPDATES, STYLE, draw_band, race
+from learning_curves import AXES, BESIDE, PALETTE, SMOOTHED_UPDATES, STYLE, draw_band, race
 from rich.console import Console
 from rich.table import Table
 from seed_statistics import difference, estimate, text, verdict
@@ -147,11 +147,12 @@ def draw(results: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     tasks = list(dict.fromkeys(result["task"] for result in results))
     rows = [(task, name) for task in tasks for name in ("reward", "accuracy")]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(rows), len(AXES), figsize=(12, 2.7 * len(rows) + 0.6), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
+        figure, axes = plt.subplots(len(rows), len(AXES), figsize=(13, 2.7 * len(rows) + 0.6), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
         for line, (task, name) in zip(axes, rows, strict=True):
             for axis, (x, label) in zip(line, AXES.items(), strict=True):
                 for colour, arm in zip(PALETTE, ESTIMATORS, strict=False):
@@ -161,7 +162,8 @@ def draw(results: list[dict], path: Path) -> None:
                 axis.set_xlabel(label)
                 axis.grid(color="0.92", linewidth=0.8)
             line[0].set(ylabel=f"training {name}", title=f"{task}: training {name}, rollouts at T = 1")
-            line[-1].legend(frameon=False, fontsize=8, loc="lower right")
+            line[1].xaxis.set_major_formatter(EngFormatter())
+            line[-1].legend(**BESIDE)
         figure.suptitle(
             f"Mean over seeds, trailing mean of {SMOOTHED_UPDATES} updates, band: one standard error", fontsize=10
         )
@@ -179,10 +181,10 @@ def draw_weights(summary: dict, path: Path) -> None:
     tasks = [task for task, arms in summary.items() if any(numbers["weights"] for numbers in arms.values())]
     if not tasks:
         return
-    centres = ["< 2^-4", *(f"2^{octave}" for octave in range(-4, 5)), "> 2^4"]
+    centres = ["less", *(f"$2^{{{octave}}}$" for octave in range(-4, 5)), "more"]
     assert len(centres) == len(WEIGHT_EDGES) + 1
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(tasks), QUARTERS, figsize=(13, 2.8 * len(tasks) + 0.4), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
+        figure, axes = plt.subplots(len(tasks), QUARTERS, figsize=(14, 2.8 * len(tasks) + 0.4), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
         for line, task in zip(axes, tasks, strict=True):
             for q, axis in enumerate(line):
                 for colour, (arm, numbers) in zip(PALETTE, summary[task].items(), strict=False):
@@ -203,7 +205,7 @@ def draw_weights(summary: dict, path: Path) -> None:
                 )
                 axis.set_xticks(range(0, len(centres), 2), centres[::2])
             line[0].set_ylabel("share of the tokens")
-            line[-1].legend(frameon=False, fontsize=7, loc="upper left")
+            line[-1].legend(**BESIDE)
         figure.savefig(path, dpi=150)
         plt.close(figure)
 

@@ -14,6 +14,12 @@ AXES = {"update": "gradient updates", "denoiser_calls": "denoiser calls (sequenc
 # Okabe and Ito's colours, told apart with any colour vision
 PALETTE = ("#5A5A5A", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800", "#7F3C8D")
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
+BESIDE = {
+    "frameon": False,
+    "fontsize": 8,
+    "loc": "upper left",
+    "bbox_to_anchor": (1.0, 1.0),
+}  # a legend right of its axis
 
 
 def smooth(curve: Mapping[str, Sequence[float]], name: str) -> np.ndarray:
