@@ -85,12 +85,12 @@ def decode_all(results: list[dict], given: Options) -> None:
             write(path, future.result() | {"provenance": provenance({"heldout": 0})})
 
 
-def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool) -> dict:
+def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool, device: str = "cpu") -> dict:
     """`sweep` of the base model in the default order, and every untrained rule of nfe_pareto.py, for its best accuracy of all."""
     from nfe_pareto import rules
 
-    found = sweep(model, task, RolloutConfig().proxy, heldout, gammas)
-    loaded, its_task = load(model), get_task(task)
+    found = sweep(model, task, RolloutConfig().proxy, heldout, gammas, device)
+    loaded, its_task = load(model, device), get_task(task)
     problems = fixed_problems(its_task, heldout)
     every = [decode(loaded, its_task, problems, rule) for _, rule in rules(its_task, loaded, quick=smoke)]
     best = max(every, key=lambda point: (point["accuracy"], -point["nfe"]))

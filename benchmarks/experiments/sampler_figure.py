@@ -43,12 +43,7 @@ def draw_fronts(axis, results: list[dict], base: dict, limit: float) -> None:
         lines = [front(pairs(base))] if arm == "base" else [front(pairs(result["front"])) for result in mine]
         if not lines:
             continue
-        grid = np.geomspace(max(line[0][0] for line in lines), limit, 200)
-        values = np.stack([np.interp(grid, *zip(*line, strict=True)) for line in lines])
-        error = values.std(axis=0, ddof=1) / len(lines) ** 0.5 if len(lines) > 1 else np.zeros(len(grid))
-        mean = values.mean(axis=0)
-        axis.plot(grid, mean, color=COLOURS[arm], linewidth=1.8, label=f"{arm} (n = {len(lines)})")
-        axis.fill_between(grid, mean - error, mean + error, color=COLOURS[arm], alpha=0.2, linewidth=0)
+        draw_band_of_fronts(axis, lines, limit, COLOURS[arm], arm)
         for result in mine:
             point, length = operating_point(result), mean_length(result)
             axis.scatter(length / point["nfe"], point["accuracy"], color=COLOURS[arm], marker="*", s=60, zorder=5, edgecolors="white", linewidths=0.6)  # fmt: skip
@@ -57,6 +52,16 @@ def draw_fronts(axis, results: list[dict], base: dict, limit: float) -> None:
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)
+
+
+def draw_band_of_fronts(axis, lines: list, limit: float, colour: str, label: str) -> None:
+    """Mean accuracy of several seeds' fronts with a band of one standard error, from where all have begun up to `limit`."""
+    grid = np.geomspace(min(max(line[0][0] for line in lines), limit), limit, 200)
+    values = np.stack([np.interp(grid, *zip(*line, strict=True)) for line in lines])
+    error = values.std(axis=0, ddof=1) / len(lines) ** 0.5 if len(lines) > 1 else np.zeros(len(grid))
+    mean = values.mean(axis=0)
+    axis.plot(grid, mean, color=colour, linewidth=1.8, label=f"{label} (n = {len(lines)})")
+    axis.fill_between(grid, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
 
 
 def mean_length(result: dict) -> float:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from provenance import provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
 QUARTERS = 4  # of a rollout's denoising steps
@@ -39,6 +40,8 @@ class Run:
     task: str
     seed: int
     flags: dict[str, Any]
+    recipe: str = ""  # a file in configs/ that the flags are laid over
+    model: str = ""  # default: the task's shipped base model
 
     @property
     def name(self) -> str:
@@ -52,6 +55,7 @@ class Options:
     tasks: tuple[str, ...]
     seeds: int
     jobs: int
+    device: str
     smoke: bool
     report: bool
     output: Path
@@ -60,17 +64,27 @@ class Options:
 
 def options(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown", "sudoku")) -> Options:
     """Parse the command line that every experiment has."""
+    return read(parser(description, seeds, tasks).parse_args())
+
+
+def parser(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown", "sudoku")) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"seeds of each arm (default {seeds})")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: the cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="of the training runs")
     parser.add_argument("--smoke", action="store_true", help="two updates of one seed: does everything run?")
     parser.add_argument("--report", action="store_true", help="train nothing: summarise the results that are there")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders, to resume from")
-    given = parser.parse_args()
-    seeds = 1 if given.smoke else given.seeds
-    return Options(tuple(given.tasks), seeds, given.jobs, given.smoke, given.report, given.output, given.runs)
+    return parser
+
+
+def read(given: argparse.Namespace) -> Options:
+    return Options(
+        tasks=tuple(given.tasks), seeds=1 if given.smoke else given.seeds, jobs=given.jobs, device=given.device,
+        smoke=given.smoke, report=given.report, output=given.output, runs=given.runs,
+    )  # fmt: skip
 
 
 def train_all(study: str, runs: Sequence[Run], given: Options, minutes: Callable[[Run], float]) -> list[dict]:
@@ -112,9 +126,14 @@ def check_flags(run: Run, path: Path) -> None:
 def train(study: str, run: Run, given: Options) -> None:
     """One run in its own process with one thread; its curve and its evaluations go to <output>/<study>/<name>.json."""
     folder = given.runs / study / run.name
-    flags = run.flags | {"task": run.task, "model": f"tiny-{run.task}", "seed": run.seed}
+    flags = run.flags | {
+        "task": run.task,
+        "model": run.model or f"tiny-{run.task}",
+        "seed": run.seed,
+        "device": given.device,
+    }
     flags |= {"name": run.name, "runs": str(folder.parent), "sweep": False} | (SMOKE_FLAGS if given.smoke else {})
-    command = [sys.executable, "-m", "diffpo.train"]
+    command = [sys.executable, "-m", "diffpo.train", *([str(CONFIGS / run.recipe)] if run.recipe else [])]
     for flag, value in flags.items():
         command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag if value else no(flag)}"]
     if (folder / "config.json").exists():
