@@ -25,6 +25,7 @@ def _not_nan(value: float) -> float:
 
 
 Nats = Annotated[float, Field(ge=0), AfterValidator(_not_nan)]
+Device = Literal["cpu", "cuda", "auto"]
 Positive = Annotated[float, Field(gt=0), AfterValidator(_not_nan)]
 
 
@@ -45,13 +46,19 @@ class PretrainConfig(Config):
     """Train a tiny masked diffusion LM from scratch."""
 
     task: str = "countdown"
-    """countdown or sudoku"""
+    """countdown, countdown4 or sudoku"""
+    start: str = ""
+    """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
+    with: the seed decides the examples"""
+    device: Device = "cpu"
     output: str = "runs/pretrained"
     """folder for the checkpoint; must be new or empty"""
     steps: int = Field(2250, gt=0)
     batch_size: int = Field(256, gt=0)
     lr: Positive = 1.5e-3
     warmup_steps: int = Field(100, gt=0)
+    final_lr_fraction: float = Field(1.0, ge=0, le=1)
+    """the learning rate falls linearly to this share of --lr at the last step; 1 = it stays"""
     weight_decay: float = Field(0.01, ge=0)
     seed: int = Field(0, ge=0)
     heldout: int = Field(1000, gt=0)
@@ -115,7 +122,9 @@ class TrainConfig(Config):
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
-    """countdown or sudoku"""
+    """countdown, countdown4 or sudoku"""
+    device: Device = "cpu"
+    """auto: a GPU where there is one"""
     name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"

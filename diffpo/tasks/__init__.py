@@ -6,13 +6,15 @@ import difflib
 from typing import Any
 
 from .countdown import Countdown, CountdownProblem
+from .countdown4 import Countdown4
 from .sudoku import Sudoku, SudokuProblem
 from .task import Split, Task
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown, Sudoku)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown, Countdown4, Sudoku)}
 
 __all__ = [
     "Countdown",
+    "Countdown4",
     "CountdownProblem",
     "Split",
     "Sudoku",

@@ -8,7 +8,17 @@ from pathlib import Path
 from diffpo.config import TrainConfig, fail
 
 # Fields that say where or whether to run, not what the run computes.
-_FREE_ON_RESUME = {"resume", "overwrite", "allow_config_change", "dry_run", "max_minutes", "save_every", "name", "runs"}
+_FREE_ON_RESUME = {
+    "resume",
+    "overwrite",
+    "allow_config_change",
+    "dry_run",
+    "max_minutes",
+    "save_every",
+    "name",
+    "runs",
+    "device",
+}
 
 
 class RunFolder:
