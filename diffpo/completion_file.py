@@ -82,7 +82,10 @@ class CompletionFile:
         complete, _, rest = self._file.read().rpartition("\n")
         if rest:  # a killed run may leave half a line
             self._file.truncate(len((complete + "\n").encode()) if complete else 0)
-        return tuple(_read_row(line, f"output {self.path}, line {n}") for n, line in enumerate(complete.split("\n") if complete else (), 1))
+        return tuple(
+            _read_row(line, f"output {self.path}, line {n}")
+            for n, line in enumerate(complete.split("\n") if complete else (), 1)
+        )
 
     def write(self, record: dict) -> None:
         if self._empty_first:

@@ -207,7 +207,9 @@ class Run:
         for row in self.output.earlier:
             index = row["index"]
             if not (0 <= index < len(self.prompts)) or row["prompt"] != self.prompts[index]:
-                raise ValueError(f"resume: {self.config.output} holds index {index} with a prompt that the input does not")
+                raise ValueError(
+                    f"resume: {self.config.output} holds index {index} with a prompt that the input does not"
+                )
         done = {row["index"] for row in self.output.earlier}
         return [index for index in range(len(self.prompts)) if index not in done]
 
