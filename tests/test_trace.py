@@ -66,16 +66,20 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.tags, self.raw = [], []
+        self.tags, self.raw, self._inside = [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
+        self._inside = tag in ("script", "style")
+        if self._inside:
             self.raw.append((tag, dict(attributes), ""))
 
+    def handle_endtag(self, tag):
+        self._inside = False
+
     def handle_data(self, data):
-        if self.raw and self.tags[-1][0] == self.raw[-1][0]:
+        if self._inside:
             tag, attributes, text = self.raw[-1]
             self.raw[-1] = (tag, attributes, text + data)
 
@@ -210,21 +214,23 @@ def test_slider_and_buttons_show_the_latent_of_the_step(record, open_page):
 
 
 def test_play_runs_to_the_end_and_can_be_paused(record, open_page):
+    from playwright.sync_api import expect
+
     page = open_page([record("abcdefghi")])
     page.select_option("#speed", "4")
     page.evaluate("document.activeElement.blur()")
     seen = []
-    page.expose_function("note", seen.append)
+    page.expose_function("note", lambda step: seen.append(int(step)))
     page.evaluate(
         "new MutationObserver(() => note(document.getElementById('step').value)).observe(document.getElementById('status'), {childList: true})"
     )
     page.click("#play")
     assert page.locator("#play").inner_text() == "Pause"
-    page.wait_for_function("document.getElementById('play').textContent.trim() === 'Play'")
-    assert [int(step) for step in seen] == [0, 1, 2, 3, 4, 5]
+    expect(page.locator("#play")).to_have_text("Play")
+    assert seen == [0, 1, 2, 3, 4, 5]
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Space")
-    page.wait_for_function("document.getElementById('step').value === '1'")
+    expect(page.locator("#step")).to_have_value("1")
     page.keyboard.press("Space")
     paused = page.locator("#step").input_value()
     page.wait_for_timeout(400)
@@ -262,7 +268,7 @@ def test_hover_and_focus_tell_about_the_token(record, tokenizer, open_page):
 
 
 def test_masked_tokens_do_not_show_their_text(record, open_page):
-    page = open_page([record("abc")])
+    page = open_page([record("abc")], reduced_motion="reduce")
     slide(page, 0)
     assert page.locator(".token").first.evaluate("t => getComputedStyle(t).color") == "rgba(0, 0, 0, 0)"
     assert page.locator(".token").first.get_attribute("aria-label") == "masked"
@@ -272,7 +278,7 @@ def test_totals_and_chart(record, open_page):
     page = open_page([record("abcde")])
     totals = page.locator("#totals div").all_inner_texts()
     assert [re.sub(r"\s+", " ", text) for text in totals] == [
-        "3 NFE", "6 tokens", "2.00 tokens per forward", "500 ms time", "12 tokens/s", "0.1 nats entropy bound",
+        "NFE 3", "tokens 6", "tokens per forward 2.00", "time 500 ms", "tokens/s 12", "entropy bound 0.1 nats",
     ]  # fmt: skip
     assert page.locator(".bar").count() == 3
     assert page.locator("#chart").get_attribute("aria-label") == "Tokens committed per step: 2, 2, 2"
@@ -319,8 +325,8 @@ def test_a_long_completion_stays_usable(record, open_page):
     )
     assert milliseconds < 45  # the shortest time a step is shown
     slide(page, page.evaluate("row.nfe"))
-    assert page.locator(".now").first.is_visible()
-    top, player = (page.locator(name).first.bounding_box()["y"] for name in (".now", "#player"))
+    assert page.locator(".token.now").first.is_visible()
+    top, player = (page.locator(name).first.bounding_box()["y"] for name in (".token.now", "#player"))
     assert 0 <= top < player  # followed, and not under the player
 
 

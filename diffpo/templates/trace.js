@@ -204,8 +204,9 @@ function showTip(token) {
   tip.replaceChildren(element("strong", "", name), list);
   tip.hidden = false;
   const box = token.getBoundingClientRect(), size = tip.getBoundingClientRect();
-  const above = box.top - size.height - 8;
-  tip.style.top = `${above > 4 ? above : box.bottom + 8}px`;
+  const above = box.top - size.height - 8, below = box.bottom + 8;
+  const fits = below + size.height < $("player").getBoundingClientRect().top;
+  tip.style.top = `${fits || above < 4 ? below : above}px`;
   tip.style.left = `${Math.min(Math.max(8, box.left + box.width / 2 - size.width / 2), innerWidth - size.width - 8)}px`;
   token.setAttribute("aria-describedby", "tip");
 }
