@@ -1,6 +1,5 @@
 """Small parts of gpu_suite.sh: ``python benchmarks/gpu_parts.py packages | extension | training summary.json``."""
 
-import functools
 import sys
 import tempfile
 from importlib import metadata
@@ -56,10 +55,9 @@ def training(summary: str, device: str = "cuda") -> int:
     """Two updates of DiFFPO on the shipped countdown model; the run's summary is copied to `summary`."""
     from diffpo import train
 
-    train.load = functools.partial(train.load, device=device)  # diffpo.train itself has no setting for the device
     with tempfile.TemporaryDirectory() as runs:
         sizes = ["--updates", "2", "--heldout", "64", "--algorithm.prompts-per-update", "8"]
-        code = train.main(["--runs", runs, "--name", "gpu-suite", *sizes])
+        code = train.main(["--device", device, "--runs", runs, "--name", "gpu-suite", *sizes])
         found = sorted(Path(runs).rglob("summary.json"))
         if found:
             Path(summary).write_text(found[0].read_text())

@@ -30,10 +30,17 @@ def provenance(seeds: dict[str, int]) -> dict:
 
 
 def command() -> str:
-    """The command line, relative to the repository."""
-    script = Path(sys.argv[0]).resolve()
-    name = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script.name
-    return shlex.join(["python", str(name), *sys.argv[1:]])
+    """The command line, without folders of this machine: paths are relative to the repository, or their last part alone."""
+    script, *arguments = sys.argv
+    return shlex.join(["python", portable(str(Path(script).resolve())), *map(portable, arguments)])
+
+
+def portable(argument: str) -> str:
+    """An absolute path without what is special to this machine; anything else as it is."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
 
 
 def hardware() -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffpo.models.threshold import ENTROPY_BOUND_GRID
 
@@ -25,6 +25,7 @@ def _not_nan(value: float) -> float:
 
 
 Nats = Annotated[float, Field(ge=0), AfterValidator(_not_nan)]
+Device = Literal["cpu", "cuda", "auto"]
 Positive = Annotated[float, Field(gt=0), AfterValidator(_not_nan)]
 
 
@@ -45,13 +46,19 @@ class PretrainConfig(Config):
     """Train a tiny masked diffusion LM from scratch."""
 
     task: str = "countdown"
-    """countdown or sudoku"""
+    """countdown, countdown4 or sudoku"""
+    start: str = ""
+    """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
+    with: the seed decides the examples"""
+    device: Device = "cpu"
     output: str = "runs/pretrained"
     """folder for the checkpoint; must be new or empty"""
     steps: int = Field(2250, gt=0)
     batch_size: int = Field(256, gt=0)
     lr: Positive = 1.5e-3
     warmup_steps: int = Field(100, gt=0)
+    final_lr_fraction: float = Field(1.0, ge=0, le=1)
+    """the learning rate falls linearly to this share of --lr at the last step; 1 = it stays"""
     weight_decay: float = Field(0.01, ge=0)
     seed: int = Field(0, ge=0)
     heldout: int = Field(1000, gt=0)
@@ -65,7 +72,7 @@ class EvaluateConfig(Config):
     model: str = "tiny-countdown"
     """shipped model, folder or hub id"""
     task: str = "countdown"
-    """countdown, gsm8k, math500 or sudoku"""
+    """countdown, countdown4, gsm8k, math500 or sudoku"""
     data: str = ""
     """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
     sudoku generate their test split"""
@@ -78,22 +85,23 @@ class EvaluateConfig(Config):
     """tokens of a completion; default 256 in chat, the task's own in compact"""
     block_length: int | None = Field(None, gt=0)
     """tokens decoded before the next ones are begun; default 32 in chat, the task's own in compact"""
-    rule: Literal["fixed", "entropy-bounded", "confidence", "factor", "learned"] = "fixed"
-    """which tokens are committed in a step; learned: the threshold that the model predicts for each prompt"""
+    rule: Literal["fixed", "eb", "confidence", "factor", "learned"] = "fixed"
+    """which tokens are committed in a step: fixed (steps), entropy-bounded (gamma, proxy), confidence (p), factor, or the threshold that
+    the model has learned (proxy)"""
     steps: int | None = Field(None, gt=0)
-    """of rule fixed; default gen_length / 2"""
-    gamma: Nats = 0.1
-    """of rule entropy-bounded, in nats"""
-    proxy: Literal["entropy", "confidence", "margin"] = "entropy"
-    """order of commitment of rule entropy-bounded"""
-    confidence: float = Field(0.9, ge=0, le=1)
-    """of rule confidence: probability from which a token is committed"""
-    factor: Nats = 1.0
-    """of rule factor"""
+    """of fixed; default gen_length / 2"""
+    gamma: Nats | None = None
+    """of eb, nats; default 0.1"""
+    proxy: Literal["entropy", "confidence", "margin"] | None = None
+    """commit order of eb (default entropy) and learned (default the one it was trained with)"""
+    p: float | None = Field(None, ge=0, le=1)
+    """of confidence; default 0.9"""
+    factor: Nats | None = None
+    """of factor; must be given"""
     batch_size: int = Field(32, gt=0)
     """problems decoded together; it does not change the results"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
     name: str = Field("evaluation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"
@@ -103,6 +111,23 @@ class EvaluateConfig(Config):
     """delete the run's folder first"""
     dry_run: bool = False
     """print the resolved configuration and stop"""
+
+    @model_validator(mode="after")
+    def _settings_of_the_rule(self) -> "EvaluateConfig":
+        own = {
+            "fixed": ("steps",),
+            "eb": ("gamma", "proxy"),
+            "confidence": ("p",),
+            "factor": ("factor",),
+            "learned": ("proxy",),
+        }
+        for name in ("steps", "gamma", "proxy", "p", "factor"):
+            if getattr(self, name) is not None and name not in own[self.rule]:
+                owners = ", ".join(rule for rule, names in own.items() if name in names)
+                raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
+        if self.rule == "factor" and self.factor is None:
+            raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
+        return self
 
 
 class AlgorithmConfig(Config):
@@ -161,7 +186,9 @@ class TrainConfig(Config):
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
-    """countdown or sudoku"""
+    """countdown, countdown4 or sudoku"""
+    device: Device = "cpu"
+    """auto: a GPU where there is one"""
     name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"

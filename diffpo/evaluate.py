@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,14 +23,9 @@ from torch import Tensor
 from diffpo.config import EvaluateConfig, fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
-from diffpo.decoding.rules import (
-    ConfidenceThreshold,
-    EntropyBounded,
-    FactorThreshold,
-    FixedSchedule,
-    PromptThreshold,
-    Rule,
-)
+from diffpo.decoding.rules import Rule
+from diffpo.device import choose_device
+from diffpo.generate_command import commit_rule
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.provenance import model_revision, provenance, without_folder
@@ -88,16 +82,13 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     """Read the data, then the model. ValueError or FileNotFoundError for anything that does not fit together."""
     problems, data_revision = read_problems(config, task)
     folder = resolve(config.model)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    try:
-        model = load(folder, device)
-    except RuntimeError as error:  # torch's for a device that does not exist
-        raise ValueError(f"device {device!r}: {error}") from error
-    config = filled_in(config, task, model, device)
+    device = choose_device(config.device)
+    model = load(folder, device)
+    config = filled_in(config, task, model, device.type)
     prompts = encoded(config, task, problems, model)
     check_lengths(config.gen_length, config.block_length)
     check_context(prompts, config.gen_length, model)
-    rule = commit_rule(config).resolve(model)
+    rule = commit_rule(config, model).resolve(model)
     rule.check(model, len(prompts), config.gen_length, config.block_length)
     revisions = {"model": model_revision(folder), "data": data_revision}
     return Evaluation(config, task, problems, prompts, model, rule, revisions)
@@ -132,7 +123,7 @@ def filled_in(config: EvaluateConfig, task: ChatTask, model: MaskedDiffusionLM, 
     gen_length, block_length = own or (CHAT_GEN_LENGTH, CHAT_BLOCK_LENGTH)
     gen_length = config.gen_length or gen_length
     block_length = config.block_length or min(block_length, gen_length)
-    steps = config.steps or max(gen_length // 2, 1)
+    steps = config.steps or max(gen_length // 2, 1) if config.rule == "fixed" else None
     update = {
         "format": chosen,
         "gen_length": gen_length,
@@ -141,17 +132,6 @@ def filled_in(config: EvaluateConfig, task: ChatTask, model: MaskedDiffusionLM, 
         "device": device,
     }
     return config.model_copy(update=update)
-
-
-def commit_rule(config: EvaluateConfig) -> Rule:
-    """The rule that the configuration names."""
-    return {
-        "fixed": lambda: FixedSchedule(config.steps),
-        "entropy-bounded": lambda: EntropyBounded(config.gamma, config.proxy),
-        "confidence": lambda: ConfidenceThreshold(config.confidence),
-        "factor": lambda: FactorThreshold(config.factor),
-        "learned": PromptThreshold,
-    }[config.rule]()
 
 
 def check_context(prompts: list[Tensor], gen_length: int, model: MaskedDiffusionLM) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from diffpo.config import EvaluateConfig
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH, commit_rule
+from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
+from diffpo.generate_command import commit_rule
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 
@@ -41,7 +42,9 @@ class DiffpoLM(TemplateLM):
         **rule,
     ):
         super().__init__()
-        block_length, steps = block_length or min(CHAT_BLOCK_LENGTH, gen_length), steps or max(gen_length // 2, 1)
+        block_length = block_length or min(CHAT_BLOCK_LENGTH, gen_length)
+        if steps is None and rule.get("rule", "fixed") == "fixed":
+            steps = max(gen_length // 2, 1)
         rows = 8 if batch_size in (None, "auto") else int(batch_size)
         self.config = EvaluateConfig(
             model=model, gen_length=gen_length, block_length=block_length, steps=steps, batch_size=rows, **rule
@@ -83,7 +86,7 @@ class DiffpoLM(TemplateLM):
                 raise ValueError("the diffpo model of lm-eval decodes greedily: set do_sample=False or temperature=0")
         prompts = [torch.tensor(self.tok_encode(context)) for context in contexts]
         rows = stream(
-            self.model, prompts, self.config.gen_length, self.config.block_length, commit_rule(self.config),
+            self.model, prompts, self.config.gen_length, self.config.block_length, commit_rule(self.config, self.model),
             batch_size=self.config.batch_size,
         )  # fmt: skip
         texts = [""] * len(requests)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from diffpo.config import TrainConfig, fail, nearest, parse
 from diffpo.cpu_memory import keep_freed_memory
+from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, write_atomically
 from diffpo.objectives import OBJECTIVES
 from diffpo.tasks import get_task
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(config.model_dump_json(indent=2))
             return 0
         problems = fixed_problems(task, config.heldout, config.split)
-        model = load(config.model)
+        model = load(config.model, choose_device(config.device))
         check_vocabulary(model, task)
     except (ValueError, FileNotFoundError) as error:
         fail(str(error))

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 import diffpo.train
-from diffpo.config import TrainConfig, parse
+from diffpo.config import PretrainConfig, TrainConfig, parse
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+EVERY = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+PRETRAINING = [path for path in EVERY if path.stem.endswith("-pretrain")]
+RECIPES = [path for path in EVERY if path not in PRETRAINING]
 
 
 def leaves(values: dict, prefix: str = ""):
@@ -26,6 +28,15 @@ def test_there_are_recipes():
         "countdown-sampler",
         "countdown-d1",
     }
+    assert PRETRAINING
+
+
+def check_values(path: Path, defaults) -> None:
+    default = dict(leaves(defaults.model_dump()))
+    for key, value in leaves(tomllib.loads(path.read_text())):
+        assert key == "algorithm.name" or value != default[key], f"{key} is the default"
+    for line in path.read_text().splitlines():
+        assert "=" not in line or "#" in line, f"no comment: {line}"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -33,10 +44,22 @@ def test_recipe(path, capsys):
     config = parse(TrainConfig, [str(path)], diffpo.train.algorithm_defaults)
     assert config.name == path.stem
     defaults = parse(TrainConfig, ["--algorithm.name", config.algorithm.name], diffpo.train.algorithm_defaults)
-    default = dict(leaves(defaults.model_dump()))
-    for key, value in leaves(tomllib.loads(path.read_text())):
-        assert key == "algorithm.name" or value != default[key], f"{key} is the default"
-    for line in path.read_text().splitlines():
-        assert "=" not in line or "#" in line, f"no comment: {line}"
+    check_values(path, defaults)
     assert diffpo.train.main([str(path), "--dry-run"]) == 0
     assert f'"name": "{path.stem}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
+def test_pretraining_recipe(path):
+    config = parse(PretrainConfig, [str(path)])
+    assert path.stem.startswith(config.task)
+    check_values(path, PretrainConfig())
+
+
+def test_the_harder_task_trains_the_model_that_its_pretraining_writes():
+    folder = EVERY[0].parent
+    base = parse(PretrainConfig, [str(folder / "countdown4-pretrain.toml")])
+    for path in folder.glob("countdown4-*.toml"):
+        if path not in PRETRAINING:
+            config = parse(TrainConfig, [str(path)], diffpo.train.algorithm_defaults)
+            assert (config.model, config.task) == (base.output, base.task)

@@ -14,7 +14,8 @@ import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
 from diffpo.config import EvaluateConfig
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import commit_rule, main, wilson_interval
+from diffpo.evaluate import main, wilson_interval
+from diffpo.generate_command import commit_rule
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
 from diffpo.training.item_log import ItemLog
@@ -124,7 +125,7 @@ def test_the_wilson_interval_against_published_values(right, count, low, high):
 
 
 def test_a_run_on_a_tiny_model(run, tmp_path):
-    assert run("--limit", "12", "--rule", "entropy-bounded", "--gamma", "0.01", "--batch-size", "5") == 0
+    assert run("--limit", "12", "--rule", "eb", "--gamma", "0.01", "--batch-size", "5") == 0
     items, summary = items_in(tmp_path / "run"), summary_in(tmp_path / "run")
     task = Countdown()
     problems = task.problems("test", 12, seed=0)
@@ -201,14 +202,14 @@ def test_the_summary_says_where_it_comes_from_without_folders(run, chat_flags, c
     ("flags", "rule"),
     [
         ({"rule": "fixed", "steps": 4}, "FixedSchedule(steps=4)"),
-        ({"rule": "entropy-bounded", "gamma": 0.5, "proxy": "margin"}, "EntropyBounded(gamma=0.5, proxy=margin)"),
-        ({"rule": "confidence", "confidence": 0.8}, "ConfidenceThreshold(p=0.8)"),
+        ({"rule": "eb", "gamma": 0.5, "proxy": "margin"}, "EntropyBounded(gamma=0.5, proxy=margin)"),
+        ({"rule": "confidence", "p": 0.8}, "ConfidenceThreshold(p=0.8)"),
         ({"rule": "factor", "factor": 2}, "FactorThreshold(factor=2)"),
         ({"rule": "learned"}, "PromptThreshold()"),
     ],
 )
 def test_every_rule_can_be_named(flags, rule):
-    assert repr(commit_rule(EvaluateConfig(**flags))) == rule
+    assert repr(commit_rule(EvaluateConfig(**flags), load("tiny-countdown"))) == rule
 
 
 def test_the_learned_threshold_is_the_models(run, tmp_path):
@@ -313,7 +314,7 @@ def test_the_log_refuses_a_damaged_line(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--rule", "confidence"], "rule: fixed -> confidence"),
+        (["--rule", "confidence"], "rule: fixed -> confidence; steps: 8 -> None"),
         (["--gen-length", "8"], "gen_length: 16 -> 8; steps: 8 -> 4"),
         (["--limit", "3"], "limit: None -> 3"),
     ],
@@ -365,7 +366,6 @@ def test_a_used_folder_is_not_touched_and_overwrite_empties_it(run, chat_flags, 
         (["--gen-length", "12", "--block-length", "5"], "gen_length 12 must be a multiple of block_length"),
         (["--block-length", "4", "--steps", "7"], "steps 7 must be a multiple of the number of blocks 3"),
         (["--limit", "100000"], "limit: the test split of countdown holds"),
-        (["--device", "no-such-device"], "device 'no-such-device'"),
     ],
 )
 def test_a_mistake_is_found_before_the_folder_is_made(run, tmp_path, capsys, flags, message):
@@ -383,7 +383,9 @@ def test_a_mistake_is_found_before_the_folder_is_made(run, tmp_path, capsys, fla
         ('format = "chatty"', "format: Input should be 'auto', 'chat' or 'compact'"),
         ("gamma = -1", "gamma"),
         ("limit = 0", "limit"),
-        ('rule = "eb"', "rule"),
+        ('rule = "entropy"', "rule"),
+        ("gamma = 0.5", "gamma: is a setting of rule eb, the rule is fixed"),
+        ('rule = "factor"', "factor: must be given"),
     ],
 )
 def test_a_mistake_in_a_file_names_its_field(tmp_path, capsys, text, message):

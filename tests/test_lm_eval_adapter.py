@@ -32,7 +32,7 @@ def requests_of(kind: str, *arguments) -> list[Instance]:
 def test_it_is_registered_and_made_from_an_argument_string():
     kind = get_model("diffpo")
     lm = kind.create_from_arg_string(
-        "model=tiny-countdown,gen_length=12,rule=entropy-bounded,gamma=0.5", {"batch_size": "4", "device": "cpu"}
+        "model=tiny-countdown,gen_length=12,rule=eb,gamma=0.5", {"batch_size": "4", "device": "cpu"}
     )
     assert (lm.config.rule, lm.config.gamma, lm.config.batch_size, lm.config.block_length) == (
         "entropy-bounded",

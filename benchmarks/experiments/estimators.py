@@ -1,12 +1,21 @@
 """``python benchmarks/experiments/estimators.py``: which likelihood estimator trains best, per update, per denoiser call, per second?
 
 {MF, MF + IS, 2-MF, 2-MF + IS, 4-MF + IS, exact} x {countdown, sudoku}. Everything else is equal: the model alone is trained, at a fixed entropy bound, by
-the same clipped loss with the same KL, on correctness alone. MF without correction is d1's estimator.
+the same clipped loss with the same KL, on correctness alone. MF without correction is d1's estimator. Runs that exist are not repeated;
+``--report`` summarises what is there. Writes estimators.json, estimators.png (learning curves) and estimators_weights.png.
 """
 
 from __future__ import annotations
 
-from study import Run, options, train_all
+from pathlib import Path
+
+from learning_curves import AXES, BESIDE, PALETTE, SMOOTHED_UPDATES, STYLE, draw_band, race
+from rich.console import Console
+from rich.table import Table
+from seed_statistics import difference, estimate, text, verdict
+from study import QUARTERS, Options, Run, options, provenance, train_all, write
+
+from diffpo_kernels.surrogate_loss import WEIGHT_EDGES
 
 ESTIMATORS = {
     "mf": (1, False),
@@ -16,6 +25,8 @@ ESTIMATORS = {
     "4mf-is": (4, True),
     "exact": (0, False),
 }
+SMOKE_ARMS = ("mf", "2mf-is")
+REFERENCES = ("mf", "2mf")  # what every arm is compared with
 UPDATES = 150
 MINUTES = {"countdown": 5.0, "sudoku": 8.0}  # one run, one core
 COMMON = {
@@ -27,32 +38,217 @@ COMMON = {
 }
 
 
-def runs(seeds: int, tasks: tuple[str, ...]) -> list[Run]:
+def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ESTIMATORS)) -> list[Run]:
     return [
-        Run(arm, task, seed, COMMON | {"algorithm.m": m, "algorithm.importance-correction": correct})
+        Run(arm, task, seed, COMMON | {"algorithm.m": ESTIMATORS[arm][0], "algorithm.importance-correction": ESTIMATORS[arm][1]})
         for seed in range(seeds)
         for task in tasks
-        for arm, (m, correct) in ESTIMATORS.items()
-    ]
+        for arm in arms
+    ]  # fmt: skip
+
+
+def summarise(results: list[dict]) -> dict:
+    """{task: {arm: numbers}} over the seeds there are; see `describe`."""
+    found: dict[str, dict] = {}
+    for task in dict.fromkeys(result["task"] for result in results):
+        mine = [result for result in results if result["task"] == task]
+        arms = {arm: [r for r in mine if r["arm"] == arm] for arm in ESTIMATORS if any(r["arm"] == arm for r in mine)}
+        found[task] = {arm: describe(arm, arms) for arm in arms}
+    return found
+
+
+def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
+    """Final test accuracy and NFE, costs, gain in training reward, weights, and the paired differences to the references.
+
+    accuracy: at the trained entropy bound, greedy. gain_points: over the base model one token at a time, in percentage points.
+    reward_gain: mean training reward of the last fifth of the curve less the first fifth's. to_<reference>_points: accuracy less the
+    reference's of the same seed, in percentage points; calls_<reference>: denoiser calls to the reference's best training accuracy.
+    """
+    mine = arms[arm]
+    found = {
+        "accuracy": estimate([r["trained"]["accuracy"] for r in mine]),
+        "nfe": estimate([r["trained"]["nfe"] for r in mine]),
+        "gain_points": estimate(
+            [100 * (r["trained"]["accuracy"] - r["base"]["one_at_a_time"]["accuracy"]) for r in mine]
+        ),
+        "denoiser_calls": estimate([r["denoiser_calls"] for r in mine]),
+        "seconds": estimate([r["curve"]["seconds"][-1] for r in mine]),
+        "reward_gain": estimate([gain(r["curve"]["reward"]) for r in mine]),
+        "weights": mean_weights([r["weights"] for r in mine if r.get("weights")]),
+    }
+    for reference in REFERENCES:
+        if reference in arms and reference != arm:
+            ours, theirs = (
+                {r["seed"]: 100 * r["trained"]["accuracy"] for r in arms[name]} for name in (arm, reference)
+            )
+            found[f"to_{reference}_points"] = difference(ours, theirs)
+            common = [{r["seed"]: r["curve"] for r in arms[name]} for name in (arm, reference)]
+            seeds = sorted(common[0].keys() & common[1].keys())
+            if seeds:
+                found[f"calls_{reference}"] = race(*([curves[seed] for seed in seeds] for curves in common))
+    return found
+
+
+def gain(values: list[float]) -> float:
+    """Mean of the last fifth less the mean of the first."""
+    width = max(len(values) // 5, 1)
+    return sum(values[-width:]) / width - sum(values[:width]) / width
+
+
+def mean_weights(of_seeds: list[dict]) -> dict | None:
+    """`study.late_weights` averaged over the seeds; None for results without."""
+    if not of_seeds:
+        return None
+    found = {}
+    for name in of_seeds[0]:
+        by_quarter = [
+            [weights[name][q] for weights in of_seeds if weights[name][q] is not None] for q in range(QUARTERS)
+        ]
+        found[name] = [_mean(values) if values else None for values in by_quarter]
+    return found
+
+
+def _mean(values: list):
+    if isinstance(values[0], list):
+        return [sum(column) / len(values) for column in zip(*values, strict=True)]
+    return sum(values) / len(values)
+
+
+def reading(summary: dict) -> list[str]:
+    """What the numbers say, sentence by sentence."""
+    found = []
+    for task, arms in summary.items():
+        for arm, numbers in arms.items():
+            change, n = numbers["reward_gain"], numbers["reward_gain"]["n"]
+            found.append(
+                f"{task}, {arm}: {text(numbers['accuracy'], 100, 1)}% at {text(numbers['nfe'])} NFE, {text(numbers['gain_points'], 1, 1, '+')} points over the base one token at a "
+                f"time; its own training reward changed by {text(change, 1, 3, '+')} ({verdict(change)}; n = {n})."
+            )
+        for reference in REFERENCES:
+            for arm, numbers in arms.items():
+                against, cost = numbers.get(f"to_{reference}_points"), numbers.get(f"calls_{reference}")
+                if against is None or cost is None:
+                    continue
+                reached = (
+                    "never reaches"
+                    if cost["ratio"] is None
+                    else f"needs {cost['ratio']:.2f} times its denoiser calls to reach"
+                )
+                found.append(
+                    f"{task}, {arm} against {reference}: {text(against, 1, 1, '+')} points ({verdict(against)}; n = {against['n']}); "
+                    f"it {reached} the best smoothed training accuracy of {reference}, {cost['level']:.1%}."
+                )
+    return found
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Training reward and accuracy of each task (rows) against updates, denoiser calls and seconds (columns)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    tasks = list(dict.fromkeys(result["task"] for result in results))
+    rows = [(task, name) for task in tasks for name in ("reward", "accuracy")]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(rows), len(AXES), figsize=(13, 2.7 * len(rows) + 0.6), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
+        for line, (task, name) in zip(axes, rows, strict=True):
+            for axis, (x, label) in zip(line, AXES.items(), strict=True):
+                for colour, arm in zip(PALETTE, ESTIMATORS, strict=False):
+                    curves = [r["curve"] for r in results if (r["task"], r["arm"]) == (task, arm)]
+                    if curves:
+                        draw_band(axis, curves, x, name, colour, arm)
+                axis.set_xlabel(label)
+                axis.grid(color="0.92", linewidth=0.8)
+            line[0].set(ylabel=f"training {name}", title=f"{task}: training {name}, rollouts at T = 1")
+            line[1].xaxis.set_major_formatter(EngFormatter())
+            line[-1].legend(**BESIDE)
+        figure.suptitle(
+            f"Mean over seeds, trailing mean of {SMOOTHED_UPDATES} updates, band: one standard error", fontsize=10
+        )
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+def draw_weights(summary: dict, path: Path) -> None:
+    """Uncapped weights surrogate / true likelihood at the end of training: histogram by quarter of the steps, a row per task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = [task for task, arms in summary.items() if any(numbers["weights"] for numbers in arms.values())]
+    if not tasks:
+        return
+    centres = ["less", *(f"$2^{{{octave}}}$" for octave in range(-4, 5)), "more"]
+    assert len(centres) == len(WEIGHT_EDGES) + 1
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(tasks), QUARTERS, figsize=(14, 2.8 * len(tasks) + 0.4), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
+        for line, task in zip(axes, tasks, strict=True):
+            for q, axis in enumerate(line):
+                for colour, (arm, numbers) in zip(PALETTE, summary[task].items(), strict=False):
+                    shares = numbers["weights"] and numbers["weights"]["weight_histogram"][q]
+                    if shares:
+                        axis.step(
+                            range(len(shares)),
+                            shares,
+                            where="mid",
+                            color=colour,
+                            label=f"{arm} (n = {numbers['accuracy']['n']})",
+                        )
+                axis.set(
+                    title=f"{task}, quarter {q + 1} of the steps",
+                    yscale="log",
+                    ylim=(1e-4, 1.5),
+                    xlabel="uncapped weight",
+                )
+                axis.set_xticks(range(0, len(centres), 2), centres[::2])
+            line[0].set_ylabel("share of the tokens")
+            line[-1].legend(**BESIDE)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+def print_tables(summary: dict, console: Console) -> None:
+    for task, arms in summary.items():
+        table = Table("arm", "n", "accuracy, %", "NFE", "calls", "seconds", "- mf, points", "- 2mf, points", "calls to mf's best", "ESS by quarter",
+                      title=f"{task}: 95% intervals over seeds")  # fmt: skip
+        for arm, numbers in arms.items():
+            ratio, weights = numbers.get("calls_mf", {}).get("ratio"), numbers["weights"]
+            table.add_row(
+                arm, str(numbers["accuracy"]["n"]), text(numbers["accuracy"], 100, 1), text(numbers["nfe"]),
+                f"{numbers['denoiser_calls']['mean']:,.0f}", f"{numbers['seconds']['mean']:.0f}",
+                *(text(numbers.get(f"to_{reference}_points"), 1, 1, "+") for reference in REFERENCES),
+                "" if arm == "mf" else "not reached" if ratio is None else f"{ratio:.2f}x",
+                "-" if weights is None else " ".join("-" if ess is None else f"{ess:.2f}" for ess in weights["ess"]),
+            )  # fmt: skip
+        console.print(table)
+
+
+def report(results: list[dict], given: Options) -> None:
+    summary = summarise(results)
+    document = {
+        "tasks": summary,
+        "smoothed_updates": SMOOTHED_UPDATES,
+        "weight_edges": WEIGHT_EDGES,
+        "reading": reading(summary),
+    }
+    seeds = {"runs": sorted({result["seed"] for result in results})}
+    write(given.output / "estimators.json", document | {"provenance": provenance(seeds)})
+    draw(results, given.output / "estimators.png")
+    draw_weights(summary, given.output / "estimators_weights.png")
+    console = Console(width=180, highlight=False)
+    print_tables(summary, console)
+    console.print(*document["reading"], sep="\n")
 
 
 def main() -> None:
     given = options(__doc__)
-    results = train_all(
-        "estimators",
-        runs(given.seeds, given.tasks),
-        given,
-        lambda run: MINUTES[run.task] * (3 if run.arm == "exact" else 1),
-    )
-    for result in results:
-        print(
-            result["task"],
-            result["arm"],
-            result["seed"],
-            result["trained"],
-            result["denoiser_calls"],
-            result["seconds"],
-        )
+    wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(ESTIMATORS))
+    results = train_all("estimators", wanted, given, lambda run: MINUTES[run.task] * (3 if run.arm == "exact" else 1))
+    if results:
+        report(results, given)
 
 
 if __name__ == "__main__":

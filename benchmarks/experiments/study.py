@@ -19,11 +19,16 @@ from typing import Any
 
 from rich.console import Console
 
+from diffpo.config import fail
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from provenance import provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
+WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
+QUARTERS = 4  # of a rollout's denoising steps
 SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1}
 
 
@@ -35,6 +40,8 @@ class Run:
     task: str
     seed: int
     flags: dict[str, Any]
+    recipe: str = ""  # a file in configs/ that the flags are laid over
+    model: str = ""  # default: the task's shipped base model
 
     @property
     def name(self) -> str:
@@ -48,49 +55,85 @@ class Options:
     tasks: tuple[str, ...]
     seeds: int
     jobs: int
+    device: str
     smoke: bool
+    report: bool
     output: Path
     runs: Path
 
 
 def options(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown", "sudoku")) -> Options:
     """Parse the command line that every experiment has."""
+    return read(parser(description, seeds, tasks).parse_args())
+
+
+def parser(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown", "sudoku")) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"seeds of each arm (default {seeds})")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: the cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="of the training runs")
     parser.add_argument("--smoke", action="store_true", help="two updates of one seed: does everything run?")
+    parser.add_argument("--report", action="store_true", help="train nothing: summarise the results that are there")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders, to resume from")
-    given = parser.parse_args()
+    return parser
+
+
+def read(given: argparse.Namespace) -> Options:
     return Options(
-        tuple(given.tasks), 1 if given.smoke else given.seeds, given.jobs, given.smoke, given.output, given.runs
-    )
+        tasks=tuple(given.tasks), seeds=1 if given.smoke else given.seeds, jobs=given.jobs, device=given.device,
+        smoke=given.smoke, report=given.report, output=given.output, runs=given.runs,
+    )  # fmt: skip
 
 
 def train_all(study: str, runs: Sequence[Run], given: Options, minutes: Callable[[Run], float]) -> list[dict]:
-    """Train what has no result yet, and return every run's result in order. States the cost first."""
+    """Train what has no result yet, and return the results in the order of `runs`; with --report, of those that are there.
+
+    States the cost first. SystemExit with code 2 if a result was made with other flags than the run has now.
+    """
     console = Console(highlight=False)
     folder = given.output / study
-    missing = [run for run in runs if not (folder / f"{run.name}.json").exists()]
+    existing = [run for run in runs if (folder / f"{run.name}.json").exists()]
+    for run in existing:
+        check_flags(run, folder / f"{run.name}.json")
+    missing = [] if given.report else [run for run in runs if run not in existing]
     if not given.smoke:
         cost = sum(map(minutes, missing)) / max(min(given.jobs, len(missing)), 1)
         console.print(
-            f"{study}: {len(runs)} runs, {len(missing)} to do, about {cost:.0f} minutes with {given.jobs} at a time"
+            f"{study}: {len(runs)} runs, {len(existing)} done, {len(missing)} to do, about {cost:.0f} minutes with "
+            f"{given.jobs} at a time"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(given.jobs) as pool:
         for run, _ in zip(missing, pool.map(lambda run: train(study, run, given), missing), strict=True):
             console.print(f"  {run.name} done")
-    return [json.loads((folder / f"{run.name}.json").read_text()) for run in runs]
+    return [json.loads((folder / f"{run.name}.json").read_text()) for run in runs if run in existing or run in missing]
+
+
+def check_flags(run: Run, path: Path) -> None:
+    """A result of other settings must not be averaged with these."""
+    found, now = json.loads(path.read_text())["flags"], json.loads(json.dumps(run.flags))
+    changed = [
+        f"{name}: {found.get(name)} -> {now.get(name)}"
+        for name in sorted(found | now)
+        if found.get(name) != now.get(name)
+    ]
+    if changed:
+        fail(f"{path.name} was made with other flags ({', '.join(changed)}): move it away or choose another --output")
 
 
 def train(study: str, run: Run, given: Options) -> None:
     """One run in its own process with one thread; its curve and its evaluations go to <output>/<study>/<name>.json."""
     folder = given.runs / study / run.name
-    flags = run.flags | {"task": run.task, "model": f"tiny-{run.task}", "seed": run.seed}
-    flags |= {"name": run.name, "runs": str(folder.parent)} | (SMOKE_FLAGS if given.smoke else {})
-    command = [sys.executable, "-m", "diffpo.train"]
+    flags = run.flags | {
+        "task": run.task,
+        "model": run.model or f"tiny-{run.task}",
+        "seed": run.seed,
+        "device": given.device,
+    }
+    flags |= {"name": run.name, "runs": str(folder.parent), "sweep": False} | (SMOKE_FLAGS if given.smoke else {})
+    command = [sys.executable, "-m", "diffpo.train", *([str(CONFIGS / run.recipe)] if run.recipe else [])]
     for flag, value in flags.items():
         command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag if value else no(flag)}"]
     if (folder / "config.json").exists():
@@ -103,10 +146,15 @@ def train(study: str, run: Run, given: Options) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = {
         "arm": run.arm, "task": run.task, "seed": run.seed, "flags": run.flags,
-        "curve": curve(lines), **json.loads(summary.read_text()), "provenance": provenance({"run": run.seed}),
+        "curve": curve(lines), "weights": late_weights(lines), **json.loads(summary.read_text()), "provenance": provenance({"run": run.seed}),
     }  # fmt: skip
-    path = given.output / study / f"{run.name}.json"
-    path.with_suffix(".tmp").write_text(json.dumps(result) + "\n")
+    write(given.output / study / f"{run.name}.json", result)
+
+
+def write(path: Path, document: dict) -> None:
+    """Written aside and renamed: a result is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(json.dumps(document) + "\n")
     path.with_suffix(".tmp").replace(path)
 
 
@@ -126,6 +174,26 @@ def curve(lines: Sequence[dict], points: int = 60) -> dict[str, list]:
     windows = [range(i, min(i + width, len(lines))) for i in range(0, len(lines), width)]
     columns = {name: [_mean([lines[i].get(name) for i in window]) for window in windows] for name in CURVE}
     return columns | {"seconds": [round(seconds[window[-1]], 2) for window in windows]}
+
+
+def late_weights(lines: Sequence[dict]) -> dict[str, list]:
+    """The importance weights at the end of training: means over the last tenth of the updates, by quarter of the denoising steps.
+
+    Names as in `diffpo.training.trainer.mean_diagnostics`; weight_histogram: [4, 11], shares of a quarter's tokens by uncapped weight.
+    A quarter without tokens, and a frozen model's, is None.
+    """
+    late = lines[-max(len(lines) // 10, 1) :]
+    return {
+        name: [_mean_of_lists([line.get(f"{name}/quarter_{q + 1}") for line in late]) for q in range(QUARTERS)] for name in WEIGHTS
+    }  # fmt: skip
+
+
+def _mean_of_lists(values: Sequence[float | list | None]) -> float | list | None:
+    known = [value for value in values if value is not None]
+    if not known or not isinstance(known[0], list):
+        return _mean(known)
+    total = sum(map(sum, known))
+    return [round(sum(column) / total, 5) for column in zip(*known, strict=True)] if total else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -21,7 +21,6 @@ MAX_VALUE = 99  # of the target and of every intermediate value
 OPERATORS = "+-*/"
 
 _EQUATION = r"\s*([0-9]{1,9})\s*([-+*/])\s*([0-9]{1,9})\s*=\s*([0-9]{1,9})\s*"
-_TWO_EQUATIONS = re.compile(f"{_EQUATION},{_EQUATION}")
 _ORDERS = np.array(list(itertools.permutations(range(3))))  # [6, 3]
 
 
@@ -35,13 +34,11 @@ class CountdownQuestion:
 
 @dataclass(frozen=True)
 class CountdownProblem(CountdownQuestion):
-    """Three numbers in 1..20 and a target in 1..99: what the compact form can write."""
-
-    numbers: tuple[int, int, int]
+    """Numbers in 1..20 and a target in 1..99: what the compact form can write."""
 
     def __post_init__(self) -> None:
-        if len(self.numbers) != 3 or not all(1 <= number <= MAX_NUMBER for number in self.numbers):
-            raise ValueError(f"numbers must be three integers in 1..{MAX_NUMBER}, got {self.numbers}")
+        if not all(1 <= number <= MAX_NUMBER for number in self.numbers):
+            raise ValueError(f"numbers must be integers in 1..{MAX_NUMBER}, got {self.numbers}")
         if not 1 <= self.target <= MAX_VALUE:
             raise ValueError(f"target must be in 1..{MAX_VALUE}, got {self.target}")
 
@@ -67,6 +64,7 @@ class Countdown(Task[CountdownQuestion]):
     """
 
     name = "countdown"
+    count = 3  # of numbers
     columns = ("input", "output")
     vocabulary = (*map(str, range(MAX_VALUE + 1)), *OPERATORS, "=", ",", "->")
     gen_length = 12
@@ -74,9 +72,12 @@ class Countdown(Task[CountdownQuestion]):
     ends_with_eos = True
 
     def problem(self, numbers: Iterable[int], target: int) -> CountdownProblem:
-        """A problem of your own, solvable or not. ValueError or TypeError unless it is three integers in 1..20 and a
+        """A problem of your own, solvable or not. ValueError or TypeError unless it is `count` integers in 1..20 and a
         target in 1..99."""
-        return CountdownProblem(tuple(map(operator.index, numbers)), operator.index(target))
+        numbers = tuple(map(operator.index, numbers))
+        if len(numbers) != self.count:
+            raise ValueError(f"numbers must be {self.count} integers in 1..{MAX_NUMBER}, got {numbers}")
+        return CountdownProblem(numbers, operator.index(target))
 
     def problem_from_row(self, row: dict[str, Any]) -> CountdownQuestion:
         try:
@@ -85,6 +86,8 @@ class Countdown(Task[CountdownQuestion]):
             raise ValueError(
                 f'input and output must be numbers such as "30,100,93" and "23", got {row["input"]!r} and {row["output"]!r}'
             ) from None
+        if len(numbers) < 2:
+            raise ValueError(f'input must be at least two numbers such as "30,100,93", got {row["input"]!r}')
         try:
             return self.problem(numbers, target)
         except ValueError:
@@ -94,7 +97,7 @@ class Countdown(Task[CountdownQuestion]):
         check_request(split, count)
         rng = np.random.default_rng(seed)
         expressions = _expressions(split)
-        _, first = np.unique(_key(expressions.numbers, expressions.target), return_index=True)
+        _, first = np.unique(split_key(expressions.numbers, expressions.target), return_index=True)
         if count > len(first):
             raise ValueError(f"the {split} split of countdown holds {len(first)} problems, {count} were asked for")
         chosen = expressions[rng.choice(first, size=count, replace=False)]
@@ -119,10 +122,10 @@ class Countdown(Task[CountdownQuestion]):
     def prompt(self, problem: CountdownQuestion) -> str:
         if not isinstance(problem, CountdownProblem):
             raise ValueError(
-                f"{list(problem.numbers)} -> {problem.target} has no compact form: it holds three numbers in 1..{MAX_NUMBER} "
-                f"and a target in 1..{MAX_VALUE}"
+                f"{list(problem.numbers)} -> {problem.target} has no compact form: it holds {self.count} numbers in "
+                f"1..{MAX_NUMBER} and a target in 1..{MAX_VALUE}"
             )
-        return "{} {} {} -> {}".format(*problem.numbers, problem.target)
+        return f"{' '.join(map(str, problem.numbers))} -> {problem.target}"
 
     def question(self, problem: CountdownQuestion) -> str:
         return (
@@ -140,28 +143,34 @@ class Countdown(Task[CountdownQuestion]):
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
     def reward(self, problem: CountdownQuestion, text: str) -> float:
-        if not chat_answer(text) and not _TWO_EQUATIONS.fullmatch(text):
+        if not chat_answer(text) and not _equations(self.count - 1).fullmatch(text):
             return 0.0
         return 1.0 if self.correct(problem, text) else 0.1
 
     def correct(self, problem: CountdownQuestion, text: str) -> bool:
         answer = chat_answer(text)
-        return _two_steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
+        return _steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
 
 
-def _two_steps_solve(problem: CountdownQuestion, text: str) -> bool:
-    match = _TWO_EQUATIONS.fullmatch(text)
+@functools.cache
+def _equations(steps: int) -> re.Pattern:
+    return re.compile(",".join([_EQUATION] * steps))
+
+
+def _steps_solve(problem: CountdownQuestion, text: str) -> bool:
+    """Each step takes two of what is there and puts its result back; at the end only the target is left."""
+    match = _equations(len(problem.numbers) - 1).fullmatch(text)
     if not match:
         return False
-    a, first, b, middle, c, second, d, last = (word if word in OPERATORS else int(word) for word in match.groups())
-    unused = Counter([*problem.numbers, middle]) - Counter([a, b])
-    return (
-        _holds(a, first, b, middle)
-        and _holds(c, second, d, last)
-        and not Counter([a, b]) - Counter(problem.numbers)
-        and Counter([c, d]) == unused
-        and last == problem.target
-    )
+    words = [word if word in OPERATORS else int(word) for word in match.groups()]
+    there = Counter(problem.numbers)
+    for i in range(0, len(words), 4):
+        left, sign, right, result = words[i : i + 4]
+        taken = Counter([left, right])
+        if taken - there or not _holds(left, sign, right, result):
+            return False
+        there = there - taken + Counter([result])
+    return there == Counter([problem.target])
 
 
 def _holds(left: int, sign: str, right: int, result: int) -> bool:
@@ -179,78 +188,91 @@ def _expression_solves(problem: CountdownQuestion, answer: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Expressions:
-    """N two-step expressions: `left[0] sign[0] right[0] = middle`, then `left[1] sign[1] right[1] = target`."""
+class Expressions:
+    """N expressions of S steps `left sign right = result` from S + 1 numbers; the last result is the target."""
 
-    numbers: np.ndarray  # [N, 3]
-    left: np.ndarray  # [N, 2]
-    sign: np.ndarray  # [N, 2], index into OPERATORS
-    right: np.ndarray  # [N, 2]
-    result: np.ndarray  # [N, 2]
+    numbers: np.ndarray  # [N, S + 1]
+    left: np.ndarray  # [N, S]
+    sign: np.ndarray  # [N, S], index into OPERATORS
+    right: np.ndarray  # [N, S]
+    result: np.ndarray  # [N, S]
 
     @property
     def target(self) -> np.ndarray:
-        return self.result[:, 1]
+        return self.result[:, -1]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [N]: every result is in 1..99."""
+        return ((self.result >= 1) & (self.result <= MAX_VALUE)).all(axis=1)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: np.ndarray) -> _Expressions:
-        return _Expressions(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+    def __getitem__(self, index: np.ndarray) -> Expressions:
+        return Expressions(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def texts(self) -> list[str]:
         columns = (self.left, self.sign, self.right, self.result)
         return [
-            f"{a} {OPERATORS[p]} {b} = {x} , {c} {OPERATORS[q]} {d} = {y}"
-            for (a, c), (p, q), (b, d), (x, y) in zip(*(column.tolist() for column in columns), strict=True)
+            " , ".join(f"{a} {OPERATORS[sign]} {b} = {x}" for a, sign, b, x in zip(*row, strict=True))
+            for row in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
 
-def _evaluate(numbers: np.ndarray) -> _Expressions:
+def _evaluate(numbers: np.ndarray) -> Expressions:
     """The valid ones among the 32 expressions that take each row of `numbers` [N, 3] in order."""
     sign_1, sign_2, middle_first, row = np.indices((4, 4, 2, len(numbers))).reshape(4, -1)
     a, b, c = numbers[row].T
-    middle = _apply(sign_1, a, b)
+    middle = apply_sign(sign_1, a, b)
     left, right = np.where(middle_first, (middle, c), (c, middle))
-    target = _apply(sign_2, left, right)
+    target = apply_sign(sign_2, left, right)
     pairs = ((a, left), (sign_1, sign_2), (b, right), (middle, target))
-    expressions = _Expressions(numbers[row], *(np.stack(pair, axis=1) for pair in pairs))
-    return expressions[((expressions.result >= 1) & (expressions.result <= MAX_VALUE)).all(axis=1)]
+    expressions = Expressions(numbers[row], *(np.stack(pair, axis=1) for pair in pairs))
+    return expressions[expressions.valid]
 
 
-def _apply(sign: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def apply_sign(sign: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Result of each operation, 0 (never valid) for a division that is not exact."""
     divisor = np.maximum(right, 1)  # a first result below 1 makes the expression invalid anyway
     quotient = np.where(left % divisor == 0, left // divisor, 0)
     return np.choose(sign, (left + right, left - right, left * right, quotient))
 
 
-def _key(numbers: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The same integer [N] for the same sorted numbers [N, 3] and target [N]."""
-    low, middle, high = np.sort(numbers, axis=1).T
-    return ((low * 100 + middle) * 100 + high) * 100 + target
+def split_key(numbers: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The same integer [N] for the same sorted numbers [N, count] and target [N]: two decimal digits for each."""
+    return functools.reduce(lambda key, column: key * 100 + column, [*np.sort(numbers, axis=1).T, target])
+
+
+def split_tenth(key: np.ndarray) -> np.ndarray:
+    """[N] in 0..9: keys of the test split have 0, of validation 1."""
+    return stable_hash(key) % np.uint64(10)
+
+
+def in_split(tenth: np.ndarray, split: Split) -> np.ndarray:
+    return {"test": tenth == 0, "validation": tenth == 1, "train": tenth > 1}[split]
 
 
 @functools.cache
-def _expressions(split: Split) -> _Expressions:
+def _expressions(split: Split) -> Expressions:
     """Every valid expression of a split."""
     expressions, tenth = _every_expression()
-    return expressions[{"test": tenth == 0, "validation": tenth == 1, "train": tenth > 1}[split]]
+    return expressions[in_split(tenth, split)]
 
 
 @functools.cache
-def _pretraining_expressions() -> _Expressions:
+def _pretraining_expressions() -> Expressions:
     """All but those of the test split."""
     expressions, tenth = _every_expression()
     return expressions[tenth > 0]
 
 
 @functools.cache
-def _every_expression() -> tuple[_Expressions, np.ndarray]:
+def _every_expression() -> tuple[Expressions, np.ndarray]:
     """Every valid expression, there are few enough to list them all, and which tenth of the keys it belongs to."""
     numbers = np.stack(np.meshgrid(*[np.arange(1, MAX_NUMBER + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     expressions = _evaluate(numbers)
-    return expressions, stable_hash(_key(expressions.numbers, expressions.target)) % np.uint64(10)
+    return expressions, split_tenth(split_key(expressions.numbers, expressions.target))
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from diffpo.tasks import Task
 class Rollout:
     """B = prompts x G rollouts, the members of a group adjacent.
 
-    task_reward, reward (the task's, times the speed factor where correct; NaN = dropped): fp32 [B]; correct: bool [B].
+    task_reward, reward (the task's, times the speed factor where correct; NaN = dropped): fp32 [B]; correct: bool [B]; on the CPU.
     """
 
     trajectory: Trajectory
@@ -43,7 +43,7 @@ def collect(
     task_reward = torch.tensor([task.reward(p, text) for p, text in zip(problems, out.text, strict=True)])
     correct = torch.tensor([task.correct(p, text) for p, text in zip(problems, out.text, strict=True)])
     # only a right answer is worth more when it is fast: otherwise being wrong quickly would pay
-    factor = torch.where(correct, speed(out.nfe, task.gen_length) ** speed_exponent, 1.0)
+    factor = torch.where(correct, speed(out.nfe.cpu(), task.gen_length) ** speed_exponent, 1.0)
     return Rollout(out.trajectory, task_reward, task_reward * factor, correct)
 
 

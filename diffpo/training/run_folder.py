@@ -18,6 +18,7 @@ _FREE_ON_RESUME = {
     "name",
     "runs",
     "batch_size",
+    "device",
 }
 
 

@@ -75,7 +75,7 @@ class Trainer:
         # means of the loss, its KL included, therefore run over the groups that do.
         kept = varied.repeat_interleave(algorithm.group_size)
         if varied.any():
-            metrics |= self._optimise(rollout.trajectory[kept], advantage[kept])
+            metrics |= self._optimise(rollout.trajectory[kept], advantage[kept].to(self.model.device))
         self.update += 1
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
         self._seconds.clear()

@@ -7,7 +7,7 @@ import torch
 
 import diffpo.pretrain
 from diffpo.config import ModelSize, PretrainConfig
-from diffpo.pretrain import build_model, elbo_loss, encode_examples, pretrain
+from diffpo.pretrain import build_model, elbo_loss, encode_examples, lr_factor, pretrain
 from diffpo.tasks import get_task
 
 SIZE = ModelSize(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
@@ -19,7 +19,7 @@ def small(**changes) -> PretrainConfig:
     )
 
 
-@pytest.mark.parametrize("name", ["countdown", "sudoku"])
+@pytest.mark.parametrize("name", ["countdown", "countdown4", "sudoku"])
 def test_examples_fill_the_completion_exactly(name):
     task = get_task(name)
     model = build_model(task, SIZE)
@@ -65,6 +65,41 @@ def test_a_seed_decides_every_weight():
     first, second, third = states
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], third["lm_head.weight"])
+
+
+def test_the_rate_warms_up_and_falls():
+    rates = [lr_factor(step, small(steps=100, final_lr_fraction=0.1)) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1 - 0.9 * 9 / 100)
+    assert rates[-1] == pytest.approx(0.1 + 0.9 / 100)
+    assert [lr_factor(step, small()) for step in (9, 10, 59)] == [1.0] * 3
+
+
+def test_the_command_goes_on_from_a_model(tmp_path, monkeypatch):
+    """Two steps at the start of the warm-up hardly move the weights, whose sizes are the starting model's."""
+    torch.manual_seed(0)
+    start = build_model(get_task("sudoku"), SIZE)
+    start.save(tmp_path / "start")
+    flags = ["--task", "sudoku", "--steps", "2", "--batch-size", "4", "--heldout", "4", "--lr", "1e-3", "--seed", "1"]
+    monkeypatch.setattr("sys.argv", ["p", *flags, "--start", str(tmp_path / "start"), "--output", str(tmp_path / "m")])
+    diffpo.pretrain.main()
+    continued = diffpo.load(tmp_path / "m").state_dict()
+    assert all(torch.allclose(value, continued[name], atol=1e-4) for name, value in start.state_dict().items())
+    assert any(not torch.equal(value, continued[name]) for name, value in start.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [("--start", "tiny-sudoku", "--task", "countdown"), ("--start", "tiny-nothing"), ("--device", "cuda")],
+)
+def test_mistakes_end_before_anything_is_written(mistake, tmp_path, monkeypatch):
+    if "cuda" in mistake and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr("sys.argv", ["pretrain", *mistake, "--output", str(tmp_path / "m")])
+    with pytest.raises(SystemExit) as stopped:
+        diffpo.pretrain.main()
+    assert stopped.value.code == 2
+    assert not (tmp_path / "m").exists()
 
 
 def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):

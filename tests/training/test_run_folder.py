@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -114,6 +115,9 @@ def test_a_change_can_be_allowed_and_some_fields_are_free(train, metrics_of, tmp
         (("--heldout", "100000000"), "heldout"),
         (("--task", "countdown"), "task"),  # the model's vocabulary is sudoku's
         (("--resume", "--overwrite"), "overwrite"),
+        pytest.param(
+            ("--device", "cuda"), "device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+        ),
         (("--name", "."), "name"),  # --overwrite would delete every run
     ],
 )

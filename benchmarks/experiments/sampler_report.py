@@ -1,0 +1,160 @@
+"""The sampler study in numbers and sentences."""
+
+from __future__ import annotations
+
+from front_area import area, aup, common_limit
+from learning_curves import race
+from rich.console import Console
+from rich.table import Table
+from seed_statistics import estimate, ratio, text
+
+from diffpo.config import RolloutConfig
+
+AGAINST = ("d1", "model", "sampler", "base")  # what joint's areas are divided by
+
+
+def pairs(front: dict) -> list[tuple[float, float]]:
+    """(tokens per forward, accuracy) of a sweep."""
+    return [(point["tokens_per_forward"], point["accuracy"]) for point in front["points"]]
+
+
+def operating_point(result: dict) -> dict:
+    """Where a run's own rule decodes: the learned threshold, or the entropy bound of its rollouts (from the training run itself)."""
+    return next((point for point in result["front"]["points"] if point["learned"]), result["trained"])
+
+
+def summarise(results: list[dict], bases: dict) -> dict:
+    """{task: numbers} over the seeds there are.
+
+    limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: joint's areas over others', by seed; target: joint at its learned
+    threshold against the base's best point: gain in percentage points, share of its NFE; race: joint's denoiser calls to d1's best training accuracy.
+    """
+    found = {}
+    for task, base in bases.items():
+        mine = [result for result in results if result["task"] == task]
+        if not mine:
+            continue
+        fronts = [pairs(base), *(pairs(result["front"]) for result in mine)]
+        y_max, limit = max(y for line in fronts for _, y in line), common_limit(fronts)
+        arms = {arm: [r for r in mine if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in mine)}
+        areas = {arm: {r["seed"]: {"aup": aup(pairs(r["front"]), y_max), "area": area(pairs(r["front"]), y_max, limit)} for r in of} for arm, of in arms.items()}  # fmt: skip
+        base_areas = {"aup": aup(pairs(base), y_max), "area": area(pairs(base), y_max, limit)}
+        if "joint" in areas:
+            areas["base"] = dict.fromkeys(areas["joint"], base_areas)
+        found[task] = {
+            "limit": limit,
+            "best_accuracy": y_max,
+            "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
+            "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
+            "ratios": ratios(areas),
+            "target": target(arms.get("joint", []), base["best"]),
+            "race": joint_against_d1(arms),
+        }
+    return found
+
+
+def describe(results: list[dict], areas: dict[int, dict]) -> dict:
+    """Accuracy and NFE at the run's own rule, areas, costs, and how the threshold is spread (None without one), over the seeds."""
+    points, spread = [operating_point(r) for r in results], [r["adaptation"] for r in results if r["adaptation"]]
+    found = {
+        "accuracy": estimate([point["accuracy"] for point in points]),
+        "nfe": estimate([point["nfe"] for point in points]),
+        "aup": estimate([values["aup"] for values in areas.values()]),
+        "area": estimate([values["area"] for values in areas.values()]),
+        "denoiser_calls": estimate([r["denoiser_calls"] for r in results]),
+        "seconds": estimate([r["curve"]["seconds"][-1] for r in results]),
+        "speed_exponent": results[0]["flags"].get("rollout.speed-exponent", RolloutConfig().speed_exponent),
+        "threshold": None,
+    }
+    if spread:
+        names = ("top_share", "top_gamma", "bin_entropy", "information", "p_value", "spearman")
+        found["threshold"] = {name: estimate([s[name] for s in spread if s[name] is not None]) for name in names}
+        found["threshold"]["bins"] = results[0]["front"]["bins"]
+        histograms = [s["histogram"] for s in spread]
+        found["threshold"]["histogram"] = [[sum(cell) / len(cell) for cell in zip(*rows, strict=True)] for rows in zip(*histograms, strict=True)]  # fmt: skip
+    return found
+
+
+def ratios(areas: dict[str, dict[int, dict]]) -> dict:
+    """Joint's AUP and area divided by another arm's, seed by seed."""
+    return {
+        other: {kind: ratio(*({seed: values[kind] for seed, values in areas[arm].items()} for arm in ("joint", other))) for kind in ("aup", "area")}
+        for other in AGAINST
+        if other in areas and "joint" in areas
+    }  # fmt: skip
+
+
+def target(joint: list[dict], best: dict) -> dict | None:
+    if not joint:
+        return None
+    points = [operating_point(result) for result in joint]
+    return {
+        "gain_points": estimate([100 * (point["accuracy"] - best["accuracy"]) for point in points]),
+        "nfe_share": estimate([point["nfe"] / best["nfe"] for point in points]),
+    }
+
+
+def joint_against_d1(arms: dict[str, list[dict]]) -> dict | None:
+    curves = [{r["seed"]: r["curve"] for r in arms.get(arm, [])} for arm in ("joint", "d1")]
+    seeds = sorted(curves[0].keys() & curves[1].keys())
+    return race(*([of[seed] for seed in seeds] for of in curves)) if seeds else None
+
+
+def reading(summary: dict) -> list[str]:
+    """What the numbers say, sentence by sentence."""
+    found = []
+    for task, numbers in summary.items():
+        base, goal, calls = numbers["base"]["best"], numbers["target"], numbers["race"]
+        found.append(f"{task}: the base model's best of {numbers['base']['rules']} rules is {base['accuracy']:.1%} at {base['nfe']:.2f} NFE ({base['rule']}).")  # fmt: skip
+        for arm, of in numbers["arms"].items():
+            found.append(f"{task}, {arm}: {text(of['accuracy'], 100, 1)}% at {text(of['nfe'])} NFE, area {text(of['area'], 1, 3)} up to {numbers['limit']:.2f} tokens per forward, AUP {text(of['aup'], 1, 3)} (n = {of['area']['n']}).")  # fmt: skip
+            if of["threshold"]:
+                found.append(threshold_sentence(task, arm, of["threshold"]))
+        for other, of in numbers["ratios"].items():
+            found.append(f"{task}: joint's area over that of {other}: {text(of['area'])}, its AUP {text(of['aup'])} (n = {of['area']['n'] if of['area'] else 0}).")  # fmt: skip
+        if goal:
+            found.append(f"{task}: joint at its learned threshold is {text(goal['gain_points'], 1, 1, '+')} points from the base's best accuracy, at {text(goal['nfe_share'])} of its NFE (n = {goal['gain_points']['n']}).")  # fmt: skip
+        if calls:
+            reached = (
+                "joint does not reach it"
+                if calls["ratio"] is None
+                else f"joint reaches it with {calls['ratio']:.2f} times d1's calls"
+            )
+            found.append(f"{task}: d1's best smoothed training accuracy is {calls['level']:.1%}; {reached}.")
+    return found
+
+
+def threshold_sentence(task: str, arm: str, spread: dict) -> str:
+    share, information, p_value = (spread[name] for name in ("top_share", "information", "p_value"))
+    significant = sum(value < 0.05 for value in p_value["values"])
+    return (
+        f"{task}, {arm}: the most common threshold (gamma {', '.join(f'{g:g}' for g in spread['top_gamma']['values'])} by seed) is chosen for {text(share, 100, 1)}% of the problems; "
+        f"mutual information with the difficulty {text(information, 1, 4)} nats of {text(spread['bin_entropy'], 1, 3)} nats of spread, "
+        f"beyond chance (p < .05) in {significant} of {p_value['n']} seeds; rank correlation of gamma with difficulty {text(spread['spearman'], 1, 2, '+')}."
+    )
+
+
+def print_tables(summary: dict, console: Console) -> None:
+    for task, numbers in summary.items():
+        table = Table(
+            "arm",
+            "n",
+            "accuracy, %",
+            "NFE",
+            "area",
+            "AUP",
+            "calls",
+            "top bin",
+            "information, nats",
+            title=f"{task}: 95% intervals over seeds",
+        )
+        base = numbers["base"]
+        table.add_row("base, best rule", "1", f"{100 * base['best']['accuracy']:.1f}", f"{base['best']['nfe']:.2f}", f"{base['area']:.3f}", f"{base['aup']:.3f}")  # fmt: skip
+        for arm, of in numbers["arms"].items():
+            spread = of["threshold"]
+            table.add_row(
+                arm, str(of["area"]["n"]), text(of["accuracy"], 100, 1), text(of["nfe"]), text(of["area"], 1, 3), text(of["aup"], 1, 3),
+                f"{of['denoiser_calls']['mean']:,.0f}", *((text(spread["top_share"]), text(spread["information"], 1, 4)) if spread else ("", "")),
+            )  # fmt: skip
+        console.print(table)

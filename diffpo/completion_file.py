@@ -1,0 +1,119 @@
+"""Completions as JSONL: one object per prompt, on disk as soon as its row is finished."""
+
+import fcntl
+import json
+import math
+import sys
+from pathlib import Path
+
+from diffpo.decoding.generation import Generation
+from diffpo.prompt_file import Prompt
+
+
+def completion_record(
+    index: int, prompt: Prompt, completion: Generation, seconds: float, statistics: bool
+) -> dict[str, object]:
+    """One finished row as JSON values; ``completion`` holds exactly that row.
+
+    text: up to the first EOS. tokens, commit_step: all L positions, as in ``Trajectory``; ``length`` of them count (up to
+    and including the first EOS). tokens_per_forward = length / nfe, tokens_per_second = length / seconds. gamma: nats,
+    null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
+    """
+    row = completion.trajectory
+    length, nfe, gamma = int(row.length), int(row.nfe), float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
+    record = {
+        "index": index,
+        "prompt": prompt,
+        "text": completion.text[0],
+        "length": length,
+        "nfe": nfe,
+        "tokens_per_forward": round(length / nfe, 4),
+        "seconds": round(seconds, 6),
+        "tokens_per_second": round(length / seconds, 2),
+        "gamma": None if math.isnan(gamma) else gamma if math.isfinite(gamma) else "inf",
+        "tokens": row.tokens[0].tolist(),
+        "commit_step": row.commit_step[0].tolist(),
+    }
+    if statistics:
+        record["logprob"] = [round(value, 5) for value in row.logprob[0].tolist()]
+        record["entropy"] = [round(value, 5) for value in row.entropy[0].tolist()]
+    return record
+
+
+class StandardOutput:
+    """Rows to standard output."""
+
+    earlier: tuple[dict, ...] = ()
+
+    def write(self, record: dict) -> None:
+        sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class CompletionFile:
+    """Rows to a file that this process alone writes. ``earlier``: the rows a resumed file already holds.
+
+    An existing file is refused unless ``overwrite`` (emptied at the first new row, so a run that fails before loses nothing) or ``resume``
+    (continued; half a line at its end is dropped). ValueError for every file that cannot be written or continued.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False):
+        self.path = path
+        check_target("output", path)
+        self._new = not path.exists()
+        if not self._new and path.stat().st_size and not (overwrite or resume):
+            raise ValueError(f"output {path} exists: --resume continues it, --overwrite replaces it")
+        try:
+            self._file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"output {path} is not writable: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
+        except BlockingIOError:
+            raise ValueError(f"output {path} is being written by another process") from None
+        self._empty_first = overwrite
+        self.earlier = self._read_earlier() if resume else ()
+
+    def _read_earlier(self) -> tuple[dict, ...]:
+        self._file.seek(0)
+        complete, _, rest = self._file.read().rpartition("\n")
+        if rest:  # a killed run may leave half a line
+            self._file.truncate(len((complete + "\n").encode()) if complete else 0)
+        return tuple(
+            _read_row(line, f"output {self.path}, line {n}")
+            for n, line in enumerate(complete.split("\n") if complete else (), 1)
+        )
+
+    def write(self, record: dict) -> None:
+        if self._empty_first:
+            self._file.truncate(0)
+            self._empty_first = False
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close; a file that this run created and wrote nothing into is removed again."""
+        self._file.close()
+        if self._new and self.path.exists() and self.path.stat().st_size == 0:
+            self.path.unlink()
+
+
+def _read_row(line: str, place: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not valid JSON, so it cannot be resumed: {error}") from error
+    if not isinstance(row, dict) or not {"index", "prompt", "tokens", "commit_step"} <= row.keys():
+        raise ValueError(f"{place} is no completion of this command, so it cannot be resumed")
+    return row
+
+
+def check_target(name: str, path: Path) -> None:
+    """ValueError unless a file can stand at ``path``."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{name}: the folder {path.parent} does not exist: create it first")
+    if path.is_dir():
+        raise ValueError(f"{name}: {path} is a folder: give a file")

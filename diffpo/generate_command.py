@@ -1,0 +1,347 @@
+"""What ``python -m diffpo.generate`` does: read prompts, decode them, write each row as soon as it is finished."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
+from diffpo.config import Config, Nats, fail, parse
+from diffpo.cpu_memory import keep_freed_memory
+from diffpo.decoding.generation import Generation, stream
+from diffpo.decoding.rules import (
+    ConfidenceThreshold,
+    EntropyBounded,
+    FactorThreshold,
+    FixedSchedule,
+    PromptThreshold,
+    Rule,
+)
+from diffpo.keyed_random import derive
+from diffpo.models.checkpoints import load, write_atomically
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.prompt_file import Format, Prompt, as_chats, prompt_text, read_prompts
+from diffpo.trace import trace_page
+
+_PARAMETERS = {
+    "auto": {"gamma", "proxy"},
+    "eb": {"gamma", "proxy"},
+    "confidence": {"p"},
+    "factor": {"factor"},
+    "fixed": {"steps"},
+    "learned": {"proxy"},
+}
+_DEFAULT_BLOCK = 32
+_DEFAULT_GAMMA = 0.1
+_REPORT_SECONDS = 10.0  # between progress lines where no live display is possible
+
+
+class GenerateConfig(Config):
+    """Complete prompts: python -m diffpo.generate ["a prompt" ...] [--input FILE] [config.toml] [--flags]."""
+
+    prompt: tuple[str, ...] = ()
+    """prompts on the command line; also without the flag, as the first words"""
+    input: str | None = None
+    """a file of prompts, - for standard input: text (one prompt per line) or JSONL (objects with prompt or messages)"""
+    input_format: Format | None = None
+    """default: jsonl for a file named so, otherwise text"""
+    chat: bool = False
+    """prompts are user messages, put into the tokenizer's chat template"""
+    system: str | None = None
+    """system message of every chat that has none"""
+    model: str = "tiny-countdown-diffpo"
+    """a shipped model, a folder or a hub id"""
+    device: str | None = None
+    """default: cuda where there is a GPU, otherwise cpu"""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """of the weights; default as loaded"""
+    gen_length: int = Field(128, gt=0)
+    """tokens to decode per prompt"""
+    block_length: int | None = Field(None, gt=0)
+    """tokens; must divide gen_length; default 32, or gen_length if that is shorter"""
+    rule: Literal["auto", "eb", "confidence", "factor", "fixed", "learned"] = "auto"
+    """entropy-bounded (gamma, proxy), confidence (p), factor, fixed (steps) or the learned threshold (proxy); auto: learned
+    where the model has a threshold and no gamma is given, otherwise eb"""
+    gamma: Nats | None = None
+    """of eb, nats; default 0.1"""
+    proxy: Literal["entropy", "confidence", "margin"] | None = None
+    """commit order of eb (default entropy) and learned (default the one it was trained with)"""
+    p: float | None = Field(None, ge=0, le=1)
+    """of confidence; default 0.9"""
+    factor: Nats | None = None
+    """of factor; must be given"""
+    steps: int | None = Field(None, gt=0)
+    """of fixed; default one token a step"""
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """0 takes the most probable token"""
+    seed: int = Field(0, ge=0)
+    cfg_scale: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """classifier-free guidance; 0 = off"""
+    batch_size: int = Field(8, gt=0)
+    """prompts decoded together"""
+    output: Path | None = None
+    """JSONL file, one object per prompt, written row by row; default standard output"""
+    resume: bool = False
+    """continue output: prompts it already holds are skipped"""
+    overwrite: bool = False
+    """replace output and trace if they exist"""
+    statistics: bool = False
+    """also write each token's log-prob and entropy (nats); trace does so too"""
+    trace: Path | None = None
+    """HTML page that draws the denoising, self-contained"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GenerateConfig":
+        if self.prompt and self.input is not None:
+            raise ValueError("prompt and input exclude each other")
+        if any(not prompt.strip() for prompt in self.prompt):
+            raise ValueError("prompt: must not be blank")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        if self.resume and self.output is None:
+            raise ValueError("resume: needs the output file to continue, --output FILE")
+        for name in ("gamma", "proxy", "p", "factor", "steps"):
+            if getattr(self, name) is not None and name not in _PARAMETERS[self.rule]:
+                owners = ", ".join(rule for rule, names in _PARAMETERS.items() if name in names and rule != "auto")
+                raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
+        if self.rule == "factor" and self.factor is None:
+            raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
+        return self
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 stopped by a fault with every finished row kept, 130 interrupted likewise; 2
+    (SystemExit) a user's mistake."""
+    config = parse(GenerateConfig, _prompts_as_flag(sys.argv[1:] if arguments is None else arguments))
+    try:
+        prompts = _read(config)
+        if config.trace is not None:
+            check_target("trace", config.trace)
+            if config.trace.exists() and not (config.overwrite or config.resume):
+                raise ValueError(f"trace {config.trace} exists: --overwrite replaces it")
+        output = CompletionFile(config.output, config.overwrite, config.resume) if config.output else StandardOutput()
+    except ValueError as error:
+        fail(str(error))
+    run = None
+    try:
+        run = Run(config, prompts, output)
+        return run.execute()
+    except (ValueError, FileNotFoundError) as error:
+        if run is not None and run.records:
+            raise  # every check comes before the first row: this one is a fault of ours
+        fail(str(error))
+    finally:
+        output.close()
+
+
+def _prompts_as_flag(arguments: list[str]) -> list[str]:
+    """``["x.toml", "a prompt", "--flag"]`` -> ``["x.toml", "--prompt", "a prompt", "--flag"]``."""
+    words = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    toml = int(words > 0 and arguments[0].endswith(".toml"))
+    flag = ["--prompt"] if words > toml else []
+    return [*arguments[:toml], *flag, *arguments[toml:]]
+
+
+def _read(config: GenerateConfig) -> list[Prompt]:
+    if config.prompt:
+        prompts = list(config.prompt)
+    elif config.input is None and sys.stdin.isatty():
+        raise ValueError("no prompt: give one on the command line, --input FILE, or on standard input")
+    else:
+        prompts = read_prompts(config.input or "-", config.input_format)
+    return as_chats(prompts, config.chat, config.system)
+
+
+def commit_rule(config: GenerateConfig, model: MaskedDiffusionLM) -> Rule:
+    """The rule that the settings name, with the defaults of ``GenerateConfig``."""
+    name = config.rule
+    if name == "auto":
+        name = "learned" if model.threshold is not None and config.gamma is None else "eb"
+    match name:
+        case "eb":
+            gamma = _DEFAULT_GAMMA if config.gamma is None else config.gamma
+            return EntropyBounded(gamma, config.proxy or "entropy")
+        case "confidence":
+            return ConfidenceThreshold() if config.p is None else ConfidenceThreshold(config.p)
+        case "factor":
+            return FactorThreshold(config.factor)
+        case "fixed":
+            return FixedSchedule(config.steps or config.gen_length)
+        case "learned":
+            return PromptThreshold(config.proxy)
+
+
+def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
+    """ValueError for a device torch does not know or a model whose tokenizer cannot encode the prompts."""
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    model = load(config.model, device)
+    if model.tokenizer is None:
+        raise ValueError(f"model {config.model} has no tokenizer: put tokenizer.json into its folder")
+    return model if config.dtype is None else model.to(getattr(torch, config.dtype))
+
+
+class Run:
+    """One command: decode what is missing, write row by row, report, draw."""
+
+    def __init__(self, config: GenerateConfig, prompts: list[Prompt], output: CompletionFile | StandardOutput):
+        self.config, self.prompts, self.output = config, prompts, output
+        self.missing = self._missing()
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.readable = len(prompts) == 1 and config.output is None and sys.stdout.isatty()
+        self.records: list[dict] = []
+
+    def _missing(self) -> list[int]:
+        """Indices without a row yet. ValueError when the file to resume was made from other prompts."""
+        for row in self.output.earlier:
+            index = row["index"]
+            if not (0 <= index < len(self.prompts)) or row["prompt"] != self.prompts[index]:
+                raise ValueError(
+                    f"resume: {self.config.output} holds index {index} with a prompt that the input does not"
+                )
+        done = {row["index"] for row in self.output.earlier}
+        return [index for index in range(len(self.prompts)) if index not in done]
+
+    def execute(self) -> int:
+        """The exit code. Whatever ends the decoding, every finished row is written, and drawn if a trace was asked for."""
+        handler = signal.signal(signal.SIGTERM, _interrupt)
+        model, code = None, 0
+        try:
+            if self.missing or self.config.trace:
+                model = load_model(self.config)
+            if self.missing:
+                self._decode(model)
+        except KeyboardInterrupt:
+            self.console.print(f"interrupted after {len(self.records)} of {len(self.missing)} prompts{self._kept()}")
+            code = 130
+        except BrokenPipeError:  # the reader of standard output is gone, e.g. head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except (FloatingPointError, torch.OutOfMemoryError) as error:
+            hint = "; lower --batch-size" if isinstance(error, torch.OutOfMemoryError) else ""
+            self.console.print(f"stopped: {error}{hint}{self._kept()}", markup=False)
+            code = 1
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            if model is not None:
+                self._draw(model)
+        return code
+
+    def _kept(self) -> str:
+        return "" if self.config.output is None else f"; they are in {self.config.output}, --resume continues"
+
+    def _decode(self, model: MaskedDiffusionLM) -> None:
+        started = time.perf_counter()
+        rows_on_terminal = self.config.output is None and sys.stdout.isatty() and not self.readable
+        statistics = self.config.statistics or self.config.trace is not None
+        with Reporter(self.console, len(self.missing), live=not rows_on_terminal) as reporter:
+            for index, completion, seconds in self._rows(model):
+                record = completion_record(index, self.prompts[index], completion, seconds, statistics)
+                self.records.append(record)
+                if self.readable:
+                    reporter.stop()
+                    _print_readable(record)
+                else:
+                    self.output.write(record)
+                reporter.row(record, time.perf_counter() - started)
+
+    def _rows(self, model: MaskedDiffusionLM) -> Iterator[tuple[int, Generation, float]]:
+        """Index, completion and seconds of each row as it finishes; seconds count from the moment it had a place in the batch."""
+        config = self.config
+        if config.chat and model.tokenizer.chat_template is None:
+            raise ValueError(f"chat: the tokenizer of {config.model} has no chat template: leave --chat out")
+        keep_freed_memory()
+        # draws are keyed by the row's number in this call: rows of a resumed run must not repeat those of an earlier one
+        seed = derive(config.seed, self.missing[0]) if self.output.earlier else config.seed
+        rows = stream(
+            model,
+            [self.prompts[index] for index in self.missing],
+            gen_length=config.gen_length,
+            block_length=config.block_length or min(_DEFAULT_BLOCK, config.gen_length),
+            rule=commit_rule(config, model),
+            temperature=config.temperature,
+            seed=seed,
+            cfg_scale=config.cfg_scale,
+            batch_size=config.batch_size,
+        )
+        freed = [time.perf_counter()] * config.batch_size  # when the place of the n-th prompt became free
+        for row, completion in rows:
+            now = time.perf_counter()
+            yield self.missing[row], completion, now - freed[min(row, len(freed) - 1)]
+            freed.append(now)
+
+    def _draw(self, model: MaskedDiffusionLM) -> None:
+        records = sorted([*self.output.earlier, *self.records], key=lambda record: record["index"])
+        if self.config.trace is None or not records:
+            return
+        facts = {
+            "model": self.config.model,
+            "rule": repr(commit_rule(self.config, model)),
+            "temperature": f"{self.config.temperature:g}",
+        }
+        page = trace_page(records, model.tokenizer, facts)
+        write_atomically(self.config.trace, lambda path: Path(path).write_text(page, encoding="utf-8"))
+        self.console.print(f"trace of {len(records)} prompts: {self.config.trace}", markup=False)
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _print_readable(record: dict) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(prompt_text(record["prompt"]), style="dim", markup=False)
+    console.print(record["text"], markup=False)
+    console.print(
+        f"{record['length']} tokens, {record['nfe']} NFE, {record['tokens_per_forward']:.2f} tokens per forward, "
+        f"{record['seconds']:.2f} s, {record['tokens_per_second']:,.0f} tokens/s",
+        style="dim",
+    )
+
+
+class Reporter:
+    """Progress on standard error: a live display on a terminal, elsewhere a line now and then and one at the end."""
+
+    def __init__(self, console: Console, total: int, live: bool):
+        self.console, self.total = console, total
+        self.rows = self.tokens = self.nfe = 0
+        self._lines = not console.is_terminal
+        self._last_line = 0.0
+        # standard output carries the rows, so it must stay as it is
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=self._lines or not live,
+        )  # fmt: skip
+        self._task = self._progress.add_task("decoding", total=total)
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.stop()
+        if self.rows and kind is None and (self._lines or self.total > 1):
+            self.console.print(self._line, markup=False)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def row(self, record: dict, seconds: float) -> None:
+        self.rows, self.tokens, self.nfe = self.rows + 1, self.tokens + record["length"], self.nfe + record["nfe"]
+        rates = f"{self.tokens / self.nfe:.2f} tokens per forward, {self.tokens / seconds:,.0f} tokens/s"
+        self._line = f"{self.rows}/{self.total} prompts, {self.nfe / self.rows:.1f} NFE, {rates}"
+        self._progress.update(self._task, advance=1, description=rates)
+        if self._lines and seconds - self._last_line > _REPORT_SECONDS and self.rows < self.total:
+            self._last_line = seconds
+            self.console.print(self._line, markup=False)

@@ -1,0 +1,71 @@
+"""The denoising of finished rows as one HTML page: no network, no foreign text as markup, a content security policy of hashes.
+
+The page holds its data as JSON in a script element of type application/json; trace.js makes every element from it with
+textContent.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from diffpo.prompt_file import prompt_text
+
+_CONTEXT = 8  # tokens decoded before each piece, enough for any multi-token character
+
+
+def trace_page(records: Sequence[dict], tokenizer, facts: dict[str, str]) -> str:
+    """The page for rows as ``completion_record`` makes them; ``facts`` name and value of what holds for all of them.
+
+    A row without logprob and entropy is drawn without them.
+    """
+    templates = Environment(loader=PackageLoader("diffpo"), autoescape=True)
+    style, script = (templates.loader.get_source(templates, name)[0] for name in ("trace.css", "trace.js"))
+    rows = [trace_row(record, tokenizer) for record in records]
+    return templates.get_template("trace.html").render(
+        facts=facts, rows=rows, style=Markup(style), style_hash=_hash(style), script=Markup(script),
+        script_hash=_hash(script), data=Markup(json_for_html(rows)),
+    )  # fmt: skip
+
+
+def trace_row(record: dict, tokenizer) -> dict:
+    """What the page needs of one row: the record without its ids' order changed, with the tokens' text beside them."""
+    special = set(tokenizer.all_special_ids)
+    kept = ("index", "text", "length", "nfe", "seconds", "gamma", "tokens", "commit_step", "logprob", "entropy")
+    return {
+        **{name: record.get(name) for name in kept},
+        "prompt": prompt_text(record["prompt"]),
+        "pieces": token_pieces(record["tokens"], tokenizer),
+        "special": [int(token in special) for token in record["tokens"]],
+    }
+
+
+def token_pieces(tokens: Sequence[int], tokenizer) -> list[str]:
+    """The text each token adds; their concatenation is the decoded text. A character of several tokens goes to the last of them."""
+    pieces, emitted_from = [], 0
+
+    def text(start: int, end: int) -> str:
+        return tokenizer.decode(list(tokens[start:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    for end in range(1, len(tokens) + 1):
+        start = max(0, emitted_from - _CONTEXT)
+        before, now = text(start, emitted_from), text(start, end)
+        if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(tokens) and end - emitted_from < 4:
+            pieces.append("")  # the first bytes of a character of up to four
+            continue
+        pieces.append(now[len(before) :])
+        emitted_from = end
+    return pieces
+
+
+def json_for_html(value: object) -> str:
+    """JSON that can stand inside a script element whatever strings it holds: no <, > or &, ASCII only."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
