@@ -35,7 +35,7 @@ def test_it_is_registered_and_made_from_an_argument_string():
         "model=tiny-countdown,gen_length=12,rule=eb,gamma=0.5", {"batch_size": "4", "device": "cpu"}
     )
     assert (lm.config.rule, lm.config.gamma, lm.config.batch_size, lm.config.block_length) == (
-        "entropy-bounded",
+        "eb",
         0.5,
         4,
         12,
