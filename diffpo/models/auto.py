@@ -64,14 +64,10 @@ class _Loader:
         ignored = sorted(name for name, value in others.items() if value and name not in _ALWAYS_SO)
         if ignored:
             raise TypeError(f"AutoModel of a diffpo model does not take {', '.join(ignored)}; see diffpo.load")
+        revision = None if os.path.isdir(name_or_path) else revision
+        _refuse_overrides(config, type(config).from_pretrained(name_or_path, revision=revision))
         dtype = dtype or torch_dtype
-        local = os.path.isdir(name_or_path)
-        return load(
-            name_or_path,
-            device=_one_device(device_map),
-            dtype=None if dtype == "auto" else dtype,
-            revision=None if local else revision,
-        )
+        return load(name_or_path, _one_device(device_map), None if dtype == "auto" else dtype, revision)
 
     @classmethod
     def _from_config(cls, config: PreTrainedConfig, dtype=None, **others) -> MaskedDiffusionLM:
@@ -94,6 +90,14 @@ def register() -> None:
     for config_class in _CONFIGS:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, _LOADERS[config_class], exist_ok=True)
+
+
+def _refuse_overrides(asked: PreTrainedConfig, stored: PreTrainedConfig) -> None:
+    """The network is the one in config.json: an argument that AutoConfig turned into another value would be lost."""
+    asked, stored = asked.to_dict(), stored.to_dict()
+    changed = sorted(key for key in asked if asked[key] != stored.get(key) and key not in ("dtype", "_name_or_path"))
+    if changed:
+        raise TypeError(f"AutoModel of a diffpo model does not take {', '.join(changed)}; edit config.json instead")
 
 
 def _one_device(device_map):
