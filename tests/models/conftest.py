@@ -167,7 +167,7 @@ def write_shards(folder, tensors: dict[str, torch.Tensor], count: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def write_llada_tokenizer(folder, in_jinja_file: bool = False) -> None:
+def write_llada_tokenizer(folder) -> None:
     """Bytes 0 to 255, then the special tokens; no mask_token is declared, as in the published files."""
     special = [
         "<|startoftext|>",
@@ -189,11 +189,8 @@ def write_llada_tokenizer(folder, in_jinja_file: bool = False) -> None:
         "pad_token": "<|endoftext|>",
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        "chat_template": LLADA_TEMPLATE,
     }
-    if in_jinja_file:
-        (folder / "chat_template.jinja").write_text(LLADA_TEMPLATE)
-    else:
-        config["chat_template"] = LLADA_TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     names = {key: config[key] for key in ("bos_token", "eos_token", "pad_token")}
     (folder / "special_tokens_map.json").write_text(json.dumps(names))
@@ -223,6 +220,12 @@ def write_dream_tokenizer(folder) -> None:
 
 
 REMOTE_CODE = "raise RuntimeError('remote code was run')\n"
+
+
+@pytest.fixture
+def published_config():
+    """published_config(family) -> the config.json of a small model."""
+    return lambda family: dict(FAMILIES[family][0])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import diffpo
+from diffpo.models.formats import FORMATS
 
 
 def rms_norm(x, weight, eps):
@@ -124,6 +125,31 @@ def test_logits_are_those_of_a_plain_implementation(published, variant, padding)
             expected = LOGITS[family](config, exact, row)
             assert expected.std() > 0.5
             torch.testing.assert_close(logits[b][mask[b]].double(), expected, rtol=0, atol=1e-5)
+
+
+LLADA_8B = {
+    "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288, "embedding_size": 126464,
+    "vocab_size": 126464, "max_sequence_length": 4096, "mask_token_id": 126336, "eos_token_id": 126081, "pad_token_id": 126081,
+}  # fmt: skip
+DREAM_7B = {
+    "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 131072, "mask_token_id": 151666,
+    "eos_token_id": 151643, "pad_token_id": 151643,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "parameters", "tensors"),
+    [("llada", LLADA_8B, 8_015_581_184, 291), ("Dream", DREAM_7B, 7_615_616_512, 339)],
+    ids=["LLaDA-8B", "Dream-7B"],
+)
+def test_the_published_sizes(published_config, family, size, parameters, tensors):
+    """8.02 and 7.62 billion parameters, as published; on the meta device, without memory."""
+    config = FORMATS[family].config(published_config(family) | size, "config.json")
+    with torch.device("meta"):
+        model = diffpo.MaskedDiffusionLM(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert len(model.state_dict()) == tensors
 
 
 @both
