@@ -10,6 +10,7 @@ A module of its own, because it imports transformers and ``import diffpo`` does 
 import os
 from typing import ClassVar
 
+import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from diffpo.models.checkpoints import load
@@ -105,9 +106,11 @@ def _one_device(device_map):
         if set(device_map) != {""}:
             raise ValueError(f"device_map {device_map}: a diffpo model is put on one device")
         device_map = device_map[""]
-    if device_map in (None, "auto"):
-        return "cpu" if device_map is None else "cuda"
-    return device_map if not isinstance(device_map, int) else f"cuda:{device_map}"
+    if device_map == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(device_map, int):
+        return f"cuda:{device_map}"
+    return device_map or "cpu"
 
 
 # transformers wants a class for each config class

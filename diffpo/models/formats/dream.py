@@ -11,6 +11,8 @@ def _resolve(fields: dict, where) -> dict:
     fields = dict(fields)
     for key in ("rope_scaling", "rope_parameters"):
         rope = fields.get(key) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{where}: {key} must be an object, got {rope!r}")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default" or set(rope) - {"rope_type", "type", "rope_theta"}:
             raise ValueError(f"{where}: {key} {rope} is not supported, only the default rotary embedding")

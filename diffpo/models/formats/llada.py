@@ -6,10 +6,10 @@ from diffpo.models.formats.published import PublishedFormat
 def _resolve(fields: dict, where) -> dict:
     """embedding_size rows are stored (vocab_size, padded); without mlp_hidden_size, mlp_ratio gives the inner size."""
     fields = dict(fields)
-    vocab_size = fields.get("vocab_size")
-    fields["embedding_size"] = fields.get("embedding_size") or vocab_size
-    if isinstance(vocab_size, int) and fields["embedding_size"] < vocab_size:
-        raise ValueError(f"{where}: embedding_size {fields['embedding_size']} is below vocab_size {vocab_size}")
+    stored, used = fields.get("embedding_size"), fields.get("vocab_size")
+    if isinstance(stored, int) and isinstance(used, int) and 0 < stored < used:
+        raise ValueError(f"{where}: embedding_size {stored} is below vocab_size {used}")
+    fields["embedding_size"] = stored or used
     if fields.get("mlp_hidden_size") is None and "mlp_ratio" in fields and "d_model" in fields:
         fields["mlp_hidden_size"] = fields["mlp_ratio"] * fields["d_model"]
     return fields

@@ -1,5 +1,6 @@
 """What the published families have in common: a table of config keys, a table of tensor names, and strictness."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -105,5 +106,6 @@ class PublishedFormat:
         lines = []
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"{self.keys.get(name, name)}: {problem['msg']}" if name else problem["msg"])
-        return "; ".join(lines)
+            lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+        fields = re.compile(rf"\b({'|'.join(self.keys)})\b")
+        return fields.sub(lambda match: self.keys[match[1]], "; ".join(lines))
