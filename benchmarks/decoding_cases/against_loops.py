@@ -2,8 +2,8 @@
 
 First everyone decodes once. Unless tokens and NFE are equal in every row, nobody of that rule is timed. Then wall-clock times of whole
 decodings, in interleaved rounds in a random order, medians and quartiles. Everyone has the same threads, dtype (float32), network module
-and attention kernel, and freed memory is kept by the C allocator, from which the loops with large logits gain most. The end of sequence
-token is switched off: ending early would be a gain of its own. "Lean" loops form logits at the active block alone and stay in float32:
+and attention kernel. Where freed memory is kept by the C allocator (--keep-freed-memory), loops with large logits gain most: by default
+their pages are handed back and faulted in again in each step. The end of sequence token is switched off: ending early would be a gain of its own. "Lean" loops form logits at the active block alone and stay in float32:
 what is left against them is the head at masked positions only, fused statistics, and finished rows that leave the batch.
 """
 

@@ -43,26 +43,31 @@ class Row:
 
 
 def run(problems: int, report: Callable[[list[Row]], None]) -> None:
-    """Every shipped model with every cache, `report` after each model; without an engine that has caches, only the check."""
-    has_caches = "cache" in inspect.signature(generate).parameters
+    """Every shipped model with every cache, `report` after each model; where `generate` has no caches, only the check."""
     for name, task_name in MODELS.items():
         model, task = load(name), get_task(task_name)
         held_out = fixed_problems(task, problems)
-        greedy_rule, drawn_rule = FixedSchedule(task.gen_length), EntropyBounded(0.0)
-        exact, rows = _decode(model, task, held_out, greedy_rule, 0.0, {}), []
+        exact, rows = _decode(model, task, held_out, FixedSchedule(task.gen_length), 0.0, {}), []
         for cache, refresh in CACHES:
             row = Row(name, cache, refresh, problems)
             rows.append(row)
-            if cache != "none" and not has_caches:
-                row.status = "left out: diffpo.generate has no cache"
-                continue
-            options = {"cache": cache, "cache_refresh": refresh} if cache != "none" else {}
-            greedy = _decode(model, task, held_out, greedy_rule, 0.0, options)
-            row.equal_tokens = (greedy.tokens == exact.tokens).float().mean().item()
-            row.accuracy, row.exact_accuracy = (_accuracy(task, held_out, out) for out in (greedy, exact))
-            drawn = _decode(model, task, held_out, drawn_rule, 1.0, options)
-            row.kl, row.standard_error = divergence(model, drawn.trajectory)
+            try:
+                _measure(row, model, task, held_out, exact)
+            except Exception as error:  # one mode's failure stops no other
+                row.status = f"FAILED: {type(error).__name__}: {error}"[:300]
         report(rows)
+
+
+def _measure(row: Row, model: MaskedDiffusionLM, task: Task, problems: list, exact: Generation) -> None:
+    options = {} if row.cache == "none" else {"cache": row.cache, "cache_refresh": row.refresh}
+    if not options.keys() <= inspect.signature(generate).parameters.keys():
+        row.status = "left out: diffpo.generate has no cache"
+        return
+    greedy = _decode(model, task, problems, FixedSchedule(task.gen_length), 0.0, options)
+    row.equal_tokens = (greedy.tokens == exact.tokens).float().mean().item()
+    row.accuracy, row.exact_accuracy = (_accuracy(task, problems, out) for out in (greedy, exact))
+    drawn = _decode(model, task, problems, EntropyBounded(0.0), 1.0, options)
+    row.kl, row.standard_error = divergence(model, drawn.trajectory)
 
 
 def _decode(
@@ -92,3 +97,7 @@ def divergence(model: MaskedDiffusionLM, path: Trajectory) -> tuple[float, float
     gap_B = (path.logprob - exact_BL).sum(dim=1).double()  # both 0 where nothing was committed
     tokens = path.committed.sum().item()
     return gap_B.sum().item() / tokens, gap_B.std().item() * len(gap_B) ** 0.5 / tokens
+
+
+def failed(row: Row) -> bool:
+    return row.status.startswith("FAILED")

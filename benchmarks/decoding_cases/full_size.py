@@ -230,9 +230,8 @@ def _measure(case: Case, variant: Variant, ceilings: dict[str, float], model: Ma
     row.step_seconds = (row.seconds - seconds_of_few) / (case.many - case.few)
     row.weight_floor = row.step_seconds / weight_read_seconds(model, ceilings)
     row.transformer_seconds = transformer_seconds(case, variant, model)
-    hidden_ND = torch.zeros(
-        case.batch * BLOCK_LENGTH, model.config.hidden_size, dtype=torch.bfloat16, device=model.device
-    )
+    weight_VD = model.lm_head.weight
+    hidden_ND = weight_VD.new_zeros(case.batch * BLOCK_LENGTH, weight_VD.shape[1])
     row.head_seconds = device_seconds(lambda: model.head(hidden_ND), model.device, variant.graph)
     row.outside_transformer = 1 - row.transformer_seconds / row.step_seconds
     row.outside_transformer_and_head = 1 - (row.transformer_seconds + row.head_seconds) / row.step_seconds
