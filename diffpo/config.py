@@ -243,7 +243,8 @@ def parse(
         name = _flag(arguments, "--algorithm.name") or algorithm.get("name", "diffpo")
         values["algorithm"] = {**algorithm_defaults(str(name)), **algorithm, "name": name}
     try:
-        return tyro.cli(kind, args=arguments, default=kind(**values), description=kind.__doc__)
+        command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
+        return tyro.cli(kind, prog=command, args=arguments, default=kind(**values), description=kind.__doc__)
     except ValidationError as error:
         fail(explain(error, kind))
 

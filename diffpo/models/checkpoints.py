@@ -1,50 +1,131 @@
-"""Checkpoints: a folder with config.json, model.safetensors and a tokenizer. Safetensors only; no pickle, no remote code."""
+"""Checkpoints: a folder with config.json, safetensors and a tokenizer, in diffpo's own format or a published one."""
 
 import difflib
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
+from diffpo.models.file_replacement import replace_files, write_atomically
+from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat, format_of, read_json
+from diffpo.models.hub import download
+from diffpo.models.stored_tensors import INDEX, WEIGHTS, StoredTensor, check_tensors, copy_tensors, stored_tensors
+from diffpo.models.threshold_file import THRESHOLD, add_threshold_fields, read_threshold, write_threshold
+from diffpo.models.tokenizer_files import TOKENIZER_FILES, PublishedFiles, read_tokenizer
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 
+__all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_models", "write_atomically"]
+
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SHARD_BYTES = 5 * 10**9  # as transformers writes them
+_CARRIED = ("generation_config.json", "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model was loaded from.
+
+    name: as given to ``load``. revision: the commit on the hub; None for a folder or a shipped model. config: the content of
+    config.json. files: what is saved back as it was.
+    """
+
+    name: str
+    revision: str | None
+    config: dict
+    files: PublishedFiles
 
 
 def shipped_models() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG).exists())
 
 
-def load(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") -> MaskedDiffusionLM:
-    """The model stored under a shipped name ("tiny-countdown"), in a local folder, or on the hub ("owner/name").
+def load(
+    name_or_path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> MaskedDiffusionLM:
+    """The model of a shipped name ("tiny-countdown"), a local folder, or a hub id ("GSAI-ML/LLaDA-8B-Instruct").
 
-    Raises FileNotFoundError for an unknown name or missing file and ValueError for an unsupported model type, a field or
-    tensor that does not fit, or a vocabulary that does not match the tokenizer. A hub id needs the network unless cached.
+    What loads, from safetensors in one file or in shards:
+      - diffpo's own checkpoints, among them the shipped ones;
+      - LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5, and what is fine-tuned from them (model_type "llada");
+      - Dream-v0-Base-7B, Dream-v0-Instruct-7B, Dream-Coder and DiffuCoder (model_type "Dream").
+    Not yet: mixtures of experts (LLaDA-MoE, LLaDA2), block-causal models (SDAR, Fast-dLLM-v2), quantised weights. Never:
+    pickle files and remote code (``auto_map`` is ignored: the network is diffpo's own).
+
+    device, dtype: where and as what the weights are stored; dtype None keeps that of the checkpoint's embedding. Tensors go
+    one at a time into their final memory, so that no second copy of the model exists. revision: a branch, tag or commit, for
+    hub ids. A hub id needs the network unless it is cached; HF_HUB_OFFLINE=1 forbids it.
+
+    ``model.source`` records name and commit; ``model.save`` writes the format that was read, for other tools to load.
+
+    Raises, before any weight is read: FileNotFoundError for an unknown name or a missing file or shard; ValueError for a
+    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, a damaged
+    file, a tokenizer with more tokens or another mask id than the model, or a device or dtype that cannot be used.
     """
-    folder = resolve(name_or_path)
-    config = read_config(folder)
-    model = MaskedDiffusionLM(config)
-    read_weights(model, folder)
-    model.tokenizer = read_tokenizer(folder, config)
-    return model.to(device).eval()
+    device, dtype = _device(device), _dtype(dtype)
+    folder, commit = resolve(name_or_path, revision)
+    fields, config = _read_config(folder)
+    known = FORMATS[config.model_type]
+    with torch.device("meta"):
+        model = MaskedDiffusionLM(config)
+    stored = stored_tensors(folder)
+    check_tensors(stored, _weights(model), folder)
+    model.tokenizer = read_tokenizer(folder, config, known.mask_token)
+    files = PublishedFiles.read(folder, model.tokenizer, _CARRIED if isinstance(known, PublishedFormat) else ())
+    model.source = Source(os.fspath(name_or_path), commit, fields, files)
+    _allocate(model, device, dtype or stored[known.tensor_name("embed_tokens.weight")].dtype)
+    _fill(model, stored, folder)
+    return model.eval()
 
 
-def resolve(name_or_path: str | os.PathLike) -> Path:
-    """The local folder of a shipped name, a path or a hub id."""
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a checkpoint folder of any format, a learned threshold included."""
+    return _read_config(folder)[1]
+
+
+def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
+    """Fill the model's tensors, in place, from a folder in the model's format; whatever does not fit is an error."""
+    stored = stored_tensors(folder)
+    check_tensors(stored, _weights(model), folder)
+    _fill(model, stored, folder)
+
+
+def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the checkpoint in the format of ``model.config.model_type``, in shards if it is larger than ``shard_bytes``.
+
+    Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
+    microseconds between two renames can leave new weights beside the old config.)
+    """
+    folder = Path(folder)
+    fields = _config_fields(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+        new, old = Path(staging, "new"), Path(staging, "old")
+        new.mkdir(), old.mkdir()
+        _write_weights(model, new, shard_bytes)
+        _write_published_files(model, new)
+        (new / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        replace_files(new, folder, old, stale=_checkpoint_files(folder), last=CONFIG)
+
+
+def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
+    """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
     name = os.fspath(name_or_path)
-    if Path(name).is_dir():
-        return Path(name)
-    if name in shipped_models():
-        return SHIPPED / name
+    local = Path(name) if Path(name).is_dir() else SHIPPED / name if name in shipped_models() else None
+    if local is not None:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r}: {name} is a local folder; only a hub id has revisions")
+        return local, None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _download(name)
+        return download(name, revision)
     near = difflib.get_close_matches(name, shipped_models(), n=3, cutoff=0.0)
     raise FileNotFoundError(
         f"model {name!r} is neither a folder nor a shipped model; did you mean {', '.join(near) or 'a path'}? "
@@ -52,139 +133,99 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     )
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"model {hub_id!r} is no local folder and could not be fetched from the hub: {error}"
-        ) from error
-
-
-def read_config(folder: Path) -> ModelConfig:
+def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
     path = folder / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a diffpo checkpoint folder")
-    try:
-        fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(fields).__name__}")
-    if fields.get("model_type") != "diffpo":
-        raise ValueError(f"{path}: model_type {fields.get('model_type')!r} is not supported; supported: 'diffpo'")
-    try:
-        return ModelConfig(**fields)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder")
+    fields = read_json(path)
+    known = format_of(fields, path)
+    config = known.config(fields, path)
+    return fields, add_threshold_fields(config, folder) if isinstance(known, PublishedFormat) else config
 
 
-def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
-    """Copy every tensor by name; a missing, unexpected or wrongly shaped tensor is an error and names itself."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        hint = (
-            f"; pickle checkpoints ({', '.join(pickled)}) are refused, convert them to safetensors" if pickled else ""
-        )
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}{hint}")
-    expected = stored_tensors(model)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
-            if found != set(expected):
-                missing, unexpected = sorted(set(expected) - found), sorted(found - set(expected))
-                raise ValueError(f"{path}: missing tensors {missing[:5]}, unexpected tensors {unexpected[:5]}")
-            for name, parameter in expected.items():
-                tensor = file.get_tensor(name)
-                if tensor.shape != parameter.shape:
-                    raise ValueError(
-                        f"{path}: tensor {name} has shape {list(tensor.shape)}, the config needs {list(parameter.shape)}"
-                    )
-                parameter.data.copy_(tensor)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def read_tokenizer(folder: Path, config: ModelConfig):
-    """The folder's tokenizer, or None when it holds none."""
-    if not (folder / "tokenizer.json").exists():
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}"
-        )
-    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != config.mask_token_id:
-        raise ValueError(
-            f"{folder}: the tokenizer's mask id is {tokenizer.mask_token_id}, the config's mask_token_id {config.mask_token_id}"
-        )
-    return tokenizer
-
-
-def stored_tensors(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
-    """The tensors a checkpoint holds, by name: all, except a head that is tied to the embedding."""
+def _weights(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
+    """The tensors of the weight files by stored name: all, except a head tied to the embedding, and the threshold of a
+    published format, which has its own file."""
+    known = FORMATS[model.config.model_type]
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
-    return tensors
+    if isinstance(known, PublishedFormat):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("threshold.")}
+    return {known.tensor_name(name): tensor for name, tensor in tensors.items()}
 
 
-def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike) -> None:
-    """Write the checkpoint. Everything is written aside first and then renamed; an error on the way restores the old
-    checkpoint. (A kill within the microseconds between two renames can leave new weights beside the old config.)"""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_tensors(model).items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir(), old.mkdir()
-        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+def _fill(model: MaskedDiffusionLM, stored: dict[str, StoredTensor], folder: Path) -> None:
+    copy_tensors(stored, _weights(model))
+    if model.threshold is not None and isinstance(FORMATS[model.config.model_type], PublishedFormat):
+        read_threshold(model.threshold, folder)
+
+
+def _allocate(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
+    """Memory, uninitialised, for the parameters of a model on the meta device; a parameter used twice stays one."""
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in allocated:
+                allocated[parameter] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+            setattr(module, name, allocated[parameter])
+    if model.threshold is not None:  # bins stay in fp32: 0.001 nats is not a bf16 number
+        model.threshold.gammas = torch.tensor(model.config.threshold_gammas, dtype=torch.float32, device=device)
+    unset = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert not unset, f"buffers without values: {unset}"
+
+
+def _config_fields(model: MaskedDiffusionLM) -> dict:
+    if model.config.model_type not in FORMATS:
+        raise ValueError(f"model_type {model.config.model_type!r} is not supported; supported: {', '.join(FORMATS)}")
+    fields = FORMATS[model.config.model_type].fields(model.config, model.source.config if model.source else None)
+    stored = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    return fields | {key: stored for key in ("torch_dtype", "dtype") if key in fields}
+
+
+def _write_weights(model: MaskedDiffusionLM, folder: Path, shard_bytes: int) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    tensors = _weights(model)
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if model.threshold is not None and isinstance(FORMATS[model.config.model_type], PublishedFormat):
+        write_threshold(model.threshold, model.config, folder / THRESHOLD)
+
+
+def _write_published_files(model: MaskedDiffusionLM, folder: Path) -> None:
+    files = model.source.files if model.source else None
+    if files is not None and files.describe(model.tokenizer):
+        carried = files.tokenizer | files.others
+    else:
+        carried = files.others if files else {}
         if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(new)
-        (new / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n")
-        _replace_files(new, folder, old)
+            model.tokenizer.save_pretrained(folder)
+    for name, content in carried.items():
+        (folder / name).write_bytes(content)
 
 
-def _replace_files(new: Path, folder: Path, backup: Path) -> None:
-    """Move the files of ``new`` into ``folder``, config last, and drop a tokenizer that is not the new model's."""
-    arriving = sorted((path.name for path in new.iterdir()), key=lambda name: (name == CONFIG, name))
-    stale = [name for name in TOKENIZER_FILES if name not in arriving and (folder / name).exists()]
-    for name in arriving:
-        with open(new / name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(new / name, 0o644)
-    for name in [*arriving, *stale]:
-        if (folder / name).exists():
-            os.link(folder / name, backup / name)
+def _checkpoint_files(folder: Path) -> list[str]:
+    """The files of the checkpoint in a folder, whatever wrote it."""
+    shards = [path.name for path in folder.glob("model-*-of-*.safetensors")]
+    return [name for name in (*TOKENIZER_FILES, WEIGHTS, INDEX, THRESHOLD, *shards) if (folder / name).exists()]
+
+
+def _device(device: str | torch.device) -> torch.device:
     try:
-        for name in arriving:
-            os.replace(new / name, folder / name)
-        for name in stale:
-            (folder / name).unlink()
-    except BaseException:
-        for name in arriving:
-            if (backup / name).exists():
-                os.rename(backup / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-        raise
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
+    return torch.device(device)
 
 
-def write_atomically(target: Path, write) -> None:
-    """Call ``write(path)`` on a temporary file beside ``target``, flush it to disk, then rename it over ``target``."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and chosen not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(str(known) for known in _DTYPES)}")
+    return chosen

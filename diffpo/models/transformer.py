@@ -20,6 +20,7 @@ class ModelConfig(BaseModel):
     ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
     ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
     ``threshold_proxy``: the order of commitment it was trained with.
+    ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -124,12 +125,13 @@ class Block(nn.Module):
 class MaskedDiffusionLM(nn.Module):
     """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
 
-    ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None.
+    ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None;
+    ``source`` says what it was loaded from (name, hub revision), or is None.
     """
 
     def __init__(self, config: ModelConfig, tokenizer=None):
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.source = config, tokenizer, None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

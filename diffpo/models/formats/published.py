@@ -1,0 +1,111 @@
+"""What the published families have in common: a table of config keys, a table of tensor names, and strictness."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from diffpo.models.transformer import ModelConfig
+
+# Written into config.json by transformers or trainers, without influence on the network. Among them "auto_map": it names
+# remote code, which is never run.
+INERT = frozenset({
+    "architectures", "auto_map", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache",
+    "bos_token_id", "name_or_path", "tokenizer_class", "return_dict", "output_attentions", "output_hidden_states",
+    "id2label", "label2id", "problem_type", "task_specific_params", "chunk_size_feed_forward", "initializer_range",
+    "is_encoder_decoder",
+    # generation settings that transformers 4 wrote here; decoding has its own
+    "max_length", "min_length", "num_beams", "num_beam_groups", "temperature", "top_k", "top_p", "typical_p",
+    "do_sample", "early_stopping", "length_penalty", "repetition_penalty", "num_return_sequences",
+})  # fmt: skip
+_REQUIRED = tuple(name for name, info in ModelConfig.model_fields.items() if info.is_required())
+_THRESHOLD = {"threshold_gammas": None, "threshold_proxy": "entropy"}  # stored in a file of its own
+
+
+@dataclass(frozen=True)
+class PublishedFormat:
+    """One family of checkpoints, as its authors published it.
+
+    keys: ModelConfig field -> key of config.json. defaults: fields whose key the published files lack or may omit.
+    fixed: keys that change the network -> the values it can honour; a missing key counts as honoured. inert: keys without
+    influence on inference. modules, layer_modules: module name -> published name, outside and inside of the layers, whose
+    prefix is ``layers``. mask_token: its spelling. template: the keys that a checkpoint without an original starts from.
+    """
+
+    model_type: str
+    keys: Mapping[str, str]
+    defaults: Mapping[str, object]
+    fixed: Mapping[str, tuple]
+    inert: frozenset[str]
+    modules: Mapping[str, str]
+    layers: str
+    layer_modules: Mapping[str, str]
+    mask_token: str
+    template: Mapping[str, object]
+    resolve: Callable[[dict, object], dict] = field(default=lambda fields, where: fields)
+
+    def config(self, fields: dict, where) -> ModelConfig:
+        """The ModelConfig that the keys of a config.json ask for. ValueError, naming the key: one that is missing, has the
+        wrong type, or asks for a network other than the one implemented. ``where``: what the message starts with."""
+        self._refuse_what_changes_the_network(fields, where)
+        fields = self.resolve(fields, where)
+        values = dict(self.defaults)
+        values |= {name: fields[key] for name, key in self.keys.items() if fields.get(key) is not None}
+        missing = [self.keys[name] for name in _REQUIRED if name not in values]
+        if missing:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        try:
+            config = ModelConfig(model_type=self.model_type, **values)
+        except ValidationError as error:
+            raise ValueError(f"{where}: {self._in_published_names(error)}") from error
+        if fields.get("head_dim") not in (None, config.head_dim):
+            raise ValueError(f"{where}: head_dim {fields['head_dim']} is not supported, only {config.head_dim}")
+        return config
+
+    def fields(self, config: ModelConfig, original: dict | None = None) -> dict:
+        """config.json for this config: the original one with what has changed since, or a new one from the template.
+
+        ValueError for a config that this format cannot express, naming the field.
+        """
+        if original is None:
+            result, before = dict(self.template) | {"vocab_size": config.vocab_size}, {}
+        else:
+            result, before = dict(original), self.config(original, "the original config.json").model_dump()
+        for name, value in config.model_dump().items():
+            if name in self.keys and (name not in before or before[name] != value):
+                result[self.keys[name]] = value
+        readable = self.config(result, f"the {self.model_type} config.json").model_dump()
+        for name, value in config.model_dump().items():
+            if name not in _THRESHOLD and readable[name] != value:
+                raise ValueError(f"{name} {value!r} cannot be expressed in the {self.model_type} format")
+        return result
+
+    def tensor_name(self, name: str) -> str:
+        """ "layers.3.mlp.up_proj.weight" -> the name of that tensor in the published files."""
+        module, kind = name.rsplit(".", 1)
+        if module.startswith("layers."):
+            _, index, module = module.split(".", 2)
+            return f"{self.layers}.{index}.{self.layer_modules[module]}.{kind}"
+        return f"{self.modules[module]}.{kind}"
+
+    def _refuse_what_changes_the_network(self, fields: dict, where) -> None:
+        for key, honoured in self.fixed.items():
+            if key in fields and fields[key] not in honoured:
+                values = " or ".join(repr(value) for value in honoured)
+                raise ValueError(f"{where}: {key} {fields[key]!r} is not supported, only {values}")
+        known = INERT | self.inert | set(self.keys.values()) | set(self.fixed) | {"head_dim"}
+        for key, value in fields.items():
+            if key not in known and not key.startswith("_") and value:
+                raise ValueError(
+                    f"{where}: {key} {value!r} is not a key of {self.model_type} models that diffpo knows, and may change "
+                    "the network; remove it if it does not"
+                )
+
+    def _in_published_names(self, error: ValidationError) -> str:
+        lines = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+        fields = re.compile(rf"\b({'|'.join(self.keys)})\b")
+        return fields.sub(lambda match: self.keys[match[1]], "; ".join(lines))

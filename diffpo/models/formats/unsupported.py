@@ -1,0 +1,19 @@
+"""Families of masked diffusion LMs that are recognised and refused by name: their networks are not implemented."""
+
+_MIXTURE = "a mixture of experts (LLaDA-MoE, LLaDA2)"
+_BLOCK_CAUSAL = "a model with block-causal attention (SDAR, Fast-dLLM-v2)"
+_BY_NAME = {"moe": _MIXTURE, "llada2": _MIXTURE, "sdar": _BLOCK_CAUSAL, "fast_dllm": _BLOCK_CAUSAL}
+_BY_KEY = {"expert": _MIXTURE, "block_size": _BLOCK_CAUSAL, "bd_size": _BLOCK_CAUSAL, "block_length": _BLOCK_CAUSAL}
+
+
+def refuse_unsupported_family(fields: dict, where) -> None:
+    """ValueError if model_type, architectures or the keys of a config.json (LLaDA-MoE calls itself "llada") show one."""
+    architectures = fields.get("architectures") or []
+    for name in (fields.get("model_type"), *(architectures if isinstance(architectures, list) else [architectures])):
+        for part, family in _BY_NAME.items():
+            if isinstance(name, str) and part in name.lower():
+                raise ValueError(f"{where}: {name!r} is {family}, which is not supported yet")
+    for key, value in fields.items():
+        for part, family in _BY_KEY.items():
+            if part in key.lower() and value:
+                raise ValueError(f"{where}: {key} {value!r} means {family}, which is not supported yet")
