@@ -71,6 +71,8 @@ class EvaluateConfig(Config):
 
     model: str = "tiny-countdown"
     """shipped model, folder or hub id"""
+    revision: str | None = None
+    """of a hub id: branch, tag or commit"""
     task: str = "countdown"
     """countdown, countdown4, gsm8k, math500 or sudoku"""
     data: str = ""

@@ -28,7 +28,7 @@ from diffpo.device import choose_device
 from diffpo.generate_command import commit_rule
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.provenance import model_revision, provenance, without_folder
+from diffpo.provenance import provenance, weights_digest, without_folder
 from diffpo.tasks import ChatTask, Task, get_chat_task
 from diffpo.tasks.data import hub_problems, local_problems
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
@@ -81,7 +81,7 @@ class Evaluation:
 def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     """Read the data, then the model. ValueError or FileNotFoundError for anything that does not fit together."""
     problems, data_revision = read_problems(config, task)
-    folder = resolve(config.model)
+    folder, commit = resolve(config.model, config.revision)
     device = choose_device(config.device)
     model = load(folder, device)
     config = filled_in(config, task, model, device.type)
@@ -90,7 +90,7 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     check_context(prompts, config.gen_length, model)
     rule = commit_rule(config, model).resolve(model)
     rule.check(model, len(prompts), config.gen_length, config.block_length)
-    revisions = {"model": model_revision(folder), "data": data_revision}
+    revisions = {"model": commit or weights_digest(folder), "data": data_revision}
     return Evaluation(config, task, problems, prompts, model, rule, revisions)
 
 

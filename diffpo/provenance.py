@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import re
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,10 +12,10 @@ from pathlib import Path
 import torch
 
 import diffpo
+from diffpo.models.threshold_file import THRESHOLD
 from diffpo_kernels import backends
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "math-verify")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def provenance(module: str, arguments: Sequence[str]) -> dict:
@@ -72,13 +71,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def model_revision(folder: Path) -> str:
-    """The commit of a folder in the hub's cache; of any other, "sha256:..." over its config and weights."""
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
-        return folder.name
+def weights_digest(folder: Path) -> str:
+    """ "sha256:..." over the config and the weights of a checkpoint folder, for a model that no commit names."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted(
+        [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob(f"*{Path(THRESHOLD).suffix}")]
+    ):
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,46 @@
+"""What a result says about where it comes from."""
+
+import shutil
+
+import torch
+
+from diffpo.models.checkpoints import SHIPPED
+from diffpo.provenance import command, hardware, versions, weights_digest
+
+
+def test_the_command_holds_no_folders():
+    arguments = [
+        "/home/me/x.toml",
+        "--data=/data/test.jsonl",
+        "--model",
+        "~/models/tiny",
+        "--runs",
+        "runs",
+        "--steps=4",
+        "a b",
+    ]
+    assert command("diffpo.evaluate", arguments) == (
+        "python -m diffpo.evaluate x.toml --data=test.jsonl --model tiny --runs runs --steps=4 'a b'"
+    )
+
+
+def test_versions_and_hardware_are_those_of_this_process():
+    assert versions()["torch"] == torch.__version__
+    assert hardware()["torch_threads"] == torch.get_num_threads()
+    assert "row_statistics" in hardware()["kernels"]
+
+
+def test_the_digest_is_of_config_and_weights(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        shutil.copytree(SHIPPED / "tiny-sudoku", folder)
+    before = weights_digest(first)
+    assert before == weights_digest(second)
+    (second / "README.md").write_text("another card")
+    assert weights_digest(first) == weights_digest(second)
+    weights = bytearray((second / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (second / "model.safetensors").write_bytes(weights)
+    assert weights_digest(first) != weights_digest(second)
+    (first / "diffpo_threshold.st").write_bytes(b"a threshold")
+    assert weights_digest(first) != before
