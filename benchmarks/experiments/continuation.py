@@ -23,7 +23,7 @@ from decode_front import GAMMAS, SMOKE_GAMMAS, sweep
 from front_area import area, common_limit, front
 from learning_curves import PALETTE, STYLE
 from rich.console import Console
-from sampler_figure import draw_band_of_fronts
+from sampler_figure import draw_band_of_fronts, label_front_axis
 from sampler_report import operating_point, pairs
 from seed_statistics import difference, estimate, ratio, text, verdict
 from study import Options, parser, provenance, read, write
@@ -229,10 +229,7 @@ def draw(results: list[dict], joint: dict, base: dict, summary: dict, path: Path
                     draw_band_of_fronts(
                         axis, [front(pairs(swept)) for swept in fronts], numbers["limit"], colour, label
                     )
-            axis.set(
-                title=f"{task}: equal denoiser calls", xlabel="tokens per forward", ylabel="accuracy", xscale="log"
-            )
-            axis.legend(frameon=False, fontsize=8)
+            label_front_axis(axis, f"{task}: equal denoiser calls", numbers["limit"])
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
