@@ -23,7 +23,7 @@ from decode_front import GAMMAS, SMOKE_GAMMAS, sweep
 from front_area import area, common_limit, front
 from learning_curves import PALETTE, STYLE
 from rich.console import Console
-from sampler_figure import draw_band_of_fronts
+from sampler_figure import draw_band_of_fronts, label_front_axis
 from sampler_report import operating_point, pairs
 from seed_statistics import difference, estimate, ratio, text, verdict
 from study import Options, parser, provenance, read, write
@@ -81,7 +81,8 @@ def plan(task: str, given: Options, calls: int | None) -> list[Continuation]:
     seeds = range(given.seeds)
     if calls is None and not all(seed in spent for seed in seeds):
         fail(f"{task}: no joint runs of seeds {[s for s in seeds if s not in spent]} in {given.output.name}/sampler: run sampler.py first, or give --calls")  # fmt: skip
-    return [Continuation(task, arm, seed, calls or spent[seed]) for seed in seeds for arm in RATES]
+    rates = list(RATES)[-1:] if given.smoke else RATES
+    return [Continuation(task, arm, seed, calls or spent[seed]) for seed in seeds for arm in rates]
 
 
 def train(run: Continuation, given: Options) -> None:
@@ -194,10 +195,12 @@ def reading(summary: dict) -> list[str]:
             found.append(f"{task}, {arm}: points over the base model: {by_rule} (n = {n}).")
             for rule, rest in of.get("joint_less_points", {}).items():
                 share = (
-                    f"{of['share'][rule]:.0%} of joint's gain" if rule in of["share"] else "joint gains nothing there"
+                    f"more training alone makes {of['share'][rule]:.0%} of joint's gain"
+                    if rule in of["share"]
+                    else "joint gains nothing there"
                 )
                 found.append(
-                    f"{task}, {rule}: joint less {arm} {text(rest, 1, 1, '+')} points ({verdict(rest)}); more training alone makes {share}."
+                    f"{task}, {rule}: joint less {arm} {text(rest, 1, 1, '+')} points ({verdict(rest)}); {share}."
                 )
         if numbers["joint_learned_points"]:
             found.append(f"{task}: joint at its learned threshold is {text(numbers['joint_learned_points'], 1, 1, '+')} points above the base at its best bound.")  # fmt: skip
@@ -226,10 +229,7 @@ def draw(results: list[dict], joint: dict, base: dict, summary: dict, path: Path
                     draw_band_of_fronts(
                         axis, [front(pairs(swept)) for swept in fronts], numbers["limit"], colour, label
                     )
-            axis.set(
-                title=f"{task}: equal denoiser calls", xlabel="tokens per forward", ylabel="accuracy", xscale="log"
-            )
-            axis.legend(frameon=False, fontsize=8)
+            label_front_axis(axis, f"{task}: equal denoiser calls", numbers["limit"])
         figure.savefig(path, dpi=150)
         plt.close(figure)
 

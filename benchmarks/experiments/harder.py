@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 from decode_front import GAMMAS, SMOKE_GAMMAS, sweep
-from learning_curves import PALETTE, STYLE, draw_band
+from learning_curves import STYLE, draw_band
 from rich.console import Console
 from sampler import base_front, proxy_of
-from sampler_figure import draw_fronts
+from sampler_figure import COLOURS, draw_fronts
 from sampler_report import print_tables, reading, summarise
 from study import CONFIGS, Options, Run, parser, provenance, read, train_all, write
 
@@ -85,10 +85,10 @@ def draw(results: list[dict], base: dict, limit: float, path: Path) -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
         draw_fronts(left, results, base, limit)
         left.set_title(f"{TASK}: {left.get_title(loc='left')}")
-        for colour, arm in zip(PALETTE[1:], ARMS, strict=False):
+        for arm in ARMS:
             curves = [result["curve"] for result in results if result["arm"] == arm]
             if curves:
-                draw_band(right, curves, "denoiser_calls", "accuracy", colour, arm)
+                draw_band(right, curves, "denoiser_calls", "accuracy", COLOURS[arm], arm)
         right.set(
             title=f"{TASK}: training accuracy, rollouts at T = 1",
             xlabel="denoiser calls (sequences)",

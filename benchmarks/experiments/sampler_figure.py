@@ -47,8 +47,12 @@ def draw_fronts(axis, results: list[dict], base: dict, limit: float) -> None:
         for result in mine:
             point, length = operating_point(result), mean_length(result)
             axis.scatter(length / point["nfe"], point["accuracy"], color=COLOURS[arm], marker="*", s=60, zorder=5, edgecolors="white", linewidths=0.6)  # fmt: skip
+    label_front_axis(axis, "fronts; star: each run's own rule", limit)
+
+
+def label_front_axis(axis, title: str, limit: float) -> None:
     ticks = [tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 12, 16) if tick <= limit]
-    axis.set(title="fronts; star: each run's own rule", xlabel="tokens per forward", ylabel="accuracy", xscale="log")
+    axis.set(title=title, xlabel="tokens per forward", ylabel="accuracy", xscale="log")
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)

@@ -96,6 +96,7 @@ def target(joint: list[dict], best: dict) -> dict | None:
 
 
 def joint_against_d1(arms: dict[str, list[dict]]) -> dict | None:
+    """`race` of training accuracies, which are not quite alike: joint draws its thresholds, widely at first, d1 decodes at a fixed bound."""
     curves = [{r["seed"]: r["curve"] for r in arms.get(arm, [])} for arm in ("joint", "d1")]
     seeds = sorted(curves[0].keys() & curves[1].keys())
     return race(*([of[seed] for seed in seeds] for of in curves)) if seeds else None

@@ -38,8 +38,9 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict |
 
 
 def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict | None:
-    """Estimate of ours / theirs over the seeds both have."""
-    return estimate([ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    """Estimate of ours / theirs over the seeds both have; None if one of theirs is 0."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    return None if any(theirs[seed] == 0 for seed in seeds) else estimate([ours[seed] / theirs[seed] for seed in seeds])
 
 
 def verdict(found: dict | None) -> str:

@@ -134,8 +134,7 @@ def train(study: str, run: Run, given: Options) -> None:
     }
     flags |= {"name": run.name, "runs": str(folder.parent), "sweep": False} | (SMOKE_FLAGS if given.smoke else {})
     command = [sys.executable, "-m", "diffpo.train", *([str(CONFIGS / run.recipe)] if run.recipe else [])]
-    for flag, value in flags.items():
-        command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag if value else no(flag)}"]
+    command += [part for flag, value in flags.items() for part in as_flag(flag, value)]
     if (folder / "config.json").exists():
         command.append("--resume")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -156,6 +155,10 @@ def write(path: Path, document: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".tmp").write_text(json.dumps(document) + "\n")
     path.with_suffix(".tmp").replace(path)
+
+
+def as_flag(name: str, value: Any) -> list[str]:
+    return [f"--{name if value else no(name)}"] if isinstance(value, bool) else [f"--{name}", str(value)]
 
 
 def no(flag: str) -> str:

@@ -12,13 +12,39 @@ sys.path.insert(0, str(EXPERIMENTS))
 study = pytest.importorskip("study")
 
 
+def run_smoke(name: str, command: list[str], output: Path) -> dict:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((output / f"{name}.json").read_text())
+    assert str(output) not in json.dumps(document), "a folder of this machine was recorded"
+    return document
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("estimators", ("--tasks", "sudoku")),
+        ("sampler", ("--tasks", "sudoku")),
+        ("harder", ("--device", "cpu")),
+        ("continuation", ("--tasks", "sudoku")),
+    ],
+)
+def test_smoke_of_a_study(name: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    folders = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", "--jobs", "1", *flags, *folders]
+    document = run_smoke(name, command, tmp_path / "results")
+    assert document["reading"]
+    assert document["tasks"]
+    assert document["provenance"]["versions"]["torch"]
+    assert (tmp_path / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["surrogate_gap", "group_sharing"])
 def test_smoke(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    document = json.loads((tmp_path / f"{name}.json").read_text())
+    document = run_smoke(name, command, tmp_path)
     assert document["rows"]
     assert document["provenance"]["git_commit"] is None or len(document["provenance"]["git_commit"]) >= 40
     if name == "group_sharing":
@@ -41,3 +67,107 @@ def test_curve_averages_windows_and_adds_up_seconds() -> None:
 
 def test_switches_are_negated_by_name() -> None:
     assert study.no("algorithm.importance-correction") == "algorithm.no-importance-correction"
+
+
+def fake_result(run, accuracy: float = 0.4) -> dict:
+    columns = {name: [0.1, 0.2, 0.3] for name in study.CURVE} | {"update": [10, 20, 30]}
+    columns |= {"denoiser_calls": [100, 200, 300], "seconds": [1, 2, 3]}
+    found = {"arm": run.arm, "task": run.task, "seed": run.seed, "flags": run.flags, "curve": columns, "weights": None}
+    evaluation = {"accuracy": accuracy, "nfe": 5.0}
+    return found | {"trained": evaluation, "base": {"one_at_a_time": evaluation}, "denoiser_calls": 300}
+
+
+@pytest.fixture
+def given(tmp_path: Path):
+    return study.Options(("countdown",), 2, 1, "cpu", False, True, tmp_path, tmp_path / "runs")
+
+
+def test_a_report_takes_the_results_there_are_and_trains_nothing(given) -> None:
+    runs = [study.Run("a", "countdown", seed, {"updates": 3}) for seed in range(3)]
+    study.write(given.output / "s" / f"{runs[1].name}.json", fake_result(runs[1]))
+    (result,) = study.train_all("s", runs, given, lambda run: 1.0)
+    assert result["seed"] == 1
+
+
+def test_results_of_other_settings_are_refused(given, capsys) -> None:
+    run = study.Run("a", "countdown", 0, {"updates": 3})
+    study.write(given.output / "s" / f"{run.name}.json", fake_result(run))
+    with pytest.raises(SystemExit) as stopped:
+        study.train_all("s", [study.Run("a", "countdown", 0, {"updates": 4})], given, lambda run: 1.0)
+    assert stopped.value.code == 2
+    assert "updates: 3 -> 4" in capsys.readouterr().err
+
+
+def test_late_weights_are_the_last_tenth_by_quarter() -> None:
+    lines = [{"update": i, "ess/quarter_1": float(i), "weight_histogram/quarter_1": [i, 3 * i]} for i in range(1, 21)]
+    weights = study.late_weights(lines)
+    assert weights["ess"] == [19.5, None, None, None]
+    assert weights["weight_histogram"] == [[0.25, 0.75], None, None, None]
+
+
+def test_estimators_pair_the_seeds_and_say_so(given) -> None:
+    import estimators
+
+    gains = {("mf", 0): 0.40, ("mf", 1): 0.30, ("2mf", 0): 0.45, ("2mf", 1): 0.35, ("2mf", 2): 0.9}
+    runs = {(run.arm, run.seed): run for run in estimators.runs(3, ("countdown",))}
+    summary = estimators.summarise([fake_result(runs[key], accuracy) for key, accuracy in gains.items()])
+    paired = summary["countdown"]["2mf"]["to_mf_points"]
+    assert paired["n"] == 2
+    assert paired["values"] == pytest.approx([5.0, 5.0])
+    assert summary["countdown"]["2mf"]["accuracy"]["n"] == 3
+    assert any("2mf against mf" in sentence and "above zero" in sentence for sentence in estimators.reading(summary))
+
+
+def fake_front(accuracy: float, learned: bool) -> dict:
+    """Three bounds and perhaps a learned threshold, at 1, 2, 4 tokens per forward."""
+    points = [
+        {"rule": "r", "learned": False, "accuracy": accuracy / rho, "nfe": 12 / rho, "tokens_per_forward": float(rho), "gamma": gamma}
+        for rho, gamma in ((1, 0.0), (2, 0.5), (4, "inf"))
+    ]  # fmt: skip
+    chosen = {"rule": "p", "learned": True, "accuracy": accuracy, "nfe": 6.0, "tokens_per_forward": 2.0, "gamma": 0.5}
+    return {"points": points + ([chosen] if learned else []), "bins": [0.0, 0.5] if learned else None}
+
+
+def test_sampler_divides_areas_by_seed_and_measures_the_target() -> None:
+    import sampler
+    from sampler_report import summarise
+
+    results = []
+    for run in sampler.runs(2, ("countdown",), ("joint", "d1")):
+        front = fake_front({"joint": 0.5, "d1": 0.4}[run.arm], run.arm == "joint")
+        results.append(fake_result(run) | {"front": front, "adaptation": None})
+    base = fake_front(0.25, False) | {"best": {"rule": "b", "accuracy": 0.3, "nfe": 8.0}, "rules": 3}
+    numbers = summarise(results, {"countdown": base})["countdown"]
+    assert numbers["limit"] == 4
+    assert numbers["best_accuracy"] == 0.5
+    assert numbers["target"]["gain_points"]["mean"] == pytest.approx(20)
+    assert numbers["target"]["nfe_share"]["mean"] == pytest.approx(0.75)
+    areas = {arm: of["area"]["mean"] for arm, of in numbers["arms"].items()}
+    assert numbers["ratios"]["d1"]["area"]["mean"] == pytest.approx(areas["joint"] / areas["d1"])
+    assert numbers["ratios"]["base"]["area"]["mean"] == pytest.approx(areas["joint"] / numbers["base"]["area"])
+    assert numbers["ratios"]["d1"]["area"]["n"] == 2
+
+
+def test_a_continuation_spends_the_calls_of_the_joint_run(given, capsys) -> None:
+    import continuation
+
+    runs = continuation.plan("countdown", given, calls=25_600)
+    assert {run.flags()["steps"] for run in runs} == {100}
+    assert all(run.flags()["seed"] >= 1000 for run in runs)
+    with pytest.raises(SystemExit):
+        continuation.plan("countdown", given, calls=None)
+    assert "--calls" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["estimators", "sampler"])
+def test_every_run_has_valid_flags_and_a_name_of_its_own(name: str) -> None:
+    import importlib
+
+    from diffpo.config import TrainConfig, parse
+    from diffpo.train import algorithm_defaults
+
+    runs = importlib.import_module(name).runs(2, ("countdown", "sudoku"))
+    assert len({run.name for run in runs}) == len(runs)
+    for run in runs[: len(runs) // 4]:
+        flags = [part for flag, value in run.flags.items() for part in study.as_flag(flag, value)]
+        parse(TrainConfig, flags, algorithm_defaults)

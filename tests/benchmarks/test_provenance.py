@@ -29,3 +29,10 @@ def test_without_git_there_is_no_commit(monkeypatch):
 def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
     assert provenance.git_commit() is None
+
+
+def test_a_recorded_command_names_no_folder_of_this_machine(monkeypatch):
+    script = str(provenance.REPOSITORY / "benchmarks" / "x.py")
+    arguments = ["--output", "/home/someone/out", "--model", str(provenance.REPOSITORY / "runs" / "m"), "--seeds", "5"]
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    assert provenance.command() == "python benchmarks/x.py --output out --model runs/m --seeds 5"

@@ -1,8 +1,11 @@
-"""The README's table of kernels says what is in benchmarks/results/kernels_cpu.json."""
+"""The README's tables say what is in benchmarks/results/."""
 
 import json
 import re
 from pathlib import Path
+
+import pytest
+import readme_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,3 +31,58 @@ def test_the_table_of_kernels_agrees_with_the_results() -> None:
     assert len(lines) >= 8
     for line in lines:
         assert line == expected_row(line, rows)
+
+
+def test_the_tables_of_experiments_agree_with_the_results() -> None:
+    assert readme_tables.differences((ROOT / "README.md").read_text()) == []
+
+
+TABLE = """Text.
+
+<!-- table a=a.json b=b.json
+| arm | accuracy | calls |
+|---|---|---|
+| joint | {a[arms][2mf-is][mean]:.1%} ({a[values][1]:.2f}) | {b[calls]:,} |
+-->
+| arm | accuracy | calls |
+|---|---|---|
+| joint | 45.4% (0.25) | 650,000 |
+
+More text.
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    (tmp_path / "a.json").write_text(json.dumps({"arms": {"2mf-is": {"mean": 0.4536}}, "values": [0.5, 0.25]}))
+    (tmp_path / "b.json").write_text(json.dumps({"calls": 650000}))
+    return tmp_path
+
+
+def test_a_right_table_passes_and_a_changed_number_is_found(results: Path) -> None:
+    assert readme_tables.differences(TABLE, results) == []
+    (results / "b.json").write_text(json.dumps({"calls": 650001}))
+    (difference,) = readme_tables.differences(TABLE, results)
+    assert "650,000" in difference[0]
+    assert "650,001" in difference[1]
+
+
+@pytest.mark.parametrize(
+    "lost", ["| joint | 45.4% (0.25) | 650,000 |\n", "|---|---|---|\n| joint | 45.4% (0.25) | 650,000 |\n"]
+)
+def test_a_missing_row_is_found_and_filled_in(results: Path, lost: str) -> None:
+    broken = (
+        lost.join(TABLE.split(lost)[:-1]) + TABLE.split(lost)[-1] if TABLE.count(lost) > 1 else TABLE.replace(lost, "")
+    )
+    assert readme_tables.differences(broken, results)
+    assert readme_tables.filled(broken, results) == TABLE
+
+
+def test_a_field_that_no_file_has_is_named(results: Path) -> None:
+    with pytest.raises(ValueError, match=r"b\[cals\]"):
+        readme_tables.differences(TABLE.replace("b[calls]", "b[cals]"), results)
+
+
+def test_a_malformed_comment_does_not_pass_silently(results: Path) -> None:
+    with pytest.raises(ValueError, match="0 are well-formed"):
+        readme_tables.differences(TABLE.replace(" b=b.json", " b.json"), results)
