@@ -1,7 +1,7 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
-Arms: joint (the defaults of `diffpo.train`), model (fixed bound), sampler (threshold alone, model frozen), d1, and the base model; joint again at speed
-exponents 0 to 2 and with other orders of commitment. Each trained model decodes 1,000 test problems over a sweep of entropy bounds in the order it was trained
+Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), model-0.1 and model-0.5 (fixed bounds), d1, sampler (threshold alone,
+model frozen), and the base model; joint again at speed exponents 0 to 2 and with other orders of commitment. Each trained model decodes 1,000 test problems over a sweep of entropy bounds in the order it was trained
 with, and at its learned threshold: fronts of accuracy over tokens per forward and their areas (front_area.py), by seed. Whether the
 threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws at T = 1): difficulty.py.
 
@@ -21,22 +21,40 @@ from difficulty import SAMPLES, adaptation, solve_rates
 from rich.console import Console
 from sampler_figure import draw
 from sampler_report import print_tables, reading, summarise
-from study import Options, Run, options, provenance, train_all, write
+from study import Options, Run, parser, provenance, read, train_all, write
 
 from diffpo.config import RolloutConfig, fail
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
 from diffpo.training.evaluation import fixed_problems
 
-COMMON = {"heldout": 1000}
-ARMS = {
-    "joint": {},
-    "model": {"algorithm.mode": "model"},
-    "sampler": {"algorithm.mode": "sampler"},
-    "d1": {"algorithm.name": "d1", "rollout.speed-exponent": 0.0, "updates": 290},  # as many denoiser calls as joint
-    **{f"speed-{exponent:g}": {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 1.0, 2.0)},
-    **{f"proxy-{proxy}": {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
+COMMON = {"heldout": 1000, "compile": True}
+PARALLEL = {
+    "algorithm.kl-coefficient": 0.01,
+    "algorithm.prompts-per-update": 64,
+    "optimizer.lr": 2e-4,
+    "rollout.proxy": "confidence",
+    "updates": 500,
 }
+JOINT = PARALLEL | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "rollout.speed-exponent": 1.0}
+ARMS = {
+    # twice the rollouts an update and twice the updates: how far does it go?
+    "joint-long": JOINT | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
+    "joint": JOINT,
+    # correctness alone at a fixed bound: the one the base model decodes best with, and the one that joint training settles on
+    "model-0.1": {
+        "algorithm.mode": "model", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
+        "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "updates": 220,  # the denoiser calls of joint
+    },
+    "model-0.5": PARALLEL | {"algorithm.mode": "model", "rollout.gamma": 0.5, "rollout.speed-exponent": 0.0},
+    "d1": {
+        "algorithm.name": "d1", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
+        "optimizer.lr": 1e-4, "updates": 240,  # the denoiser calls of joint
+    },
+    "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100},
+    **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0)},
+    **{f"proxy-{proxy}": JOINT | {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
+}  # fmt: skip
 SMOKE_ARMS = ("joint",)
 TASKS = ("countdown", "sudoku")
 MINUTES = {"countdown": 15.0, "sudoku": 25.0}  # one run, one core
@@ -104,13 +122,15 @@ def difficulty(model: str, task: str, heldout: int, samples: int) -> dict:
 def gather(results: list[dict], folder: Path) -> tuple[list[dict], dict, dict]:
     """Results with their "front" (those that have one), the base fronts by task, the difficulties by task."""
 
-    def read(name: str) -> dict | None:
+    def found_in(name: str) -> dict | None:
         path = folder / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    found = [result | {"front": read(f"{result['task']}-{result['arm']}-seed{result['seed']}")} for result in results]
+    found = [
+        result | {"front": found_in(f"{result['task']}-{result['arm']}-seed{result['seed']}")} for result in results
+    ]
     tasks = dict.fromkeys(result["task"] for result in results)
-    bases, rates = ({task: read(f"{task}-{name}") for task in tasks} for name in ("base", "difficulty"))
+    bases, rates = ({task: found_in(f"{task}-{name}") for task in tasks} for name in ("base", "difficulty"))
     found = [result for result in found if result["front"] and bases[result["task"]] and rates[result["task"]]]
     for result in found:
         front, rate = result["front"], rates[result["task"]]["solve_rate"]
@@ -134,8 +154,11 @@ def report(results: list[dict], given: Options) -> None:
 
 
 def main() -> None:
-    given = options(__doc__, tasks=TASKS)
-    wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(ARMS))
+    command = parser(__doc__, tasks=TASKS)
+    command.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS))
+    arguments = command.parse_args()
+    given = read(arguments)
+    wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(arguments.arms))
     results = train_all("sampler", wanted, given, lambda run: MINUTES[run.task])
     if not given.report:
         decode_all(results, given)

@@ -10,7 +10,7 @@ from seed_statistics import estimate, ratio, text
 
 from diffpo.config import RolloutConfig
 
-AGAINST = ("d1", "model", "sampler", "base")  # what joint's areas are divided by
+AGAINST = ("d1", "model-0.1", "model-0.5", "sampler", "base")  # what joint's areas are divided by
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:

@@ -158,7 +158,9 @@ def write(path: Path, document: dict) -> None:
 
 
 def as_flag(name: str, value: Any) -> list[str]:
-    return [f"--{name if value else no(name)}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    if isinstance(value, bool):
+        return [f"--{name if value else no(name)}"]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def no(flag: str) -> str:
