@@ -105,23 +105,18 @@ def whole_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice) -> Pass:
     return Pass(cache, index, width, columns, None)
 
 
-def window_pass(
-    cache: KeyValueCache, rows: Rows, index: Tensor | slice, moving: Tensor, mode: str, shift: int, positions: int
-) -> Pass:
+def window_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice, mode: str, shift: int, positions: int) -> Pass:
     """The active blocks ("dual"), or everything from them on ("prefix"), of rows that are not due for a refresh.
 
-    moving: bool [B], rows whose step this is: the others write nothing. shift: 1 where logits are shifted, else 0. positions: the most
-    completion positions that a row needs, W for "dual".
+    shift: 1 where logits are shifted, else 0. positions: the most completion positions that a row needs, W for "dual".
     """
     width, block_length = rows.sequence.shape[1], rows.end - rows.start
     computed = min(positions + shift, width)
-    first_B1 = (rows.prompt_length + rows.start - shift)[
-        :, None
-    ]  # of the block, in columns; before the sequence where it is empty
+    first_B1 = (rows.prompt_length + rows.start - shift)[:, None]  # -1 where a shifted block has nothing before it
     if mode == "dual":
         columns = first_B1.clamp(min=0, max=width - computed) + torch.arange(computed, device=first_B1.device)
-        write = columns < first_B1 + shift + block_length[:, None]
+        write = (columns >= first_B1) & (columns < first_B1 + shift + block_length[:, None])
     else:
         columns = torch.arange(width - computed, width, device=first_B1.device).expand(len(rows), -1)
         write = columns >= first_B1
-    return Pass(cache, index, width, columns, write & (columns >= first_B1) & moving[:, None])
+    return Pass(cache, index, width, columns, write)

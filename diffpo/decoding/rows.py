@@ -111,7 +111,7 @@ class Rows:
         """Copy the rows ``source`` over the rows ``target``, and leave every row from ``count`` on as done."""
         if len(source):
             self.put(target, self[source])
-        self.done[count:] = True
+        self.done[count:], self.start[count:], self.end[count:] = True, self.gen_length, self.gen_length
 
 
 def filled_holes(done: Tensor) -> tuple[Tensor, Tensor]:

@@ -111,9 +111,9 @@ def commit(
     )  # fmt: skip
     rows.entropy.copy_(torch.where(committed, entropy, rows.entropy))
     rows.block_step.copy_(torch.where(start == before, rows.block_step + 1, 0))
-    rows.start.copy_(start), rows.end.copy_(end)
     rows.failed.logical_or_((spread(~predicted.valid) & candidates).any(dim=1))
     rows.done.logical_or_(rows.failed | _finished(rows.tokens, model, rule.stops_at_eos))
+    rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
 
 
 def _windows(start: Tensor, block_length: int, L: int) -> tuple[Tensor, Tensor]:
