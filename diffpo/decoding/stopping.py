@@ -19,15 +19,13 @@ class StopStrings:
         """For each row of tokens [A, L]: a stop string stands in what is committed without a gap from the start."""
         known = first_position(tokens, self.model.mask_id).tolist()
         grown = [i for i, row in enumerate(row_ids) if known[i] > self.seen.get(row, 0)]
+        if not grown:
+            return [False] * len(known)
         self.seen |= {row_ids[i]: known[i] for i in grown}
         rows = tokens.tolist()
         texts = self.model.tokenizer.batch_decode([rows[i][: known[i]] for i in grown], skip_special_tokens=True)
         stopped = {i for i, text in zip(grown, texts, strict=True) if cut(text, self.strings) != text}
-        return [i in stopped for i in range(len(rows))]
-
-    def forget(self) -> None:
-        """Rows start anew."""
-        self.seen.clear()
+        return [i in stopped for i in range(len(known))]
 
 
 def cut(text: str, strings: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def test_against_one_prompt_at_a_time(random_model, random_prompts, mode, change
     prompts = random_prompts(model, LENGTHS)
     out = diffpo.generate(model, prompts, 12, 4, RULE, cache=mode, cache_refresh=refresh, batch_size=5).trajectory
     exact = diffpo.generate(model, prompts, 12, 4, RULE).trajectory
-    assert not torch.equal(out.tokens, exact.tokens), "the cache must make a difference for this test to say anything"
+    assert not torch.allclose(out.logprob, exact.logprob, atol=1e-2), "the cache must make a difference"
     for i, prompt in enumerate(prompts):
         tokens, steps, logprob, nfe = decode_alone(model, prompt, 12, 4, RULE.gamma[i].item(), mode, refresh)
         assert out.commit_step[i].tolist() == steps
