@@ -16,7 +16,9 @@ def uniform(*key: int | Tensor) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for part in key:
         part = torch.as_tensor(part, dtype=torch.int64)
-        state = _mix(state.to(part.device) + _mix(part + _GOLDEN) + _GOLDEN)
+        state = _mix(
+            state + _mix(part + _GOLDEN) + _GOLDEN
+        )  # numbers are no tensors of a device: nothing is copied to it
     # the top 23 bits, centred in their cell: exact in fp32, and never 0 or 1
     return (_shift_right(state, 41).float() + 0.5) * 2.0**-23
 

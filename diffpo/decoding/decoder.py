@@ -1,142 +1,249 @@
-"""The denoising loop. Every row keeps its own block, threshold and NFE; a finished row leaves the batch.
+"""The denoising loop: a queue of prompts through a fixed number of rows. A finished row leaves and a waiting prompt takes its place.
 
-Shapes: B rows, A rows still active, P prompt positions, L completion positions, N masked positions of the active blocks.
+Shapes: B prompts, R rows in flight at most, A of them now, P prompt positions, L completion positions.
 """
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diffpo.decoding.rules import Rule, StepPredictions
+from diffpo.decoding.cache import KeyValueCache, due_for_refresh, whole_pass, window_pass
+from diffpo.decoding.graphs import Flags, StepGraphs
+from diffpo.decoding.rows import Rows, filled_holes
+from diffpo.decoding.rules import Rule
+from diffpo.decoding.step import Hidden, Sampling, commit, exact_hidden, first_position, set_thresholds, without_prompt
+from diffpo.decoding.stopping import StopStrings
 from diffpo.decoding.trajectory import Trajectory
-from diffpo.keyed_random import uniform
-from diffpo.models.shared_pass import completion_hidden
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo_kernels import entropy_bounded_commit_, row_statistics
 
-_TOKEN_DRAW = 0  # purpose in the random key; the rules' own purposes start at 1
+_WIDTHS = 64  # prompt widths of static steps are multiples of this
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are proposed: temperature (0 = argmax), guidance scale (0 = none) and the seed of the draws."""
+class Settings:
+    """What is decoded, and how. cache, cache_refresh: see cache.py.
 
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    seed: int = 0
+    static: steps of fixed shapes (step.py), ``graphs``: replayed from CUDA graphs, False, True or None (where they can be captured);
+    lag: how many steps late a static decode learns which rows are done, so that the device never waits for the host.
+    """
+
+    gen_length: int
+    block_length: int
+    rule: Rule
+    sampling: Sampling
+    cache: str = "none"
+    cache_refresh: int | None = None
+    stop: tuple[str, ...] = ()
+    static: bool = False
+    graphs: bool | None = False
+    lag: int = 0
 
 
 @torch.no_grad()
 def denoise(
-    model: MaskedDiffusionLM,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    row_ids: Tensor,
-    gen_length: int,
-    block_length: int,
-    rule: Rule,
-    sampling: Sampling,
-) -> Trajectory:
-    """Decode B left-padded prompts [B, P] to L = gen_length tokens each.
+    model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
+) -> Iterator[tuple[Tensor, Trajectory]]:
+    """Decode B left-padded prompts [B, P], ``rows`` at a time; yields (their indices, int64 on the CPU, their trajectory) as they finish.
 
-    Each step: predict the masked positions of every active row's block, let the rule choose, commit. A row moves to its
-    next block when the current one is full, and ends when all is committed (or its EOS is final, see ``Rule``). Random
-    draws are keyed by (seed, row id, step, position), so a row's result does not depend on the batch it is in.
+    The longest prompts come first, so that rows in flight have similar lengths. A row's result depends on its prompt and its index alone,
+    up to rounding. When memory runs out, the rows in flight start again, half as many at a time.
+
+    FloatingPointError when logits are not finite; torch.OutOfMemoryError when a single row does not fit.
     """
-    B, L, mask_id, device = len(prompt_ids), gen_length, model.mask_id, prompt_ids.device
-    tokens = torch.full((B, L), mask_id, device=device)
-    commit_step, logprob = torch.zeros_like(tokens), torch.zeros(B, L, device=device)
-    entropy = torch.zeros_like(logprob)
-    nfe, block, block_step = (torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
-    threshold = None
-    active = torch.arange(B, device=device)
-    while len(active):
-        nfe[active] += 1
-        start = block[active] * block_length
-        candidates = _window(start, block_length, L) & (tokens[active] == mask_id)
-        hidden_ALD, unconditional_ALD = _hidden(
-            model, prompt_ids[active], prompt_mask[active], tokens[active], sampling
+    lengths = prompt_mask.sum(dim=1).cpu()
+    unfinished = lengths.argsort(descending=True, stable=True)
+    while len(unfinished):
+        rows, memory_error = min(rows, len(unfinished)), None
+        try:
+            for finished, trajectory in Decoder(model, prompt_ids, prompt_mask, settings, rows).run(unfinished):
+                unfinished = unfinished[~torch.isin(unfinished, finished)]
+                yield finished, trajectory
+        except torch.OutOfMemoryError as error:
+            memory_error = str(error)  # not the error itself, which would keep the tensors of its frames alive
+        if memory_error is not None:
+            rows = _halved(rows, memory_error, settings)
+
+
+class Decoder:
+    """Rows in flight with their caches, graphs and host-side bookkeeping."""
+
+    def __init__(
+        self, model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
+    ):
+        self.model, self.settings, self.limit = model, settings, rows
+        self.prompt_ids, self.prompt_mask, self.lengths = prompt_ids, prompt_mask, prompt_mask.sum(dim=1).cpu()
+        P, L = prompt_ids.shape[1], settings.gen_length
+        spare = int(settings.static and rows > 1)  # a row that is never alive, to fill up an index
+        self.rows = Rows.empty(rows + spare, P, L, model.device)
+        self.cache = KeyValueCache(model, rows + spare, P + L) if settings.cache != "none" else None
+        self.ids = torch.zeros(0, dtype=torch.int64)  # prompts in flight
+        self.flags = torch.zeros(
+            4, rows + spare, dtype=torch.int64, device=model.device
+        )  # done, failed, due for a refresh, start
+        self.host, self.pending = None, Flags(settings.lag)  # the flags of the rows in flight, as last read
+        self.index = torch.full((rows + spare,), rows, device=model.device)
+        self.graphs = None if settings.graphs is False else StepGraphs(model.device, required=settings.graphs is True)
+        self.stop = StopStrings(model, settings.stop) if settings.stop else None
+
+    def run(self, waiting: Tensor) -> Iterator[tuple[Tensor, Trajectory]]:
+        """Decode the waiting prompts in order; yields those that finished together, right after their last step."""
+        while True:
+            waiting, fresh = self._admit(waiting)
+            if len(self.ids) == 0:
+                return
+            self._step(fresh)
+            done, failed = self._finished()
+            if done.any():
+                yield self._leave(done)
+            if failed:
+                raise FloatingPointError(
+                    f"the model's logits are NaN or infinite for {len(failed)} prompts, first: {failed[:8]}"
+                )
+
+    def _admit(self, waiting: Tensor) -> tuple[Tensor, int]:
+        """Fill the free rows; returns the prompts that still wait, and how many rows are new: the last ones."""
+        A, entering = len(self.ids), waiting[: self.limit - len(self.ids)]
+        if len(entering) == 0:
+            return waiting, 0
+        device, length = self.model.device, self.settings.block_length
+        ids, padding = entering.to(device), (self.prompt_ids.shape[1] - self.lengths[entering]).to(device)
+        self.rows.admit(slice(A, A + len(entering)), self.prompt_ids[ids], padding, ids, length, self.model.mask_id)
+        self.ids, self.host = torch.cat([self.ids, entering]), None
+        self.pending.clear()
+        return waiting[len(entering) :], len(entering)
+
+    def _step(self, fresh: int) -> None:
+        """One step of all rows in flight, or, with a cache, of those due for a refresh if there are any."""
+        A, static, lengths = len(self.ids), self.settings.static, self.lengths[self.ids]
+        count, width = (_bucket(A, self.limit), self._width(lengths)) if static else (A, int(lengths.max()))
+        padded = bool((lengths != width).any())
+        index, positions = slice(0, count), None
+        if self.cache is not None:
+            due = self._due(fresh)
+            if len(due):
+                A, count = len(due), _bucket(len(due), self.limit) if static else len(due)
+                index = self.index[:count]
+                index.fill_(len(self.rows) - 1)[:A] = due.to(index.device)
+            else:
+                positions, width = self._window_positions(), (self.prompt_ids.shape[1] if static else width)
+                padded = bool((lengths != width).any())
+        step = partial(self._evaluate, index, width, padded, positions, slice(A - fresh, A))
+        if self.graphs is None or fresh:
+            step()
+        else:
+            self.graphs.run((count, width, padded, positions, isinstance(index, slice)), step)
+        self.pending.push(self.flags)
+
+    def _evaluate(self, index: Tensor | slice, width: int, padded: bool, positions: int | None, fresh: slice) -> None:
+        """The step itself, static where the settings say so: every tensor it reads or leaves behind is one of this object's."""
+        settings, model, mask_id = self.settings, self.model, self.model.mask_id
+        selected = self.rows[index]
+        rows, unconditional = selected.narrow(width), None
+        if self.cache is None:
+            hidden = exact_hidden(model, rows, padded, shared=not settings.static)
+            if settings.sampling.cfg_scale != 0:
+                unconditional = exact_hidden(model, without_prompt(rows, mask_id), padded, shared=not settings.static)
+        else:
+            hidden = self._cached_hidden(rows, index, padded, positions)
+        if fresh.start < fresh.stop:
+            set_thresholds(model, rows, fresh, hidden, settings.rule, settings.sampling.seed)
+        commit(
+            model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static
         )
-        if threshold is None:
-            threshold = rule.thresholds(model, hidden_ALD, row_ids, sampling.seed)
-        keys = (row_ids[active, None], nfe[active, None], torch.arange(L, device=device))
-        proposal, proposal_logprob, step = _predict(model, hidden_ALD, unconditional_ALD, candidates, keys, sampling)
-        step = StepPredictions(candidates, **step, block_length=block_length, blocks=L // block_length,
-                               block_step=block_step[active], gamma=threshold.gamma[active])  # fmt: skip
-        plan, rows = rule.plan(step), tokens[active]
-        committed = entropy_bounded_commit_(rows, proposal, plan.proxy, plan.cost, plan.budget, mask_id,
-                                            start, start + block_length, rule=plan.rule, max_window=block_length)  # fmt: skip
-        tokens[active] = rows
-        commit_step[active] += committed * nfe[active, None]
-        logprob[active] += torch.where(committed, proposal_logprob, 0.0)
-        entropy[active] += torch.where(committed, step.entropy, 0.0)
-        block_full = ~(candidates & ~committed).any(dim=1)
-        block[active] += block_full.long()
-        block_step[active] = torch.where(block_full, 0, block_step[active] + 1)
-        active = active[~_finished(rows, model, rule.stops_at_eos)]
-    eos_id = model.config.eos_token_id
-    tokens = tokens if eos_id is None else tokens.masked_fill(commit_step == 0, eos_id)
-    return Trajectory(prompt_ids, prompt_mask, tokens, commit_step, logprob, entropy, threshold.gamma,
-                      threshold.bin, threshold.logprob, nfe, _length(tokens, eos_id), mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip
+        if isinstance(index, Tensor):
+            self.rows.put(index, selected)
+        due = due_for_refresh(self.rows, settings.cache_refresh)
+        self.flags.copy_(torch.stack([self.rows.done.long(), self.rows.failed.long(), due.long(), self.rows.start]))
+
+    def _cached_hidden(self, rows: Rows, index: Tensor | slice, padded: bool, positions: int | None) -> Hidden:
+        padding = rows.padding if padded else None
+        if positions is None:
+            hidden = self.model(rows.sequence, padding=padding, cache=whole_pass(self.cache, rows, index))
+            return Hidden(hidden[:, rows.prompt_length :])
+        shift = int(self.model.config.logit_shift)
+        window = window_pass(self.cache, rows, index, self.settings.cache, shift, positions)
+        hidden = self.model(rows.sequence.gather(1, window.columns), padding=padding, cache=window)
+        return Hidden(hidden, column=rows.prompt_length - window.columns[:, 0])
+
+    def _width(self, lengths: Tensor) -> int:
+        return min(self.prompt_ids.shape[1], -(-int(lengths.max()) // _WIDTHS) * _WIDTHS)
+
+    def _due(self, fresh: int) -> Tensor:
+        """Places of the rows whose next step is a refresh, new ones last."""
+        if self.host is None:  # rows have entered since
+            return due_for_refresh(self.rows[: len(self.ids)], self.settings.cache_refresh).nonzero()[:, 0].cpu()
+        return self.host[2].nonzero()[:, 0]
+
+    def _window_positions(self) -> int:
+        """How many completion positions a cached step computes in each row: a multiple of the block, rounded up to a few values."""
+        block, L = self.settings.block_length, self.settings.gen_length
+        if self.settings.cache == "dual":
+            return block
+        blocks = (L - int(self.host[3].min())) // block
+        return _bucket(blocks, L // block) * block if self.settings.static else blocks * block
+
+    def _finished(self) -> tuple[Tensor, list[int]]:
+        """The rows that are done, bool [A], and the prompts that failed, as far as is known yet."""
+        flags = self.pending.pop()
+        if flags is None:
+            self.host = None
+            return torch.zeros(len(self.ids), dtype=torch.bool), []
+        self.host = flags[:, : len(self.ids)]
+        done, failed = self.host[0].bool(), self.host[1].bool()
+        if self.stop is not None:
+            done |= torch.tensor(self.stop.reached(self.rows.tokens[: len(self.ids)], self.ids.tolist()))
+        return done & ~failed, self.ids[failed].sort().values.tolist()
+
+    def _leave(self, done: Tensor) -> tuple[Tensor, Trajectory]:
+        """Take the rows that are done out; the last ones move into their places."""
+        device = self.model.device
+        finished, leaving = self.ids[done], self.rows[done.nonzero()[:, 0].to(device)]
+        source, target = filled_holes(done)
+        self.ids[target] = self.ids[source]
+        self.ids = self.ids[: int((~done).sum())]
+        if self.host is not None:
+            self.host[:, target] = self.host[:, source]
+            self.host = self.host[:, : len(self.ids)]
+        source, target = source.to(device), target.to(device)
+        self.rows.move(source, target, len(self.ids))
+        if self.cache is not None:
+            self.cache.move(source, target)
+        self.pending.clear()
+        return finished, self._trajectory(finished, leaving)
+
+    def _trajectory(self, ids: Tensor, rows: Rows) -> Trajectory:
+        eos_id, tokens, sampling = self.model.config.eos_token_id, rows.tokens.clone(), self.settings.sampling
+        length = torch.full_like(rows.nfe, rows.gen_length)
+        if eos_id is not None:
+            tokens.masked_fill_(rows.commit_step == 0, eos_id)
+            length = (first_position(tokens, eos_id) + 1).clamp(max=rows.gen_length)
+        ids = ids.to(tokens.device)
+        return Trajectory(self.prompt_ids[ids], self.prompt_mask[ids], tokens, rows.commit_step, rows.logprob, rows.entropy, rows.gamma,
+                          rows.gamma_bin, rows.gamma_logprob, rows.nfe, length, self.model.mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip
 
 
-def _window(start: Tensor, length: int, L: int) -> Tensor:
-    """bool [A, L]: positions start .. start + length - 1."""
-    offset = torch.arange(L, device=start.device) - start[:, None]
-    return (offset >= 0) & (offset < length)
+def _halved(rows: int, error: str, settings: Settings) -> int:
+    """Half as many rows, or torch.OutOfMemoryError where there is only one."""
+    if rows == 1:
+        kept = "" if settings.cache == "none" else f', or decode with cache="none" instead of "{settings.cache}"'
+        raise torch.OutOfMemoryError(
+            f"a single row does not fit in memory: lower gen_length ({settings.gen_length}) or block_length ({settings.block_length}), "
+            f"give shorter prompts, load the model in bfloat16{kept}. {error}"
+        )
+    warnings.warn(
+        f"out of memory with {rows} rows in flight: going on with {rows // 2} (batch_size)",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return rows // 2
 
 
-def _hidden(model, prompt_ids, prompt_mask, tokens, sampling) -> tuple[Tensor, Tensor | None]:
-    """Hidden states [A, L, D] of the completion, and those with the prompt masked out when guidance is on."""
-    hidden_ULD, source_A = completion_hidden(model, prompt_ids, prompt_mask, tokens)
-    if sampling.cfg_scale == 0:
-        return hidden_ULD[source_A], None
-    masked_prompt = torch.where(prompt_mask, model.mask_id, prompt_ids)
-    unconditional_ULD, unconditional_source_A = completion_hidden(model, masked_prompt, prompt_mask, tokens)
-    return hidden_ULD[source_A], unconditional_ULD[unconditional_source_A]
-
-
-def _predict(
-    model, hidden_ALD, unconditional_ALD, candidates, keys, sampling
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Proposed tokens and their log-probs [A, L] with the predictive statistics [A, L]; the head runs at candidates only."""
-    logits_NV = model.head(hidden_ALD[candidates])
-    if unconditional_ALD is not None:
-        unconditional_NV = model.head(unconditional_ALD[candidates])
-        logits_NV = unconditional_NV + (sampling.cfg_scale + 1) * (logits_NV - unconditional_NV)
-    if logits_NV.dtype == torch.float64:
-        logits_NV = logits_NV.float()  # the operator takes what networks run in: fp32, bf16, fp16
-    uniform_N = None
-    if sampling.temperature > 0:
-        uniform_N = uniform(sampling.seed, _TOKEN_DRAW, *(key.expand(candidates.shape)[candidates] for key in keys))
-    stats = row_statistics(logits_NV, sampling.temperature, uniform_N, banned_ids=[model.mask_id])
-    if not stats.valid.all():
-        rows = keys[0].expand(candidates.shape)[candidates][~stats.valid].unique().tolist()
-        raise FloatingPointError(f"the model's logits are NaN or infinite for {len(rows)} prompts, first: {rows[:8]}")
-    confidence_N = (logits_NV.gather(1, stats.token[:, None])[:, 0].float() - stats.lse).exp()
-
-    def spread(values_N: Tensor) -> Tensor:
-        return values_N.new_zeros(candidates.shape).masked_scatter_(candidates, values_N)
-
-    statistics = {"entropy": stats.entropy, "confidence": confidence_N, "top1": stats.top1, "top2": stats.top2}
-    return spread(stats.token), spread(stats.logprob), {name: spread(value) for name, value in statistics.items()}
-
-
-def _finished(tokens: Tensor, model: MaskedDiffusionLM, stops_at_eos: bool) -> Tensor:
-    """bool [A]: no masked position is left, or none before the first EOS."""
-    L, position = tokens.shape[1], torch.arange(tokens.shape[1], device=tokens.device)
-    first_mask = torch.where(tokens == model.mask_id, position, L).amin(dim=1)
-    if not stops_at_eos or model.config.eos_token_id is None:
-        return first_mask == L
-    first_eos = torch.where(tokens == model.config.eos_token_id, position, L).amin(dim=1)
-    return (first_mask == L) | (first_eos < first_mask)
-
-
-def _length(tokens: Tensor, eos_id: int | None) -> Tensor:
-    """Tokens up to and including the first EOS, int64 [B]."""
-    L = tokens.shape[1]
-    if eos_id is None:
-        return torch.full((len(tokens),), L, device=tokens.device)
-    position = torch.arange(1, L + 1, device=tokens.device)
-    return torch.where(tokens == eos_id, position, L).amin(dim=1)
+def _bucket(count: int, limit: int) -> int:
+    """The next power of two, but no more than ``limit``."""
+    return min(1 << (count - 1).bit_length(), limit)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffpo.decoding.decoder import Sampling, denoise
+from diffpo.decoding.cache import check_cache
+from diffpo.decoding.decoder import Settings, denoise
 from diffpo.decoding.rules import FixedSchedule, Rule
+from diffpo.decoding.step import Sampling
+from diffpo.decoding.stopping import check_stop, cut
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.models.transformer import MaskedDiffusionLM
 
@@ -17,7 +20,7 @@ Prompts = Sequence[str] | Sequence[list[dict[str, str]]] | Sequence[Tensor] | Te
 
 @dataclass(frozen=True)
 class Generation:
-    """text: the completions up to the first EOS (None without a tokenizer); tokens: int64 [B, L]; nfe: int64 [B]."""
+    """text: the completions up to the first EOS or stop string (None without a tokenizer); tokens: int64 [B, L]; nfe: int64 [B]."""
 
     text: list[str] | None
     trajectory: Trajectory
@@ -41,25 +44,37 @@ def generate(
     seed: int = 0,
     cfg_scale: float = 0.0,
     batch_size: int | None = None,
+    *,
+    cache: str = "none",
+    cache_refresh: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    cuda_graph: bool | None = None,
 ) -> Generation:
     """Decode every prompt to ``gen_length`` tokens with a commit rule.
 
     prompts: strings, chats (lists of role/content messages, by the tokenizer's template) or token ids (a list of 1-d
-        tensors, or one tensor [B, P] without padding)
+        tensors, or one tensor [B, P] without padding), of any lengths
     gen_length, block_length: tokens; block_length (default gen_length) must divide gen_length
     rule: what to commit in each step; default ``FixedSchedule(gen_length)``, one token a step
     temperature: 0 takes the most probable token, otherwise a draw from softmax(logits / temperature)
     seed: keys every draw together with the prompt's index: the same result whatever the batch size
     cfg_scale: classifier-free guidance, logits = u + (cfg_scale + 1)(c - u) with u from a masked prompt; 0 = off. A guided
         step evaluates the network twice and counts as one NFE.
-    batch_size: rows decoded together; default all
+    batch_size: rows decoded together; default all. A finished row's place goes to a waiting prompt. Halved when memory runs out.
+    cache: "none", every step exact; "prefix" or "dual", keys and values outside the active block are kept between refreshes, an
+        approximation (``diffpo/decoding/cache.py``). A cached step counts as one NFE.
+    cache_refresh: steps between exact passes within a block; default only at each block's start
+    stop: one or several strings; the text ends before the first of them, and the row as soon as all before it is committed
+    cuda_graph: replay the steps from CUDA graphs; default where the model is on a GPU
 
-    ValueError for lengths, temperature, prompts or a rule that do not fit, before any network evaluation.
-    FloatingPointError when the model's logits are not finite.
+    ValueError for arguments that do not fit, before any network evaluation. FloatingPointError when the model's logits are not finite.
+    torch.OutOfMemoryError when a single row does not fit in memory.
     """
-    parts = _batches(model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size)
-    trajectory = Trajectory.concatenate([part for _, part in parts])
-    return Generation(decode_text(model, trajectory), trajectory)
+    job = _job(model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size,
+               cache, cache_refresh, stop, cuda_graph)  # fmt: skip
+    ids, parts = zip(*denoise(model, *job), strict=True)
+    trajectory = Trajectory.concatenate(parts)[torch.cat(ids).argsort().to(model.device)]
+    return Generation(decode_text(model, trajectory, check_stop(model, stop)), trajectory)
 
 
 def stream(
@@ -72,33 +87,67 @@ def stream(
     seed: int = 0,
     cfg_scale: float = 0.0,
     batch_size: int | None = None,
+    *,
+    cache: str = "none",
+    cache_refresh: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    cuda_graph: bool | None = None,
 ) -> Iterator[tuple[int, Generation]]:
-    """As ``generate``, but yields (index of the prompt, its Generation of one row) as soon as a row is finished."""
-    for rows, part in _batches(
-        model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size
-    ):
-        for i, row in enumerate(rows.tolist()):
-            one = part[i : i + 1]
-            yield row, Generation(decode_text(model, one), one)
+    """As ``generate``, but yields (index of the prompt, its Generation of one row) as soon as a row is finished.
+
+    The arguments are checked by the call itself, before the first item is asked for. When an error ends the decoding, every row that had
+    finished has been yielded.
+    """
+    job = _job(model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size,
+               cache, cache_refresh, stop, cuda_graph)  # fmt: skip
+    return _rows(model, denoise(model, *job), check_stop(model, stop))
 
 
-def _batches(
-    model, prompts, gen_length, block_length, rule, temperature, seed, cfg_scale, batch_size
-) -> Iterator[tuple[Tensor, Trajectory]]:
-    """Row ids and trajectory of each batch; every check comes before the first network evaluation."""
+def _rows(model, parts: Iterator[tuple[Tensor, Trajectory]], stop: tuple[str, ...]) -> Iterator[tuple[int, Generation]]:
+    for ids, trajectory in parts:
+        for i, row in enumerate(ids.tolist()):
+            one = trajectory[i : i + 1]
+            yield row, Generation(decode_text(model, one, stop), one)
+
+
+def _job(
+    model,
+    prompts,
+    gen_length,
+    block_length,
+    rule,
+    temperature,
+    seed,
+    cfg_scale,
+    batch_size,
+    cache,
+    cache_refresh,
+    stop,
+    cuda_graph,
+) -> tuple[Tensor, Tensor, Settings, int]:
+    """What ``denoise`` takes beside the model; every check comes before the first network evaluation."""
     block_length = gen_length if block_length is None else block_length
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_lengths(gen_length, block_length)
     rule = FixedSchedule(gen_length) if rule is None else rule
     check_sampling(temperature, cfg_scale)
+    check_cache(cache, cache_refresh, cfg_scale)
+    stop = check_stop(model, stop)
+    on_gpu = model.device.type == "cuda"
+    if cuda_graph and not on_gpu:
+        raise ValueError(f"cuda_graph=True needs a model on a GPU, this one is on {model.device}")
     prompt_ids, prompt_mask = encode_prompts(model, prompts)
     check_prompts(model, prompt_ids, prompt_mask, gen_length)
     rule = rule.resolve(model)
     rule.check(model, len(prompt_ids), gen_length, block_length)
-    sampling, row_ids = Sampling(temperature, cfg_scale, seed), torch.arange(len(prompt_ids), device=model.device)
-    for rows in row_ids.split(batch_size or len(row_ids)):
-        yield rows, denoise(model, prompt_ids[rows], prompt_mask[rows], rows, gen_length, block_length, rule, sampling)
+    static = on_gpu and cuda_graph is not False
+    settings = Settings(
+        gen_length, block_length, rule, Sampling(temperature, cfg_scale, seed), cache, cache_refresh, stop,
+        # with a cache or stop strings the next step depends on this one's outcome, which is a few microseconds' wait
+        static=static, graphs=cuda_graph if static else False, lag=int(static and cache == "none" and not stop),
+    )  # fmt: skip
+    return prompt_ids, prompt_mask, settings, batch_size or len(prompt_ids)
 
 
 def check_lengths(gen_length: int, block_length: int) -> None:
@@ -166,9 +215,9 @@ def check_prompts(model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Ten
         )
 
 
-def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory) -> list[str] | None:
-    """Completions up to the first EOS, special tokens removed; None without a tokenizer."""
+def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str] | None:
+    """Completions up to the first EOS or before the first stop string, special tokens removed; None without a tokenizer."""
     if model.tokenizer is None:
         return None
     rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
-    return model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [cut(text, stop) for text in model.tokenizer.batch_decode(rows, skip_special_tokens=True)]

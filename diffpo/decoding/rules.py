@@ -72,11 +72,12 @@ class Rule:
         return self
 
     def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, row_ids: Tensor, seed: int) -> Threshold:
-        """Called once, with the completion's hidden states [B, L, D] of the first pass; no threshold by default."""
+        """Called for each row once, with the completion's hidden states [B, L, D] of its first pass; no threshold by default."""
         nothing = torch.full((len(hidden_BLD),), math.nan, device=hidden_BLD.device)
         return Threshold(nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing))
 
     def plan(self, step: StepPredictions) -> Plan:
+        """What to commit. To stay within a CUDA graph it must not look at the numbers (``if``, ``.item()``, boolean indexing)."""
         raise NotImplementedError
 
 

@@ -14,11 +14,14 @@ def completion_hidden(
     prompt_ids, prompt_mask: [B, P], padded anywhere; completion_BL: int64 [B, L]. Differentiable.
     """
     first_U, source_B = distinct_rows(torch.cat([prompt_ids.masked_fill(~prompt_mask, -1), completion_BL], dim=1))
-    sequence = torch.cat([prompt_ids, completion_BL], dim=1)[first_U]
-    attention_mask = None  # nothing is padding: the faster attention kernel applies
-    if not prompt_mask.all():
-        attention_mask = torch.cat([prompt_mask, torch.ones_like(completion_BL, dtype=torch.bool)], dim=1)[first_U]
-    return model(sequence, attention_mask)[:, -completion_BL.shape[1] :], source_B
+    sequence, real_UP = torch.cat([prompt_ids, completion_BL], dim=1)[first_U], prompt_mask[first_U]
+    if real_UP.all():  # nothing is padding: the fastest attention kernel applies
+        hidden = model(sequence)
+    elif (real_UP[:, 1:] >= real_UP[:, :-1]).all():
+        hidden = model(sequence, padding=(~real_UP).sum(dim=1))
+    else:
+        hidden = model(sequence, torch.cat([real_UP, torch.ones_like(completion_BL[first_U], dtype=torch.bool)], dim=1))
+    return hidden[:, -completion_BL.shape[1] :], source_B
 
 
 def distinct_rows(rows_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,20 @@
 """One bidirectional transformer for tiny and large masked diffusion language models.
 
-Shapes: B rows, L positions, D hidden size, H heads, K key/value heads, N requested positions, V vocabulary.
+Shapes: B rows, L positions, S positions of the whole sequence where only L of them are computed, D hidden size, H heads, K key/value
+heads, d head size, N requested positions, V vocabulary.
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from diffpo.models.attention import Padding, attend, left_padding
 from diffpo.models.threshold import ThresholdPolicy
 
 
@@ -71,6 +75,19 @@ class ModelConfig(BaseModel):
         return self.num_key_value_heads or self.num_attention_heads
 
 
+# what a layer does with the keys and values [B, L, K, d] it computed: those [B, S, K, d] to attend to
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Cache(Protocol):
+    """Keys and values of a sequence of S = ``width`` positions, of which a pass computes those at ``columns`` [B, L], ascending."""
+
+    width: int
+    columns: Tensor
+
+    def store(self, layer: int, keys_BLKd: Tensor, values_BLKd: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class Attention(nn.Module):
     """Bidirectional multi-head attention with grouped key/value heads and rotary positions."""
 
@@ -83,15 +100,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], padding: Padding | None, store: Store | None
+    ) -> Tensor:
         B, L, _ = x_BLD.shape
-        q_BHLd = self.q_proj(x_BLD).view(B, L, self.heads, self.head_dim).transpose(1, 2)
-        k_BKLd = self.k_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
-        v_BKLd = self.v_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
-        q_BHLd, k_BKLd = rotate(q_BHLd, rotation), rotate(k_BKLd, rotation)
-        grouped = self.heads != self.kv_heads
-        out_BHLd = F.scaled_dot_product_attention(q_BHLd, k_BKLd, v_BKLd, attn_mask=key_mask, enable_gqa=grouped)
-        return self.o_proj(out_BHLd.transpose(1, 2).reshape(B, L, -1))
+        q_BLHd = rotate(self.q_proj(x_BLD).view(B, L, self.heads, self.head_dim), rotation)
+        k_BLKd = rotate(self.k_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim), rotation)
+        v_BLKd = self.v_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim)
+        k_BSKd, v_BSKd = (k_BLKd, v_BLKd) if store is None else store(k_BLKd, v_BLKd)
+        return self.o_proj(attend(q_BLHd, k_BSKd, v_BSKd, padding).reshape(B, L, -1))
 
 
 class FeedForward(nn.Module):
@@ -117,8 +134,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rotation, key_mask)
+    def forward(
+        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], padding: Padding | None, store: Store | None
+    ) -> Tensor:
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rotation, padding, store)
         return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
 
 
@@ -167,33 +186,44 @@ class MaskedDiffusionLM(nn.Module):
         self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
         self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas), "threshold_proxy": proxy})
 
-    def forward(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Hidden states [B, L, D] whose row i predicts position i (the shift, if any, is already applied).
 
-        ``tokens_BL``: int64 [B, L], masked positions hold ``mask_id``. ``attention_mask``: [B, L], nonzero where a token is
-        real; padding may stand anywhere, is never attended to, and does not count in positions.
+        tokens_BL: int64 [B, L], masked positions hold ``mask_id``
+        attention_mask: [B, L], nonzero where a token is real; padding may stand anywhere, is never attended to, and does not count in
+            positions. None: nothing is padding.
+        padding: int64 [B] instead of a mask, how many positions on the left are padding: the faster attention kernels take that
+        cache: keys and values of the rest of the sequence; ``padding`` then counts in the whole sequence, and there is no mask. With a
+            shift the first column has no predecessor among those computed, and its row means nothing unless it is the first token.
         """
-        L = tokens_BL.shape[1]
-        if self.config.max_position_embeddings < L:
+        S = tokens_BL.shape[1] if cache is None else cache.width
+        if self.config.max_position_embeddings < S:
             raise ValueError(
-                f"sequence of {L} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}"
+                f"sequence of {S} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}"
             )
-        key_mask, positions_BL = None, torch.arange(L, device=tokens_BL.device)[None]
+        columns_BL = torch.arange(S, device=tokens_BL.device)[None] if cache is None else cache.columns
+        real_BL, keys, positions_BL = None, None, columns_BL
         if attention_mask is not None:
-            attention_mask = attention_mask.bool()
-            positions_BL = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-            key_mask = attention_mask[:, None, None, :]
-        rotation = rotary_angles(
-            positions_BL, self.config.head_dim, self.config.rope_theta, self.embed_tokens.weight.dtype
-        )
+            real_BL = attention_mask.bool()
+            keys, positions_BL = Padding(real_BL[:, None, None, :]), (real_BL.long().cumsum(1) - 1).clamp(min=0)
+        elif padding is not None:
+            real_BL = columns_BL >= padding[:, None]
+            keys = left_padding(padding, tokens_BL.shape[1], S, self.embed_tokens.weight.dtype)
+            positions_BL = (columns_BL - padding[:, None]).clamp(min=0)
+        rotation = rotary_angles(positions_BL, self.config.head_dim, self.config.rope_theta)
         x_BLD = self.embed_tokens(tokens_BL)
-        for layer in self.layers:
-            x_BLD = layer(x_BLD, rotation, key_mask)
+        for number, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, rotation, keys, None if cache is None else partial(cache.store, number))
         hidden_BLD = self.norm(x_BLD)
         if self.config.logit_shift:
-            hidden_BLD = hidden_BLD.gather(
-                1, previous_position(tokens_BL, attention_mask)[..., None].expand_as(hidden_BLD)
-            )
+            hidden_BLD = hidden_BLD.gather(1, previous_position(tokens_BL, real_BL)[..., None].expand_as(hidden_BLD))
         return hidden_BLD
 
     def head(self, hidden_ND: Tensor) -> Tensor:
@@ -219,15 +249,17 @@ def previous_position(tokens_BL: Tensor, attention_mask: Tensor | None) -> Tenso
     return torch.where(previous_BL < 0, position_BL, previous_BL)
 
 
-def rotary_angles(positions_BL: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, L, head_dim] of the rotary embedding, half-rotation layout, computed in fp32."""
+def rotary_angles(positions_BL: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, fp32 [B, L, 1, head_dim], of the rotary embedding, half-rotation layout."""
     inverse_frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions_BL.device).float() / head_dim)
     angles_BLd = positions_BL[..., None].float() * inverse_frequency
-    angles_BLd = torch.cat([angles_BLd, angles_BLd], dim=-1)[:, None]
-    return angles_BLd.cos().to(dtype), angles_BLd.sin().to(dtype)
+    angles_BLd = torch.cat([angles_BLd, angles_BLd], dim=-1)[:, :, None]
+    return angles_BLd.cos(), angles_BLd.sin()
 
 
-def rotate(x_BHLd: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x_BLHd: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate in fp32 or wider, as the published models do: cos and sin rounded to bf16 would put an error of 2^-9 on every key."""
     cos, sin = rotation
-    first, second = x_BHLd.chunk(2, dim=-1)
-    return x_BHLd * cos + torch.cat([-second, first], dim=-1) * sin
+    x = x_BLHd.to(torch.promote_types(x_BLHd.dtype, torch.float32))
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BLHd.dtype)

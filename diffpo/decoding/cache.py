@@ -1,0 +1,122 @@
+"""Keys and values that are kept between denoising steps: an approximation, renewed at each block's start.
+
+    none     every step evaluates the whole sequence: exact
+    prefix   the keys and values of everything before the active block are kept; the block and what follows are computed anew
+    dual     those of everything outside the active block are kept, what follows it included; only the block is computed
+
+A row's step is exact (a *refresh*: the whole sequence is evaluated, and its keys and values stored) when its block starts, and every
+``refresh`` steps within a block. In between, the kept keys and values are those of older tokens: with bidirectional attention they
+would have changed a little. Every step counts as one NFE, cached or not. Where logits are shifted, the position before the block, whose
+output predicts the block's first token, is computed with the block. Source: Fast-dLLM (arXiv 2505.22618).
+
+Shapes: R rows in flight, B rows of a pass, Q computed positions, S positions of the sequence, K key/value heads, d head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpo.decoding.rows import Rows
+from diffpo.models.transformer import MaskedDiffusionLM
+
+CACHES = ("none", "prefix", "dual")
+
+
+def check_cache(cache: str, refresh: int | None, cfg_scale: float) -> None:
+    """ValueError for a mode or an interval that cannot be."""
+    if cache not in CACHES:
+        raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+    if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
+        raise ValueError(
+            f"cache_refresh must be an int of at least 1 (steps) or None (each block's start), got {refresh!r}"
+        )
+    if refresh is not None and cache == "none":
+        raise ValueError('cache_refresh needs cache="prefix" or "dual": nothing is kept with cache="none"')
+    if cache != "none" and cfg_scale != 0:
+        raise ValueError(
+            f'cfg_scale {cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
+        )
+
+
+def due_for_refresh(rows: Rows, refresh: int | None) -> Tensor:
+    """bool [R]: rows whose next step evaluates the whole sequence."""
+    since = rows.block_step if refresh is None else rows.block_step % refresh
+    return (since == 0) & ~rows.done
+
+
+class KeyValueCache:
+    """Keys and values of every layer, [R, S, K, d] each; S counts from the longest prompt's first position."""
+
+    def __init__(self, model: MaskedDiffusionLM, rows: int, positions: int):
+        config, weight = model.config, model.embed_tokens.weight
+        shape = (rows, positions, config.key_value_heads, config.head_dim)
+        self.layers = [
+            (
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+            )
+            for _ in range(config.num_hidden_layers)
+        ]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy the rows ``source`` over the rows ``target``."""
+        for keys, values in self.layers:
+            keys[target], values[target] = keys[source], values[source]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One evaluation of B rows at ``columns`` [B, Q] of their last ``width`` positions (``Cache`` in models/transformer.py).
+
+    rows: index [B] of the rows in the cache, or a slice of them; write: bool [B, Q], columns whose keys and values replace the kept
+    ones, or None for all, where the columns are the whole width and nothing kept is needed.
+    """
+
+    cache: KeyValueCache
+    rows: Tensor | slice
+    width: int
+    columns: Tensor
+    write: Tensor | None
+
+    def store(self, layer: int, keys_BQKd: Tensor, values_BQKd: Tensor) -> tuple[Tensor, Tensor]:
+        kept_keys, kept_values = self.cache.layers[layer]
+        return self._merge(kept_keys, keys_BQKd), self._merge(kept_values, values_BQKd)
+
+    def _merge(self, kept_RSKd: Tensor, fresh_BQKd: Tensor) -> Tensor:
+        kept_RSKd = kept_RSKd[:, kept_RSKd.shape[1] - self.width :]
+        if self.write is None:
+            kept_RSKd[self.rows] = fresh_BQKd
+            return fresh_BQKd
+        rows_B1 = self.rows[:, None] if isinstance(self.rows, Tensor) else _numbers(self.rows, self.columns)[:, None]
+        kept_BQKd = kept_RSKd[rows_B1, self.columns]
+        kept_RSKd[rows_B1, self.columns] = torch.where(self.write[:, :, None, None], fresh_BQKd, kept_BQKd)
+        return kept_RSKd[self.rows]
+
+
+def _numbers(rows: slice, like: Tensor) -> Tensor:
+    return torch.arange(rows.start, rows.stop, device=like.device)
+
+
+def whole_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice) -> Pass:
+    """A refresh: all columns of ``rows``, which may be narrower than the cache."""
+    width = rows.sequence.shape[1]
+    columns = torch.arange(width, device=rows.sequence.device).expand(len(rows), -1)
+    return Pass(cache, index, width, columns, None)
+
+
+def window_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice, mode: str, shift: int, positions: int) -> Pass:
+    """The active blocks ("dual"), or everything from them on ("prefix"), of rows that are not due for a refresh.
+
+    shift: 1 where logits are shifted, else 0. positions: the most completion positions that a row needs, W for "dual".
+    """
+    width, block_length = rows.sequence.shape[1], rows.end - rows.start
+    computed = min(positions + shift, width)
+    first_B1 = (rows.prompt_length + rows.start - shift)[:, None]  # -1 where a shifted block has nothing before it
+    if mode == "dual":
+        columns = first_B1.clamp(min=0, max=width - computed) + torch.arange(computed, device=first_B1.device)
+        write = (columns >= first_B1) & (columns < first_B1 + shift + block_length[:, None])
+    else:
+        columns = torch.arange(width - computed, width, device=first_B1.device).expand(len(rows), -1)
+        write = columns >= first_B1
+    return Pass(cache, index, width, columns, write)

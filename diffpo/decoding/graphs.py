@@ -1,0 +1,88 @@
+"""CUDA graphs of the static step, one for each combination of shapes, and flags that are read from the device without waiting for it."""
+
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+_EAGER_STEPS = (
+    2  # before a capture: kernels compile, libraries allocate their workspaces, and rare shapes never pay for a capture
+)
+
+
+class StepGraphs:
+    """Runs steps that only read and write tensors at fixed addresses: as they are at first, then from a captured graph.
+
+    Warm-up and capture share one side stream, and all graphs share one memory pool: they never run at the same time, and nothing in the
+    pool lives from one step to the next.
+    """
+
+    def __init__(self, device: torch.device, required: bool):
+        self.device, self.required, self.enabled = device, required, True
+        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.seen: Counter[Hashable] = Counter()
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        """One step of the shapes that ``key`` stands for."""
+        if key not in self.graphs and self.enabled and self.seen[key] >= _EAGER_STEPS:
+            self._capture(key, step)
+        if key in self.graphs:
+            self.graphs[key].replay()
+            return
+        self.seen[key] += 1
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            step()
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Capture without running; what cannot be captured (a rule that looks at its numbers, say) goes on without graphs."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if self.required:
+                raise RuntimeError(f"cuda_graph=True, but the denoising step cannot be captured: {error}") from error
+            warnings.warn(
+                f"decoding without CUDA graphs: the step cannot be captured ({error})", RuntimeWarning, stacklevel=2
+            )
+            self.enabled = False
+        else:
+            self.graphs[key] = graph
+
+
+class Flags:
+    """Copies of a small device tensor, one after each step, read ``lag`` steps later."""
+
+    def __init__(self, lag: int):
+        self.lag = lag
+        self.pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def push(self, flags: Tensor) -> None:
+        if not flags.is_cuda:
+            self.pending.append((flags.clone(), None))
+            return
+        on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        on_host.copy_(flags, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self.pending.append((on_host, event))
+
+    def pop(self) -> Tensor | None:
+        """The flags of ``lag`` steps ago, or None where there are none yet."""
+        if len(self.pending) <= self.lag:
+            return None
+        flags, event = self.pending.popleft()
+        if event is not None:
+            event.synchronize()
+        return flags
+
+    def clear(self) -> None:
+        """Forget what belongs to rows that have moved."""
+        self.pending.clear()
