@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from diffpo.models.threshold import ENTROPY_BOUND_GRID
 
@@ -64,72 +64,6 @@ class PretrainConfig(Config):
     heldout: int = Field(1000, gt=0)
     """held-out problems of the final evaluation"""
     model: ModelSize = ModelSize()
-
-
-class EvaluateConfig(Config):
-    """Measure a model on a task: accuracy, network evaluations and speed of greedy decoding (temperature 0)."""
-
-    model: str = "tiny-countdown"
-    """shipped model, folder or hub id"""
-    revision: str | None = None
-    """of a hub id: branch, tag or commit"""
-    task: str = "countdown"
-    """countdown, countdown4, gsm8k, math500 or sudoku"""
-    data: str = ""
-    """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
-    sudoku generate their test split"""
-    limit: int | None = Field(None, gt=0)
-    """the first problems only; of a generated test split, 1000 by default"""
-    format: Literal["auto", "chat", "compact"] = "auto"
-    """chat: one user turn, the answer begun with <reasoning> (the d1 protocol); compact: the words of a tiny model; auto: chat if the
-    model's tokenizer has a chat template"""
-    gen_length: int | None = Field(None, gt=0)
-    """tokens of a completion; default 256 in chat, the task's own in compact"""
-    block_length: int | None = Field(None, gt=0)
-    """tokens decoded before the next ones are begun; default 32 in chat, the task's own in compact"""
-    rule: Literal["fixed", "eb", "confidence", "factor", "learned"] = "fixed"
-    """which tokens are committed in a step: fixed (steps), entropy-bounded (gamma, proxy), confidence (p), factor, or the threshold that
-    the model has learned (proxy)"""
-    steps: int | None = Field(None, gt=0)
-    """of fixed; default gen_length / 2"""
-    gamma: Nats | None = None
-    """of eb, nats; default 0.1"""
-    proxy: Literal["entropy", "confidence", "margin"] | None = None
-    """commit order of eb (default entropy) and learned (default the one it was trained with)"""
-    p: float | None = Field(None, ge=0, le=1)
-    """of confidence; default 0.9"""
-    factor: Nats | None = None
-    """of factor; must be given"""
-    batch_size: int = Field(32, gt=0)
-    """problems decoded together; it does not change the results"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one"""
-    name: str = Field("evaluation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """of the run; its folder is <runs>/<name>"""
-    runs: str = "runs"
-    resume: bool = False
-    """continue the run in its folder: problems that are done are not decoded again"""
-    overwrite: bool = False
-    """delete the run's folder first"""
-    dry_run: bool = False
-    """print the resolved configuration and stop"""
-
-    @model_validator(mode="after")
-    def _settings_of_the_rule(self) -> "EvaluateConfig":
-        own = {
-            "fixed": ("steps",),
-            "eb": ("gamma", "proxy"),
-            "confidence": ("p",),
-            "factor": ("factor",),
-            "learned": ("proxy",),
-        }
-        for name in ("steps", "gamma", "proxy", "p", "factor"):
-            if getattr(self, name) is not None and name not in own[self.rule]:
-                owners = ", ".join(rule for rule, names in own.items() if name in names)
-                raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
-        if self.rule == "factor" and self.factor is None:
-            raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
-        return self
 
 
 class AlgorithmConfig(Config):

@@ -14,18 +14,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import torch
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from diffpo.config import EvaluateConfig, fail, parse
+from diffpo.config import fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.rules import Rule
+from diffpo.decoding_config import DecodingConfig, RuleName
 from diffpo.device import choose_device
-from diffpo.generate_command import commit_rule
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.provenance import provenance, weights_digest, without_folder
@@ -45,6 +48,46 @@ PROGRESS_COLUMNS = (
     TimeElapsedColumn(),
     TimeRemainingColumn(),
 )
+
+
+class EvaluateConfig(DecodingConfig):
+    """Measure a model on a task: accuracy, network evaluations and speed of greedy decoding (temperature 0)."""
+
+    model: str = "tiny-countdown"
+    """shipped model, folder or hub id"""
+    revision: str | None = None
+    """of a hub id: branch, tag or commit"""
+    task: str = "countdown"
+    """countdown, countdown4, gsm8k, math500 or sudoku"""
+    data: str = ""
+    """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
+    sudoku generate their test split"""
+    limit: int | None = Field(None, gt=0)
+    """the first problems only; of a generated test split, 1000 by default"""
+    format: Literal["auto", "chat", "compact"] = "auto"
+    """chat: one user turn, the answer begun with <reasoning> (the d1 protocol); compact: the words of a tiny model; auto: chat if the
+    model's tokenizer has a chat template"""
+    gen_length: int | None = Field(None, gt=0)
+    """tokens of a completion; default 256 in chat, the task's own in compact"""
+    block_length: int | None = Field(None, gt=0)
+    """tokens decoded before the next ones are begun; default 32 in chat, the task's own in compact"""
+    rule: RuleName = "fixed"
+    """as in DecodingConfig; fixed is the protocol's"""
+    steps: int | None = Field(None, gt=0)
+    """of fixed; default gen_length / 2"""
+    batch_size: int = Field(32, gt=0)
+    """problems decoded together; it does not change the results"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    name: str = Field("evaluation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """of the run; its folder is <runs>/<name>"""
+    runs: str = "runs"
+    resume: bool = False
+    """continue the run in its folder: problems that are done are not decoded again"""
+    overwrite: bool = False
+    """delete the run's folder first"""
+    dry_run: bool = False
+    """print the resolved configuration and stop"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,12 +126,12 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     problems, data_revision = read_problems(config, task)
     folder, commit = resolve(config.model, config.revision)
     device = choose_device(config.device)
-    model = load(folder, device)
+    model = load(folder, device, config.dtype and getattr(torch, config.dtype))
     config = filled_in(config, task, model, device.type)
     prompts = encoded(config, task, problems, model)
     check_lengths(config.gen_length, config.block_length)
     check_context(prompts, config.gen_length, model)
-    rule = commit_rule(config, model).resolve(model)
+    rule = config.commit_rule(model, config.gen_length).resolve(model)
     rule.check(model, len(prompts), config.gen_length, config.block_length)
     revisions = {"model": commit or weights_digest(folder), "data": data_revision}
     return Evaluation(config, task, problems, prompts, model, rule, revisions)
@@ -212,7 +255,7 @@ class Run:
             return
         prompts = [evaluation.prompts[index] for index in todo]
         rows = stream(evaluation.model, prompts, config.gen_length, config.block_length, evaluation.rule,
-                      batch_size=config.batch_size)  # fmt: skip
+                      **config.stream_options())  # fmt: skip
         while not self.interrupted and (row := self._next(rows)) is not None:
             (position, generation), seconds = row
             item = scored(evaluation, todo[position], generation, seconds)

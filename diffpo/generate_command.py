@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,37 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
-from diffpo.config import Config, Nats, fail, parse
+from diffpo.config import fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, stream
-from diffpo.decoding.rules import (
-    ConfidenceThreshold,
-    EntropyBounded,
-    FactorThreshold,
-    FixedSchedule,
-    PromptThreshold,
-    Rule,
-)
+from diffpo.decoding_config import DecodingConfig
 from diffpo.keyed_random import derive
 from diffpo.models.checkpoints import load, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.prompt_file import Format, Prompt, as_chats, prompt_text, read_prompts
 from diffpo.trace import trace_page
 
-_PARAMETERS = {
-    "auto": {"gamma", "proxy"},
-    "eb": {"gamma", "proxy"},
-    "confidence": {"p"},
-    "factor": {"factor"},
-    "fixed": {"steps"},
-    "learned": {"proxy"},
-}
 _DEFAULT_BLOCK = 32
-_DEFAULT_GAMMA = 0.1
 _REPORT_SECONDS = 10.0  # between progress lines where no live display is possible
 
 
-class GenerateConfig(Config):
+class GenerateConfig(DecodingConfig):
     """Complete prompts: python -m diffpo.generate ["a prompt" ...] [--input FILE] [config.toml] [--flags]."""
 
     prompt: tuple[str, ...] = ()
@@ -59,34 +42,21 @@ class GenerateConfig(Config):
     """system message of every chat that has none"""
     model: str = "tiny-countdown-diffpo"
     """a shipped model, a folder or a hub id"""
+    revision: str | None = None
+    """of a hub id: branch, tag or commit"""
     device: str | None = None
     """default: cuda where there is a GPU, otherwise cpu"""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """of the weights; default as loaded"""
     gen_length: int = Field(128, gt=0)
     """tokens to decode per prompt"""
     block_length: int | None = Field(None, gt=0)
     """tokens; must divide gen_length; default 32, or gen_length if that is shorter"""
-    rule: Literal["auto", "eb", "confidence", "factor", "fixed", "learned"] = "auto"
-    """entropy-bounded (gamma, proxy), confidence (p), factor, fixed (steps) or the learned threshold (proxy); auto: learned
-    where the model has a threshold and no gamma is given, otherwise eb"""
-    gamma: Nats | None = None
-    """of eb, nats; default 0.1"""
-    proxy: Literal["entropy", "confidence", "margin"] | None = None
-    """commit order of eb (default entropy) and learned (default the one it was trained with)"""
-    p: float | None = Field(None, ge=0, le=1)
-    """of confidence; default 0.9"""
-    factor: Nats | None = None
-    """of factor; must be given"""
-    steps: int | None = Field(None, gt=0)
-    """of fixed; default one token a step"""
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
     """0 takes the most probable token"""
     seed: int = Field(0, ge=0)
     cfg_scale: float = Field(0.0, ge=0, allow_inf_nan=False)
     """classifier-free guidance; 0 = off"""
-    batch_size: int = Field(8, gt=0)
-    """prompts decoded together"""
+    stop: tuple[str, ...] = ()
+    """strings; a completion ends before the first of them"""
     output: Path | None = None
     """JSONL file, one object per prompt, written row by row; default standard output"""
     resume: bool = False
@@ -108,12 +78,6 @@ class GenerateConfig(Config):
             raise ValueError("resume and overwrite exclude each other")
         if self.resume and self.output is None:
             raise ValueError("resume: needs the output file to continue, --output FILE")
-        for name in ("gamma", "proxy", "p", "factor", "steps"):
-            if getattr(self, name) is not None and name not in _PARAMETERS[self.rule]:
-                owners = ", ".join(rule for rule, names in _PARAMETERS.items() if name in names and rule != "auto")
-                raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
-        if self.rule == "factor" and self.factor is None:
-            raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
         return self
 
 
@@ -160,25 +124,6 @@ def _read(config: GenerateConfig) -> list[Prompt]:
     return as_chats(prompts, config.chat, config.system)
 
 
-def commit_rule(config: GenerateConfig, model: MaskedDiffusionLM) -> Rule:
-    """The rule that the settings name, with the defaults of ``GenerateConfig``."""
-    name = config.rule
-    if name == "auto":
-        name = "learned" if model.threshold is not None and config.gamma is None else "eb"
-    match name:
-        case "eb":
-            gamma = _DEFAULT_GAMMA if config.gamma is None else config.gamma
-            return EntropyBounded(gamma, config.proxy or "entropy")
-        case "confidence":
-            return ConfidenceThreshold() if config.p is None else ConfidenceThreshold(config.p)
-        case "factor":
-            return FactorThreshold(config.factor)
-        case "fixed":
-            return FixedSchedule(config.steps or config.gen_length)
-        case "learned":
-            return PromptThreshold(config.proxy)
-
-
 def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
     """ValueError for a device torch does not know or a model whose tokenizer cannot encode the prompts."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -186,10 +131,10 @@ def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    model = load(config.model, device)
+    model = load(config.model, device, config.dtype and getattr(torch, config.dtype), config.revision)
     if model.tokenizer is None:
         raise ValueError(f"model {config.model} has no tokenizer: put tokenizer.json into its folder")
-    return model if config.dtype is None else model.to(getattr(torch, config.dtype))
+    return model
 
 
 class Run:
@@ -269,11 +214,12 @@ class Run:
             [self.prompts[index] for index in self.missing],
             gen_length=config.gen_length,
             block_length=config.block_length or min(_DEFAULT_BLOCK, config.gen_length),
-            rule=commit_rule(config, model),
+            rule=config.commit_rule(model, config.gen_length),
             temperature=config.temperature,
             seed=seed,
             cfg_scale=config.cfg_scale,
-            batch_size=config.batch_size,
+            stop=config.stop,
+            **config.stream_options(),
         )
         freed = [time.perf_counter()] * config.batch_size  # when the place of the n-th prompt became free
         for row, completion in rows:
@@ -287,7 +233,7 @@ class Run:
             return
         facts = {
             "model": self.config.model,
-            "rule": repr(commit_rule(self.config, model)),
+            "rule": repr(self.config.commit_rule(model, self.config.gen_length)),
             "temperature": f"{self.config.temperature:g}",
         }
         page = trace_page(records, model.tokenizer, facts)

@@ -17,10 +17,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from diffpo.config import EvaluateConfig
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
-from diffpo.generate_command import commit_rule
+from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH, EvaluateConfig
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 
@@ -86,8 +84,8 @@ class DiffpoLM(TemplateLM):
                 raise ValueError("the diffpo model of lm-eval decodes greedily: set do_sample=False or temperature=0")
         prompts = [torch.tensor(self.tok_encode(context)) for context in contexts]
         rows = stream(
-            self.model, prompts, self.config.gen_length, self.config.block_length, commit_rule(self.config, self.model),
-            batch_size=self.config.batch_size,
+            self.model, prompts, self.config.gen_length, self.config.block_length, self.config.commit_rule(self.model, self.config.gen_length),
+            **self.config.stream_options(),
         )  # fmt: skip
         texts = [""] * len(requests)
         for index, generation in rows:

@@ -12,10 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
-from diffpo.config import EvaluateConfig
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import main, wilson_interval
-from diffpo.generate_command import commit_rule
+from diffpo.evaluate import EvaluateConfig, main, wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
 from diffpo.training.item_log import ItemLog
@@ -209,7 +207,7 @@ def test_the_summary_says_where_it_comes_from_without_folders(run, chat_flags, c
     ],
 )
 def test_every_rule_can_be_named(flags, rule):
-    assert repr(commit_rule(EvaluateConfig(**flags), load("tiny-countdown"))) == rule
+    assert repr(EvaluateConfig(**flags).commit_rule(load("tiny-countdown"), 12)) == rule
 
 
 def test_the_learned_threshold_is_the_models(run, tmp_path):

@@ -15,7 +15,7 @@ import torch
 import diffpo
 from diffpo import generate_command
 from diffpo.completion_file import CompletionFile
-from diffpo.generate_command import GenerateConfig, commit_rule, main
+from diffpo.generate_command import GenerateConfig, main
 from diffpo.prompt_file import as_chats, read_prompts
 
 PROMPTS = ["7 3 11 -> 32", "5 5 5 -> 15", "2 9 4 -> 14", "3 8 2 -> 22"]
@@ -49,6 +49,11 @@ def stopping_stream(monkeypatch):
 
 def rows_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def in_order(rows: list[dict]) -> list[dict]:
+    """Rows come as they finish."""
+    return sorted(rows, key=lambda row: row["index"])
 
 
 def stops(code: int, arguments: list[str]) -> None:
@@ -90,7 +95,7 @@ def test_the_command_in_its_own_process(prompt_file, tmp_path):
     os.close(stderr)
     shown = os.read(terminal, 65536).decode()
     assert done.returncode == 0, shown
-    assert [row["prompt"] for row in rows_of(done.stdout.decode())] == PROMPTS
+    assert [row["prompt"] for row in in_order(rows_of(done.stdout.decode()))] == PROMPTS
     assert "4/4 prompts" in shown
 
 
@@ -113,7 +118,7 @@ def test_rows_are_those_of_the_function(prompt_file, tmp_path, capsys):
     assert main([*arguments, "--output", str(output), "--batch-size", "3", "--statistics"]) == 0
     model = diffpo.load("tiny-countdown-diffpo")
     expected = diffpo.generate(model, PROMPTS, 12, rule=diffpo.EntropyBounded(0.5, "confidence"))
-    rows = rows_of(output.read_text())
+    rows = in_order(rows_of(output.read_text()))
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
     assert [row["prompt"] for row in rows] == PROMPTS
     assert [row["text"] for row in rows] == expected.text
@@ -137,7 +142,7 @@ def test_rows_are_those_of_the_function(prompt_file, tmp_path, capsys):
 
 def test_standard_output_holds_the_rows_alone(capsys):
     assert main([*PROMPTS[:2], *SHORT]) == 0
-    rows = rows_of(capsys.readouterr().out)
+    rows = in_order(rows_of(capsys.readouterr().out))
     assert [row["prompt"] for row in rows] == PROMPTS[:2]
     assert "entropy" not in rows[0]
 
@@ -434,13 +439,13 @@ def test_no_prompt_at_all(monkeypatch, capsys):
     ],
 )
 def test_the_rule_that_the_settings_name(flags, rule, random_model):
-    assert repr(commit_rule(GenerateConfig(**flags), random_model())) == rule
+    assert repr(GenerateConfig(**flags).commit_rule(random_model(), 128)) == rule
 
 
 def test_auto_takes_the_learned_threshold_unless_gamma_is_given():
     model = diffpo.load("tiny-countdown-diffpo")
-    assert isinstance(commit_rule(GenerateConfig(), model), diffpo.PromptThreshold)
-    assert isinstance(commit_rule(GenerateConfig(gamma=0.2), model), diffpo.EntropyBounded)
+    assert isinstance(GenerateConfig().commit_rule(model, 128), diffpo.PromptThreshold)
+    assert isinstance(GenerateConfig(gamma=0.2).commit_rule(model, 128), diffpo.EntropyBounded)
 
 
 def test_a_toml_file_and_prompts_in_front_of_the_flags(tmp_path, capsys):

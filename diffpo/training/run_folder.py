@@ -4,8 +4,12 @@ import fcntl
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffpo.config import EvaluateConfig, TrainConfig, fail
+from diffpo.config import TrainConfig, fail
+
+if TYPE_CHECKING:
+    from diffpo.evaluate import EvaluateConfig
 
 # Fields that say where or whether to run, not what the run computes.
 _FREE_ON_RESUME = {
@@ -25,7 +29,7 @@ _FREE_ON_RESUME = {
 class RunFolder:
     """<runs>/<name> with config.json, metrics.jsonl, checkpoints/, model/, curves.png and summary.json."""
 
-    def __init__(self, config: TrainConfig | EvaluateConfig):
+    def __init__(self, config: "TrainConfig | EvaluateConfig"):
         """Claim the folder; a used, locked or unwritable one ends the program with exit code 2."""
         self.path = Path(config.runs) / config.name
         config_file = self.path / "config.json"
@@ -71,7 +75,7 @@ class RunFolder:
                 entry.unlink()
 
     @staticmethod
-    def _check_same(config: TrainConfig | EvaluateConfig, before: dict) -> None:
+    def _check_same(config: "TrainConfig | EvaluateConfig", before: dict) -> None:
         now = json.loads(config.model_dump_json())
         changes = _differences(before, now)
         if changes and not _may_change(config):
@@ -79,7 +83,7 @@ class RunFolder:
             fail("resume: the configuration changed: " + "; ".join(changes) + hint)
 
 
-def _may_change(config: TrainConfig | EvaluateConfig) -> bool:
+def _may_change(config: "TrainConfig | EvaluateConfig") -> bool:
     """Rows of an evaluation under two configurations have no meaning together; a training may go on under another."""
     return isinstance(config, TrainConfig) and config.allow_config_change
 
