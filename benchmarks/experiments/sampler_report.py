@@ -10,7 +10,8 @@ from seed_statistics import estimate, ratio, text
 
 from diffpo.config import RolloutConfig
 
-AGAINST = ("d1", "model-0.1", "model-0.5", "sampler", "base")  # what joint's areas are divided by
+TRAINED = ("joint", "joint-long")  # the arms that the targets are for
+AGAINST = ("d1", "model-0.1", "model-0.5", "sampler", "base")  # what their areas are divided by
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -27,8 +28,8 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: joint's areas over others', by seed; target: joint at its learned
-    threshold against the base's best point: gain in percentage points, share of its NFE; race: joint's denoiser calls to d1's best training accuracy.
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', by seed; target: each of
+    TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE; race: joint's denoiser calls to d1's best training accuracy.
     """
     found = {}
     for task, base in bases.items():
@@ -40,15 +41,14 @@ def summarise(results: list[dict], bases: dict) -> dict:
         arms = {arm: [r for r in mine if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in mine)}
         areas = {arm: {r["seed"]: {"aup": aup(pairs(r["front"]), y_max), "area": area(pairs(r["front"]), y_max, limit)} for r in of} for arm, of in arms.items()}  # fmt: skip
         base_areas = {"aup": aup(pairs(base), y_max), "area": area(pairs(base), y_max, limit)}
-        if "joint" in areas:
-            areas["base"] = dict.fromkeys(areas["joint"], base_areas)
+        areas["base"] = dict.fromkeys((result["seed"] for result in mine), base_areas)
         found[task] = {
             "limit": limit,
             "best_accuracy": y_max,
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
-            "ratios": ratios(areas),
-            "target": target(arms.get("joint", []), base["best"]),
+            "ratios": {arm: ratios(arm, areas) for arm in TRAINED if arm in arms},
+            "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
         }
     return found
@@ -76,19 +76,17 @@ def describe(results: list[dict], areas: dict[int, dict]) -> dict:
     return found
 
 
-def ratios(areas: dict[str, dict[int, dict]]) -> dict:
-    """Joint's AUP and area divided by another arm's, seed by seed."""
+def ratios(arm: str, areas: dict[str, dict[int, dict]]) -> dict:
+    """An arm's AUP and area divided by others', seed by seed."""
     return {
-        other: {kind: ratio(*({seed: values[kind] for seed, values in areas[arm].items()} for arm in ("joint", other))) for kind in ("aup", "area")}
+        other: {kind: ratio(*({seed: values[kind] for seed, values in areas[name].items()} for name in (arm, other))) for kind in ("aup", "area")}
         for other in AGAINST
-        if other in areas and "joint" in areas
+        if other in areas
     }  # fmt: skip
 
 
-def target(joint: list[dict], best: dict) -> dict | None:
-    if not joint:
-        return None
-    points = [operating_point(result) for result in joint]
+def target(results: list[dict], best: dict) -> dict:
+    points = [operating_point(result) for result in results]
     return {
         "gain_points": estimate([100 * (point["accuracy"] - best["accuracy"]) for point in points]),
         "nfe_share": estimate([point["nfe"] / best["nfe"] for point in points]),
@@ -106,16 +104,16 @@ def reading(summary: dict) -> list[str]:
     """What the numbers say, sentence by sentence."""
     found = []
     for task, numbers in summary.items():
-        base, goal, calls = numbers["base"]["best"], numbers["target"], numbers["race"]
+        base, calls = numbers["base"]["best"], numbers["race"]
         found.append(f"{task}: the base model's best of {numbers['base']['rules']} rules is {base['accuracy']:.1%} at {base['nfe']:.2f} NFE ({base['rule']}).")  # fmt: skip
         for arm, of in numbers["arms"].items():
             found.append(f"{task}, {arm}: {text(of['accuracy'], 100, 1)}% at {text(of['nfe'])} NFE, area {text(of['area'], 1, 3)} up to {numbers['limit']:.2f} tokens per forward, AUP {text(of['aup'], 1, 3)} (n = {of['area']['n']}).")  # fmt: skip
             if of["threshold"]:
                 found.append(threshold_sentence(task, arm, of["threshold"]))
-        for other, of in numbers["ratios"].items():
-            found.append(f"{task}: joint's area over that of {other}: {text(of['area'])}, its AUP {text(of['aup'])} (n = {of['area']['n'] if of['area'] else 0}).")  # fmt: skip
-        if goal:
-            found.append(f"{task}: joint at its learned threshold is {text(goal['gain_points'], 1, 1, '+')} points from the base's best accuracy, at {text(goal['nfe_share'])} of its NFE (n = {goal['gain_points']['n']}).")  # fmt: skip
+        for arm, others in numbers["ratios"].items():
+            found += [f"{task}: {arm}'s area over that of {other}: {text(of['area'])}, its AUP {text(of['aup'])} (n = {of['area']['n'] if of['area'] else 0})." for other, of in others.items()]  # fmt: skip
+        for arm, goal in numbers["target"].items():
+            found.append(f"{task}: {arm} at its learned threshold is {text(goal['gain_points'], 1, 1, '+')} points from the base's best accuracy, at {text(goal['nfe_share'])} of its NFE (n = {goal['gain_points']['n']}).")  # fmt: skip
         if calls:
             reached = (
                 "joint does not reach it"

@@ -140,12 +140,12 @@ def test_sampler_divides_areas_by_seed_and_measures_the_target() -> None:
     numbers = summarise(results, {"countdown": base})["countdown"]
     assert numbers["limit"] == 4
     assert numbers["best_accuracy"] == 0.5
-    assert numbers["target"]["gain_points"]["mean"] == pytest.approx(20)
-    assert numbers["target"]["nfe_share"]["mean"] == pytest.approx(0.75)
+    assert numbers["target"]["joint"]["gain_points"]["mean"] == pytest.approx(20)
+    assert numbers["target"]["joint"]["nfe_share"]["mean"] == pytest.approx(0.75)
     areas = {arm: of["area"]["mean"] for arm, of in numbers["arms"].items()}
-    assert numbers["ratios"]["d1"]["area"]["mean"] == pytest.approx(areas["joint"] / areas["d1"])
-    assert numbers["ratios"]["base"]["area"]["mean"] == pytest.approx(areas["joint"] / numbers["base"]["area"])
-    assert numbers["ratios"]["d1"]["area"]["n"] == 2
+    assert numbers["ratios"]["joint"]["d1"]["area"]["mean"] == pytest.approx(areas["joint"] / areas["d1"])
+    assert numbers["ratios"]["joint"]["base"]["area"]["mean"] == pytest.approx(areas["joint"] / numbers["base"]["area"])
+    assert numbers["ratios"]["joint"]["d1"]["area"]["n"] == 2
 
 
 def test_a_continuation_spends_the_calls_of_the_joint_run(given, capsys) -> None:
