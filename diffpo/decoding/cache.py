@@ -9,6 +9,11 @@ A row's step is exact (a *refresh*: the whole sequence is evaluated, and its key
 would have changed a little. Every step counts as one NFE, cached or not. Where logits are shifted, the position before the block, whose
 output predicts the block's first token, is computed with the block. Source: Fast-dLLM (arXiv 2505.22618).
 
+How far from exact (tiny-countdown and tiny-sudoku, 128 test problems, EntropyBounded(0.1), one to four blocks): 79% to 91% of the tokens are
+those of exact decoding ("dual" with refresh=2: 88% to 96%), accuracy falls by 0.10 to 0.28 (0.05 to 0.14), and rollout and exact log-probs
+differ by 0.04 to 0.31 nats a token on average (0.02 to 0.11). In such short sequences each token changes everything; published at 8B is GSM8K
+79.3 without and 79.5 with a cache. Where log-probs must be those of the network, as in training, use "none".
+
 Shapes: R rows in flight, B rows of a pass, Q computed positions, S positions of the sequence, K key/value heads, d head size.
 """
 

@@ -123,9 +123,8 @@ def test_rows_and_static_steps_change_nothing(
     prompts = random_prompts(model, LENGTHS)
     options = {"temperature": 0.8, "seed": 4, "cache": mode, "cache_refresh": refresh}
     whole = diffpo.generate(model, prompts, 16, 4, RULE, **options).trajectory
-    for rows in (1, 4):
-        assert_same(diffpo.generate(model, prompts, 16, 4, RULE, **options, batch_size=rows).trajectory, whole)
-    for rows in (1, 3, 6):
+    assert_same(diffpo.generate(model, prompts, 16, 4, RULE, **options, batch_size=4).trajectory, whole)
+    for rows in (1, 3):
         assert_same(decode_with(static=True)(model, prompts, 16, 4, RULE, **options, batch_size=rows), whole)
 
 
@@ -163,7 +162,7 @@ def rollout_gap(model, prompts, cache, **options):
 def test_rollout_and_training_log_probs(record_property):
     """Exact decoding: equal to rounding. Cached: the log-probs are those of the cached network, and off by what is recorded here."""
     model, task = diffpo.load("tiny-countdown"), get_task("countdown")
-    prompts = [task.prompt(problem) for problem in task.problems("test", 64, 0)]
+    prompts = [task.prompt(problem) for problem in task.problems("test", 24, 0)]
     options = {"gen_length": task.gen_length, "block_length": 6, "rule": diffpo.EntropyBounded(0.1)}
     gaps = {cache: rollout_gap(model, prompts, cache, **options) for cache in ("none", "prefix", "dual")}
     record_property("gap", gaps)

@@ -40,7 +40,7 @@ def test_text_is_cut_and_rows_end_early(model, stop):
         assert torch.equal(stopped.tokens[i][same], whole.tokens[i][same])
         if not cuts:
             assert torch.equal(steps, whole.trajectory.commit_step[i])
-    assert ended > 3
+    assert ended > 1
     assert not torch.isin(stopped.tokens, model.mask_id).any()
 
 
