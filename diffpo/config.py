@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from diffpo.models.threshold import ENTROPY_BOUND_GRID
-
 
 def _not_nan(value: float) -> float:
     if math.isnan(value):
@@ -80,7 +78,7 @@ class AlgorithmConfig(Config):
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
     weight_cap: Positive = 2.0
     clip: Positive = 0.2
-    kl_coefficient: Nats = 0.05
+    kl_coefficient: Nats = 0.01
     """weight of the k3 KL to the starting model"""
     normalisation: Literal["sequence", "token"] = "sequence"
     advantage: Literal["mean", "std", "leave_one_out"] = "mean"
@@ -99,16 +97,17 @@ class RolloutConfig(Config):
     gamma: Nats = 0.1
     """entropy bound (nats) of rollouts in mode "model" """
     proxy: Literal["entropy", "confidence", "margin"] = "confidence"
-    threshold_gammas: tuple[Nats, ...] = Field(ENTROPY_BOUND_GRID, min_length=1)
-    """bins (nats) of the learned threshold"""
-    speed_exponent: Nats = 0.4
+    threshold_gammas: tuple[Nats, ...] = Field((0.5, 0.75, 1.0, 1.5), min_length=1)
+    """bins (nats) of the learned threshold. The smallest decides how parallel the rollouts are, and so how parallel the model learns to
+    decode: at first a smaller bound is always worth more accuracy than it costs speed (benchmarks/notes/experiments.md)"""
+    speed_exponent: Nats = 1.0
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent; 0 = correctness alone"""
 
 
 class OptimizerConfig(Config):
     """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
 
-    lr: Positive = 2.5e-4
+    lr: Positive = 2e-4
     threshold_lr: Positive = 2e-3
     weight_decay: float = Field(0.0, ge=0)
     warmup_updates: int = Field(10, ge=0)
@@ -128,7 +127,7 @@ class TrainConfig(Config):
     name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"
-    updates: int = Field(240, gt=0)
+    updates: int = Field(500, gt=0)
     """batches of rollouts"""
     max_minutes: Positive | None = None
     """stop training early, with everything saved, after this many minutes"""

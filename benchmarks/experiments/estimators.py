@@ -31,6 +31,9 @@ UPDATES = 150
 MINUTES = {"countdown": 5.0, "sudoku": 8.0}  # one run, one core
 COMMON = {
     "algorithm.mode": "model",
+    "algorithm.kl-coefficient": 0.05,
+    "optimizer.lr": 2.5e-4,
+    "rollout.proxy": "confidence",
     "updates": UPDATES,
     "rollout.gamma": 0.1,
     "rollout.speed-exponent": 0.0,

@@ -25,6 +25,7 @@ from study import Options, Run, parser, provenance, read, train_all, write
 
 from diffpo.config import RolloutConfig, fail
 from diffpo.models.checkpoints import load
+from diffpo.models.threshold import ENTROPY_BOUND_GRID
 from diffpo.tasks import get_task
 from diffpo.training.evaluation import fixed_problems
 
@@ -51,13 +52,13 @@ ARMS = {
         "algorithm.name": "d1", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
         "optimizer.lr": 1e-4, "updates": 240,  # the denoiser calls of joint
     },
-    "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100},
+    "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100, "rollout.threshold-gammas": ENTROPY_BOUND_GRID},
     **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0)},
     **{f"proxy-{proxy}": JOINT | {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
 }  # fmt: skip
 SMOKE_ARMS = ("joint",)
 TASKS = ("countdown", "sudoku")
-MINUTES = {"countdown": 15.0, "sudoku": 25.0}  # one run, one core
+MINUTES = {"countdown": 9.0, "sudoku": 27.0}  # one run, one core; joint-long three times as long
 FRONT_MINUTES = 1.0  # one sweep, one core
 
 
@@ -159,7 +160,7 @@ def main() -> None:
     arguments = command.parse_args()
     given = read(arguments)
     wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(arguments.arms))
-    results = train_all("sampler", wanted, given, lambda run: MINUTES[run.task])
+    results = train_all("sampler", wanted, given, lambda run: MINUTES[run.task] * (3 if run.arm == "joint-long" else 1))
     if not given.report:
         decode_all(results, given)
     report(results, given)

@@ -65,6 +65,11 @@ class Task(ChatTask[ProblemT]):
     gen_length: int  # tokens of a compact completion, EOS included if it ends with one
     block_length: int  # divides gen_length
     ends_with_eos: bool
+    columns = ()
+
+    def problem_from_row(self, row: dict[str, Any]) -> ProblemT:
+        """Only for tasks of which data has been published."""
+        raise ValueError(f"task {self.name} has no published data format, its problems are generated")
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[ProblemT]:

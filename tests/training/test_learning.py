@@ -44,12 +44,13 @@ class Echo(Task[str]):
         return text.split() == list(problem)
 
 
-def train(updates: int, **algorithm) -> list[dict]:
+def train(updates: int, speed_exponent: float = 1.0, **algorithm) -> list[dict]:
     torch.manual_seed(0)
     size = ModelSize(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     config = TrainConfig(
         updates=updates,
         algorithm={"prompts_per_update": 32, "group_size": 8} | algorithm,
+        rollout={"speed_exponent": speed_exponent},
         optimizer={"lr": 5e-3, "threshold_lr": 0.05, "warmup_updates": 5},
     )
     task = Echo()
@@ -73,6 +74,6 @@ def test_reward_rises_and_decoding_gets_faster():
 
 @pytest.mark.slow
 def test_d1_learns_too():
-    metrics = train(60, name="d1", mode="model", m=1, importance_correction=False, clip=0.5, normalisation="token")
+    metrics = train(60, 0.0, name="d1", mode="model", m=1, importance_correction=False, clip=0.5, normalisation="token")
     assert mean(metrics[:5], "reward") < 0.3
     assert mean(metrics[-10:], "reward") > 0.55
