@@ -91,8 +91,8 @@ class EvaluateConfig(DecodingConfig):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or interrupted with everything saved, 1 the model's logits are not finite; 2 (SystemExit) a
-    user's mistake, found before anything is decoded."""
+    """Returns the exit code: 0 done or interrupted with everything saved, 1 the model's logits are not finite or one problem alone
+    does not fit in memory; 2 (SystemExit) a user's mistake, found before anything is decoded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(EvaluateConfig, arguments)
     try:
@@ -220,7 +220,7 @@ class Run:
             self._decode()
         except KeyboardInterrupt:
             stopped = "interrupted"
-        except FloatingPointError as error:
+        except (FloatingPointError, torch.OutOfMemoryError) as error:
             stopped, code = str(error), 1
         finally:
             for number, handler in handlers.items():

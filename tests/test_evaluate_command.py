@@ -290,16 +290,20 @@ def test_every_row_is_on_disk_before_the_next_one_is_decoded(run, chat_flags, tm
     assert on_disk == [0, 1, 2, 3, 4]
 
 
-def test_a_model_of_nan_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "fault", [FloatingPointError("logits are NaN"), torch.OutOfMemoryError("a single row does not fit")]
+)
+def test_a_fault_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch, capsys, fault):
     def broken(*arguments, **options):
         rows = stream(*arguments, **options)
         yield next(rows)
-        raise FloatingPointError("the model's logits are NaN")
+        raise fault
 
     monkeypatch.setattr(diffpo.evaluate, "stream", broken)
     assert run(*chat_flags) == 1
-    assert "1 of 5 problems: the model's logits are NaN" in capsys.readouterr().out
+    assert f"1 of 5 problems: {fault}" in capsys.readouterr().out
     assert len(items_in(tmp_path / "run")) == 1
+    assert summary_in(tmp_path / "run")["done"] == 1
 
 
 def test_the_log_refuses_a_damaged_line(tmp_path):
