@@ -9,6 +9,8 @@ from pathlib import Path
 from diffpo.decoding.generation import Generation
 from diffpo.prompt_file import Prompt
 
+_ROW_START = '{"index": '  # of every line that `completion_record` makes
+
 
 def completion_record(
     index: int, prompt: Prompt, completion: Generation, seconds: float, statistics: bool
@@ -79,13 +81,19 @@ class CompletionFile:
 
     def _read_earlier(self) -> tuple[dict, ...]:
         self._file.seek(0)
-        complete, _, rest = self._file.read().rpartition("\n")
-        if rest:  # a killed run may leave half a line
-            self._file.truncate(len((complete + "\n").encode()) if complete else 0)
-        return tuple(
+        try:
+            complete, end, rest = self._file.read().rpartition("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"output {self.path} is not UTF-8, so it cannot be resumed: {error}") from error
+        rows = tuple(
             _read_row(line, f"output {self.path}, line {n}")
             for n, line in enumerate(complete.split("\n") if complete else (), 1)
         )
+        if rest:  # a killed run may leave half a line; anything else is not ours to drop
+            if not rest.startswith(_ROW_START[: len(rest)]):
+                raise ValueError(f"output {self.path} ends in a line that is no completion, so it cannot be resumed")
+            self._file.truncate(len((complete + end).encode()))
+        return rows
 
     def write(self, record: dict) -> None:
         if self._empty_first:
@@ -106,7 +114,8 @@ def _read_row(line: str, place: str) -> dict:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not valid JSON, so it cannot be resumed: {error}") from error
-    if not isinstance(row, dict) or not {"index", "prompt", "tokens", "commit_step"} <= row.keys():
+    known = isinstance(row, dict) and {"index", "prompt", "tokens", "commit_step"} <= row.keys()
+    if not known or not isinstance(row["index"], int):
         raise ValueError(f"{place} is no completion of this command, so it cannot be resumed")
     return row
 
