@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from diffpo.decoding.generation import Generation
+from diffpo.decoding.trajectory import Trajectory
 from diffpo.prompt_file import Prompt
 
 _ROW_START = '{"index": '  # of every line that `completion_record` makes
@@ -22,7 +23,7 @@ def completion_record(
     null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
     """
     row = completion.trajectory
-    length, nfe, gamma = int(row.length), int(row.nfe), float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
+    length, nfe = int(row.length), int(row.nfe)
     record = {
         "index": index,
         "prompt": prompt,
@@ -32,7 +33,7 @@ def completion_record(
         "tokens_per_forward": round(length / nfe, 4),
         "seconds": round(seconds, 6),
         "tokens_per_second": round(length / seconds, 2),
-        "gamma": None if math.isnan(gamma) else gamma if math.isfinite(gamma) else "inf",
+        "gamma": gamma_value(row),
         "tokens": row.tokens[0].tolist(),
         "commit_step": row.commit_step[0].tolist(),
     }
@@ -40,6 +41,12 @@ def completion_record(
         record["logprob"] = [round(value, 5) for value in row.logprob[0].tolist()]
         record["entropy"] = [round(value, 5) for value in row.entropy[0].tolist()]
     return record
+
+
+def gamma_value(row: Trajectory) -> float | str | None:
+    """The entropy bound of one row in nats as a JSON value: "inf" for no bound, null for rules without one."""
+    gamma = float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
+    return None if math.isnan(gamma) else gamma if math.isfinite(gamma) else "inf"
 
 
 class StandardOutput:
