@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 from diffpo.decoding.generation import Generation
+from diffpo.decoding.trajectory import Trajectory
 from diffpo.prompt_file import Prompt
+
+_ROW_START = '{"index": '  # of every line that `completion_record` makes
 
 
 def completion_record(
@@ -20,7 +23,7 @@ def completion_record(
     null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
     """
     row = completion.trajectory
-    length, nfe, gamma = int(row.length), int(row.nfe), float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
+    length, nfe = int(row.length), int(row.nfe)
     record = {
         "index": index,
         "prompt": prompt,
@@ -30,7 +33,7 @@ def completion_record(
         "tokens_per_forward": round(length / nfe, 4),
         "seconds": round(seconds, 6),
         "tokens_per_second": round(length / seconds, 2),
-        "gamma": None if math.isnan(gamma) else gamma if math.isfinite(gamma) else "inf",
+        "gamma": gamma_value(row),
         "tokens": row.tokens[0].tolist(),
         "commit_step": row.commit_step[0].tolist(),
     }
@@ -38,6 +41,12 @@ def completion_record(
         record["logprob"] = [round(value, 5) for value in row.logprob[0].tolist()]
         record["entropy"] = [round(value, 5) for value in row.entropy[0].tolist()]
     return record
+
+
+def gamma_value(row: Trajectory) -> float | str | None:
+    """The entropy bound of one row in nats as a JSON value: "inf" for no bound, null for rules without one."""
+    gamma = float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
+    return None if math.isnan(gamma) else gamma if math.isfinite(gamma) else "inf"
 
 
 class StandardOutput:
@@ -79,13 +88,19 @@ class CompletionFile:
 
     def _read_earlier(self) -> tuple[dict, ...]:
         self._file.seek(0)
-        complete, _, rest = self._file.read().rpartition("\n")
-        if rest:  # a killed run may leave half a line
-            self._file.truncate(len((complete + "\n").encode()) if complete else 0)
-        return tuple(
+        try:
+            complete, end, rest = self._file.read().rpartition("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"output {self.path} is not UTF-8, so it cannot be resumed: {error}") from error
+        rows = tuple(
             _read_row(line, f"output {self.path}, line {n}")
             for n, line in enumerate(complete.split("\n") if complete else (), 1)
         )
+        if rest:  # a killed run may leave half a line; anything else is not ours to drop
+            if not rest.startswith(_ROW_START[: len(rest)]):
+                raise ValueError(f"output {self.path} ends in a line that is no completion, so it cannot be resumed")
+            self._file.truncate(len((complete + end).encode()))
+        return rows
 
     def write(self, record: dict) -> None:
         if self._empty_first:
@@ -106,7 +121,8 @@ def _read_row(line: str, place: str) -> dict:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not valid JSON, so it cannot be resumed: {error}") from error
-    if not isinstance(row, dict) or not {"index", "prompt", "tokens", "commit_step"} <= row.keys():
+    known = isinstance(row, dict) and {"index", "prompt", "tokens", "commit_step"} <= row.keys()
+    if not known or not isinstance(row["index"], int):
         raise ValueError(f"{place} is no completion of this command, so it cannot be resumed")
     return row
 

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from diffpo.completion_file import gamma_value
 from diffpo.config import fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
@@ -91,8 +92,8 @@ class EvaluateConfig(DecodingConfig):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or interrupted with everything saved, 1 the model's logits are not finite; 2 (SystemExit) a
-    user's mistake, found before anything is decoded."""
+    """Returns the exit code: 0 done or interrupted with everything saved, 1 the model's logits are not finite or one problem alone
+    does not fit in memory; 2 (SystemExit) a user's mistake, found before anything is decoded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(EvaluateConfig, arguments)
     try:
@@ -220,7 +221,7 @@ class Run:
             self._decode()
         except KeyboardInterrupt:
             stopped = "interrupted"
-        except FloatingPointError as error:
+        except (FloatingPointError, torch.OutOfMemoryError) as error:
             stopped, code = str(error), 1
         finally:
             for number, handler in handlers.items():
@@ -289,7 +290,6 @@ def scored(evaluation: Evaluation, index: int, generation: Generation, seconds: 
     task, problem, trajectory = evaluation.task, evaluation.problems[index], generation.trajectory
     completion = generation.text[0]
     turn = task.prefill + completion if evaluation.config.format == "chat" else completion
-    gamma = trajectory.gamma.item()
     return {
         "index": index,
         "problem": dataclasses.asdict(problem),
@@ -299,7 +299,7 @@ def scored(evaluation: Evaluation, index: int, generation: Generation, seconds: 
         "nfe": trajectory.nfe.item(),
         "tokens": trajectory.length.item(),
         "prompt_tokens": len(evaluation.prompts[index]),
-        "gamma": None if math.isnan(gamma) else gamma,
+        "gamma": gamma_value(trajectory),
         "seconds": seconds,
     }
 

@@ -1,5 +1,6 @@
 """What ``python -m diffpo.generate`` does: read prompts, decode them, write each row as soon as it is finished."""
 
+import itertools
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
 from diffpo.config import fail, parse
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.decoding.generation import Generation, stream
+from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding_config import DecodingConfig
 from diffpo.keyed_random import derive
 from diffpo.models.checkpoints import load, write_atomically
@@ -80,12 +81,18 @@ class GenerateConfig(DecodingConfig):
             raise ValueError("resume: needs the output file to continue, --output FILE")
         return self
 
+    @property
+    def tokens_per_block(self) -> int:
+        return self.block_length or min(_DEFAULT_BLOCK, self.gen_length)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 stopped by a fault with every finished row kept, 130 interrupted likewise; 2
     (SystemExit) a user's mistake."""
     config = parse(GenerateConfig, _prompts_as_flag(sys.argv[1:] if arguments is None else arguments))
     try:
+        check_lengths(config.gen_length, config.tokens_per_block)  # before a large model is read
+        _check_files_differ(config)
         prompts = _read(config)
         if config.trace is not None:
             check_target("trace", config.trace)
@@ -112,6 +119,15 @@ def _prompts_as_flag(arguments: list[str]) -> list[str]:
     toml = int(words > 0 and arguments[0].endswith(".toml"))
     flag = ["--prompt"] if words > toml else []
     return [*arguments[:toml], *flag, *arguments[toml:]]
+
+
+def _check_files_differ(config: GenerateConfig) -> None:
+    """ValueError where what is written would replace the prompts or the other output."""
+    files = {"input": None if config.input == "-" else config.input, "output": config.output, "trace": config.trace}
+    given = {name: Path(path).resolve() for name, path in files.items() if path is not None}
+    for (name, path), (other, second) in itertools.combinations(given.items(), 2):
+        if path == second:
+            raise ValueError(f"{name} and {other} are the same file {path}: give {other} another name")
 
 
 def _read(config: GenerateConfig) -> list[Prompt]:
@@ -148,12 +164,17 @@ class Run:
         self.records: list[dict] = []
 
     def _missing(self) -> list[int]:
-        """Indices without a row yet. ValueError when the file to resume was made from other prompts."""
+        """Indices without a row yet. ValueError when the file to resume was made from other prompts or another length."""
         for row in self.output.earlier:
             index = row["index"]
             if not (0 <= index < len(self.prompts)) or row["prompt"] != self.prompts[index]:
                 raise ValueError(
                     f"resume: {self.config.output} holds index {index} with a prompt that the input does not"
+                )
+            if len(row["tokens"]) != self.config.gen_length:
+                raise ValueError(
+                    f"resume: {self.config.output} holds completions of {len(row['tokens'])} tokens, gen_length is "
+                    f"{self.config.gen_length}: give the same one"
                 )
         done = {row["index"] for row in self.output.earlier}
         return [index for index in range(len(self.prompts)) if index not in done]
@@ -174,8 +195,7 @@ class Run:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
         except (FloatingPointError, torch.OutOfMemoryError) as error:
-            hint = "; lower --batch-size" if isinstance(error, torch.OutOfMemoryError) else ""
-            self.console.print(f"stopped: {error}{hint}{self._kept()}", markup=False)
+            self.console.print(f"stopped: {error}{self._kept()}", markup=False)
             code = 1
         finally:
             signal.signal(signal.SIGTERM, handler)
@@ -207,13 +227,14 @@ class Run:
         if config.chat and model.tokenizer.chat_template is None:
             raise ValueError(f"chat: the tokenizer of {config.model} has no chat template: leave --chat out")
         keep_freed_memory()
-        # draws are keyed by the row's number in this call: rows of a resumed run must not repeat those of an earlier one
-        seed = derive(config.seed, self.missing[0]) if self.output.earlier else config.seed
+        # draws are keyed by the row's number in this call: rows of a resumed run must not repeat those of any earlier one, each of which
+        # left more rows than it found
+        seed = derive(config.seed, len(self.output.earlier)) if self.output.earlier else config.seed
         rows = stream(
             model,
             [self.prompts[index] for index in self.missing],
             gen_length=config.gen_length,
-            block_length=config.block_length or min(_DEFAULT_BLOCK, config.gen_length),
+            block_length=config.tokens_per_block,
             rule=config.commit_rule(model, config.gen_length),
             temperature=config.temperature,
             seed=seed,

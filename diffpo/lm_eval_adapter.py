@@ -17,37 +17,41 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from diffpo.decoding.generation import stream
-from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH, EvaluateConfig
+from diffpo.decoding.generation import check_lengths, stream
+from diffpo.decoding_config import DecodingConfig
+from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 
 
 @register_model("diffpo")
 class DiffpoLM(TemplateLM):
-    """A masked diffusion LM for lm-eval. ``model`` and the commit rule's fields (rule, steps, gamma, ...) are those of
-    ``EvaluateConfig``; ValueError names a field that does not fit."""
+    """A masked diffusion LM for lm-eval. ``model`` and ``revision`` as in ``diffpo.load``, ``decoding`` the fields of
+    ``DecodingConfig`` (gamma, cache, dtype, ...); ValueError names a field that does not fit."""
 
     def __init__(
         self,
         model: str,
         gen_length: int = CHAT_GEN_LENGTH,
         block_length: int | None = None,
+        rule: str = "fixed",
         steps: int | None = None,
         batch_size: int | str | None = 8,
         max_batch_size: int | None = None,
         device: str | None = None,
-        **rule,
+        revision: str | None = None,
+        **decoding,
     ):
         super().__init__()
-        block_length = block_length or min(CHAT_BLOCK_LENGTH, gen_length)
-        if steps is None and rule.get("rule", "fixed") == "fixed":
+        self.gen_length, self.block_length = gen_length, block_length or min(CHAT_BLOCK_LENGTH, gen_length)
+        check_lengths(self.gen_length, self.block_length)
+        if steps is None and rule == "fixed":
             steps = max(gen_length // 2, 1)
         rows = 8 if batch_size in (None, "auto") else int(batch_size)
-        self.config = EvaluateConfig(
-            model=model, gen_length=gen_length, block_length=block_length, steps=steps, batch_size=rows, **rule
-        )
-        self.model = load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.config = DecodingConfig(rule=rule, steps=steps, batch_size=rows, **decoding)
+        self.name = model
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load(model, device, self.config.dtype, revision)
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:
             raise ValueError(f"model {model!r} has no tokenizer, which lm-eval needs")
@@ -62,7 +66,7 @@ class DiffpoLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return self.config.model.replace("/", "__")
+        return self.name.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
@@ -83,10 +87,8 @@ class DiffpoLM(TemplateLM):
             if option.get("do_sample") and option.get("temperature", 1.0) > 0:
                 raise ValueError("the diffpo model of lm-eval decodes greedily: set do_sample=False or temperature=0")
         prompts = [torch.tensor(self.tok_encode(context)) for context in contexts]
-        rows = stream(
-            self.model, prompts, self.config.gen_length, self.config.block_length, self.config.commit_rule(self.model, self.config.gen_length),
-            **self.config.stream_options(),
-        )  # fmt: skip
+        rule = self.config.commit_rule(self.model, self.gen_length)
+        rows = stream(self.model, prompts, self.gen_length, self.block_length, rule, **self.config.stream_options())
         texts = [""] * len(requests)
         for index, generation in rows:
             texts[index] = cut(generation.text[0], options[index].get("until", ()))

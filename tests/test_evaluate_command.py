@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
+from diffpo.config import TrainConfig
 from diffpo.decoding.generation import stream
 from diffpo.evaluate import EvaluateConfig, main, wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
@@ -216,6 +217,13 @@ def test_the_learned_threshold_is_the_models(run, tmp_path):
     assert all(item["gamma"] is not None for item in items_in(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(("bound", "written"), [("0.1", 0.1), ("inf", "inf")])
+def test_the_bound_of_an_item_is_a_json_value(run, tmp_path, bound, written):
+    assert run("--rule", "eb", "--gamma", bound, "--limit", "1") == 0
+    (item,) = items_in(tmp_path / "run")
+    assert item["gamma"] == written
+
+
 # Interrupting and resuming
 
 
@@ -290,16 +298,20 @@ def test_every_row_is_on_disk_before_the_next_one_is_decoded(run, chat_flags, tm
     assert on_disk == [0, 1, 2, 3, 4]
 
 
-def test_a_model_of_nan_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "fault", [FloatingPointError("logits are NaN"), torch.OutOfMemoryError("a single row does not fit")]
+)
+def test_a_fault_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch, capsys, fault):
     def broken(*arguments, **options):
         rows = stream(*arguments, **options)
         yield next(rows)
-        raise FloatingPointError("the model's logits are NaN")
+        raise fault
 
     monkeypatch.setattr(diffpo.evaluate, "stream", broken)
     assert run(*chat_flags) == 1
-    assert "1 of 5 problems: the model's logits are NaN" in capsys.readouterr().out
+    assert f"1 of 5 problems: {fault}" in capsys.readouterr().out
     assert len(items_in(tmp_path / "run")) == 1
+    assert summary_in(tmp_path / "run")["done"] == 1
 
 
 def test_the_log_refuses_a_damaged_line(tmp_path):
@@ -346,6 +358,29 @@ def test_a_used_folder_is_not_touched_and_overwrite_empties_it(run, chat_flags, 
     assert "--resume continues it" in capsys.readouterr().err
     assert run(*chat_flags, "--limit", "1", "--overwrite") == 0
     assert len(items_in(tmp_path / "run")) == 1
+
+
+def test_overwrite_leaves_the_run_of_another_command_alone(run, chat_flags, tmp_path, capsys):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text(TrainConfig(name="run").model_dump_json())
+    (tmp_path / "run/checkpoints/000001").write_text("a day of training")
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags, "--overwrite")
+    assert stopped.value.code == 2
+    assert "no run of this command" in capsys.readouterr().err
+    assert (tmp_path / "run/checkpoints/000001").exists()
+
+
+@pytest.mark.parametrize("content", ['{"model": "tin', "[]"])
+def test_an_unreadable_configuration_is_no_run_to_continue(run, chat_flags, tmp_path, capsys, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(content)
+    for flag, message in (("--resume", "no run to continue"), ("--overwrite", "no run of this command")):
+        with pytest.raises(SystemExit) as stopped:
+            run(*chat_flags, flag)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "run/config.json").read_text() == content
 
 
 # Mistakes

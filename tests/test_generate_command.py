@@ -265,6 +265,47 @@ def test_resumed_draws_do_not_repeat_the_first_ones(tmp_path, stopping_stream, m
     assert len({tuple(row["tokens"]) for row in rows_of(output.read_text())}) == 8
 
 
+def test_draws_of_a_second_resumption_do_not_repeat_those_of_the_first(tmp_path):
+    """Although the first one was stopped before it had finished the prompt that it began with."""
+    output = tmp_path / "out.jsonl"
+    arguments = [*PROMPTS[:1] * 8, "--temperature", "3", "--rule", "fixed", "--output", str(output), *SHORT]
+
+    def keep(*indices):
+        rows = [row for row in rows_of(output.read_text()) if row["index"] in indices]
+        output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert main(arguments) == 0
+    keep(1, 2)
+    assert main([*arguments, "--resume"]) == 0
+    keep(1, 2, 4, 5)
+    assert main([*arguments, "--resume"]) == 0
+    assert len({tuple(row["tokens"]) for row in rows_of(output.read_text())}) == 8
+
+
+def test_out_of_memory_says_what_the_decoder_says(prompt_file, tmp_path, stopping_stream, capsys):
+    def fault():
+        raise torch.OutOfMemoryError("a single row does not fit in memory: lower gen_length")
+
+    stopping_stream(1, fault)
+    assert main(["--input", prompt_file, "--output", str(tmp_path / "out.jsonl"), "--batch-size", "1", *SHORT]) == 1
+    message = capsys.readouterr().err
+    assert "stopped: a single row does not fit in memory: lower gen_length; they are in" in message.replace("\n", "")
+
+
+def test_prompts_are_not_overwritten_by_their_completions(tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n")
+    stops(2, ["--input", str(prompts), "--output", str(prompts), "--overwrite", *SHORT])
+    assert "input and output are the same file" in capsys.readouterr().err
+    assert rows_of(prompts.read_text()) == [{"prompt": PROMPTS[0]}]
+
+
+def test_lengths_are_checked_before_the_model_is_read(monkeypatch, capsys):
+    monkeypatch.setattr(generate_command, "load", None)
+    stops(2, [PROMPTS[0], "--gen-length", "12", "--block-length", "5"])
+    assert "gen_length 12 must be a multiple of block_length" in capsys.readouterr().err
+
+
 def test_overwrite_empties_the_file_at_the_first_row_only(prompt_file, tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text("old\n")
@@ -349,6 +390,7 @@ def test_chat_uses_the_template(tmp_path, capsys):
         (["--output", "no/such/out.jsonl"], "output: the folder no/such does not exist"),
         (["--trace", "no/such/trace.html"], "trace: the folder no/such does not exist"),
         (["--input", "no-such.txt"], "prompt and input exclude"),
+        (["--output", "x.html", "--trace", "./x.html"], "output and trace are the same file"),
     ],
 )  # fmt: skip
 def test_a_mistake_ends_with_exit_code_2(arguments, named, tmp_path, monkeypatch, capsys):
@@ -390,6 +432,18 @@ def test_a_mistake_in_the_input_names_the_line(name, content, named, tmp_path, c
     [
         ('{"index": 0}\n', [], "--resume continues it, --overwrite replaces it"),
         ("something else\n", ["--resume"], "line 1 is not valid JSON"),
+        ("something else", ["--resume"], "ends in a line that is no completion"),
+        ("something else\nand more", ["--resume"], "line 1 is not valid JSON"),
+        (
+            '{"index": "0", "prompt": "7 3 11 -> 32", "tokens": [], "commit_step": []}\n',
+            ["--resume"],
+            "line 1 is no completion",
+        ),
+        (
+            '{"index": 0, "prompt": "7 3 11 -> 32", "tokens": [1, 2], "commit_step": [1, 1]}\n',
+            ["--resume"],
+            "2 tokens, gen_length is 12",
+        ),
         ('{"index": 0}\n', ["--resume"], "line 1 is no completion"),
         ('{"index": 0, "prompt": "1 2 3 -> 6", "tokens": [], "commit_step": []}\n', ["--resume"], "prompt"),
         ('{"index": 9, "prompt": "7 3 11 -> 32", "tokens": [], "commit_step": []}\n', ["--resume"], "index 9"),

@@ -34,7 +34,7 @@ def test_it_is_registered_and_made_from_an_argument_string():
     lm = kind.create_from_arg_string(
         "model=tiny-countdown,gen_length=12,rule=eb,gamma=0.5", {"batch_size": "4", "device": "cpu"}
     )
-    assert (lm.config.rule, lm.config.gamma, lm.config.batch_size, lm.config.block_length) == (
+    assert (lm.config.rule, lm.config.gamma, lm.config.batch_size, lm.block_length) == (
         "eb",
         0.5,
         4,
@@ -42,6 +42,18 @@ def test_it_is_registered_and_made_from_an_argument_string():
     )
     with pytest.raises(ValueError, match="rul"):
         kind.create_from_arg_string("model=tiny-countdown,rul=fixed", {})
+
+
+def test_every_argument_has_an_effect_or_is_refused():
+    lm = DiffpoLM(model="tiny-countdown", gen_length=12, dtype="bfloat16", device="cpu")
+    assert lm.model.embed_tokens.weight.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="revision 'main'"):
+        DiffpoLM(model="tiny-countdown", revision="main", device="cpu")
+    for without_effect in ({"task": "sudoku"}, {"limit": 3}, {"format": "compact"}):
+        with pytest.raises(ValueError, match=next(iter(without_effect))):
+            DiffpoLM(model="tiny-countdown", device="cpu", **without_effect)
+    with pytest.raises(ValueError, match="multiple of block_length"):
+        DiffpoLM(model="tiny-countdown", gen_length=12, block_length=5)
 
 
 def test_generation_is_that_of_diffpo_cut_at_the_stop_strings(lm):

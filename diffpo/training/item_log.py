@@ -26,7 +26,7 @@ class ItemLog:
         self._file.truncate(len(complete))
 
     def write(self, item: dict) -> None:
-        line = json.dumps(item, default=str) + "\n"
+        line = json.dumps(item, default=str, allow_nan=False) + "\n"
         self._file.write(line.encode())
         self._file.flush()
         self.items[item["index"]] = item

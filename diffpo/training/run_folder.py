@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffpo.config import TrainConfig, fail
+from diffpo.models.file_replacement import write_atomically
 
 if TYPE_CHECKING:
     from diffpo.evaluate import EvaluateConfig
@@ -35,13 +36,16 @@ class RunFolder:
         config_file = self.path / "config.json"
         if config.resume and config.overwrite:
             fail("resume and overwrite exclude each other")
-        if config.resume and not config_file.exists():
+        before = _config_before(config_file)
+        if config.resume and before is None:
             fail(f"resume: {self.path} holds no run to continue")
         if self.path.exists() and not self.path.is_dir():
             fail(f"output folder {self.path} is a file")
         used = self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
-        if used and config.overwrite and not config_file.exists():
-            fail(f"overwrite: {self.path} holds files but no run of diffpo; delete it yourself or pick another --name")
+        if used and config.overwrite and (before is None or before.keys() - type(config).model_fields.keys()):
+            fail(
+                f"overwrite: {self.path} holds files but no run of this command; delete it yourself or pick another --name"
+            )
         if used and not (config.resume or config.overwrite):
             fail(
                 f"output folder {self.path} is already used: --resume continues it, --overwrite deletes it, --name picks another"
@@ -56,12 +60,13 @@ class RunFolder:
         except BlockingIOError:
             fail(f"output folder {self.path} is in use by another run")
         if config.resume:
-            self._check_same(config, json.loads(config_file.read_text()))
+            self._check_same(config, before)
             if _may_change(config):
                 (self.path / "base.json").unlink(missing_ok=True)  # it may have been made on other problems
         else:
             self._clear()
-        config_file.write_text(config.model_dump_json(indent=2) + "\n")
+        text = config.model_dump_json(indent=2) + "\n"
+        write_atomically(config_file, lambda temporary: Path(temporary).write_text(text))
 
     @property
     def checkpoints(self) -> Path:
@@ -81,6 +86,15 @@ class RunFolder:
         if changes and not _may_change(config):
             hint = " (--allow-config-change resumes all the same)" if isinstance(config, TrainConfig) else ""
             fail("resume: the configuration changed: " + "; ".join(changes) + hint)
+
+
+def _config_before(config_file: Path) -> dict | None:
+    """The configuration in a used folder; None where there is none that can be read."""
+    try:
+        before = json.loads(config_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return before if isinstance(before, dict) else None
 
 
 def _may_change(config: "TrainConfig | EvaluateConfig") -> bool:

@@ -339,9 +339,13 @@ def test_keys_that_change_nothing_are_accepted(published, family):
         ({"model_type": "sdar", "architectures": ["SDARForCausalLM"]}, "sdar.*block-causal.*not supported yet"),
         ({"model_type": "Fast_dLLM_Qwen", "bd_size": 32}, "Fast_dLLM_Qwen.*block-causal"),
         ({"model_type": "Dream", "block_size": 32}, "block_size 32.*block-causal"),
+        (
+            {"model_type": "llada", "quantization_config": {"load_in_8bit": True}},
+            "quantization_config.*quantised weights",
+        ),
         ({"model_type": "llama"}, "'llama' is not supported; supported: diffpo, llada, Dream"),
     ],
-    ids=["LLaDA2", "LLaDA-MoE", "experts", "SDAR", "Fast-dLLM-v2", "blocks", "another"],
+    ids=["LLaDA2", "LLaDA-MoE", "experts", "SDAR", "Fast-dLLM-v2", "blocks", "quantised", "another"],
 )
 def test_families_that_do_not_load_say_why(tmp_path, fields, message):
     (tmp_path / "config.json").write_text(json.dumps(fields))

@@ -1,9 +1,16 @@
-"""Families of masked diffusion LMs that are recognised and refused by name: their networks are not implemented."""
+"""What is recognised and refused by name: families whose networks are not implemented, and quantised weights."""
 
 _MIXTURE = "a mixture of experts (LLaDA-MoE, LLaDA2)"
 _BLOCK_CAUSAL = "a model with block-causal attention (SDAR, Fast-dLLM-v2)"
+_QUANTISED = "a checkpoint with quantised weights"
 _BY_NAME = {"moe": _MIXTURE, "llada2": _MIXTURE, "sdar": _BLOCK_CAUSAL, "fast_dllm": _BLOCK_CAUSAL}
-_BY_KEY = {"expert": _MIXTURE, "block_size": _BLOCK_CAUSAL, "bd_size": _BLOCK_CAUSAL, "block_length": _BLOCK_CAUSAL}
+_BY_KEY = {
+    "expert": _MIXTURE,
+    "block_size": _BLOCK_CAUSAL,
+    "bd_size": _BLOCK_CAUSAL,
+    "block_length": _BLOCK_CAUSAL,
+    "quantization_config": _QUANTISED,
+}
 
 
 def refuse_unsupported_family(fields: dict, where) -> None:
