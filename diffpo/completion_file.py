@@ -10,17 +10,16 @@ from diffpo.decoding.generation import Generation
 from diffpo.prompt_file import Prompt
 
 
-def completion_record(
-    index: int, prompt: Prompt, completion: Generation, seconds: float, statistics: bool
-) -> dict[str, object]:
-    """One finished row as JSON values; ``completion`` holds exactly that row.
+def completion_record(index: int, prompt: Prompt, completion: Generation, statistics: bool) -> dict[str, object]:
+    """One finished row as JSON values; ``completion`` holds exactly that row, as streamed.
 
     text: up to the first EOS. tokens, commit_step: all L positions, as in ``Trajectory``; ``length`` of them count (up to
-    and including the first EOS). tokens_per_forward = length / nfe, tokens_per_second = length / seconds. gamma: nats,
-    null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
+    and including the first EOS). seconds: as in ``Generation``, the row's time in the batch; tokens_per_forward = length / nfe,
+    tokens_per_second = length / seconds. gamma: nats, null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
     """
     row = completion.trajectory
-    length, nfe, gamma = int(row.length), int(row.nfe), float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
+    length, nfe, seconds = int(row.length), int(row.nfe), completion.seconds
+    gamma = float(f"{float(row.gamma):.6g}")  # fp32 0.1 as 0.1
     record = {
         "index": index,
         "prompt": prompt,
