@@ -34,12 +34,17 @@ class StepGraphs:
             return
         self.seen[key] += 1
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            step()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                step()
+        finally:  # a step that ran out of memory leaves kernels behind, which must not meet what is allocated next
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Capture without running; what cannot be captured (a rule that looks at its numbers, say) goes on without graphs."""
+        """Capture without running; what cannot be captured (a rule that looks at its numbers, say) goes on without graphs.
+
+        Then the earlier graphs go too: torch gives a stream's matrix-product workspace back with the first of its graphs that dies.
+        """
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
@@ -47,12 +52,17 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            if isinstance(
+                error.__context__, torch.OutOfMemoryError
+            ):  # then the end of the capture fails too, and hides it
+                raise error.__context__ from None
             if self.required:
                 raise RuntimeError(f"cuda_graph=True, but the denoising step cannot be captured: {error}") from error
             warnings.warn(
                 f"decoding without CUDA graphs: the step cannot be captured ({error})", RuntimeWarning, stacklevel=2
             )
             self.enabled = False
+            self.graphs.clear()
         else:
             self.graphs[key] = graph
 
