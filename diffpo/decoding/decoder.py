@@ -96,7 +96,7 @@ class Decoder:
         self.flags = torch.zeros(
             4, rows + spare, dtype=torch.int64, device=model.device
         )  # done, failed, due for a refresh, start
-        self.host, self.pending = None, Flags(settings.lag)  # the flags of the rows in flight, as last read
+        self.host, self.pending = None, Flags(settings.lag)  # the flags of the rows in flight, without a lag
         self.index = torch.full((rows + spare,), rows, device=model.device)
         self.graphs = None if settings.graphs is False else StepGraphs(model.device, required=settings.graphs is True)
         self.stop = StopStrings(model, settings.stop) if settings.stop else None
@@ -127,7 +127,6 @@ class Decoder:
         self.rows.admit(place, self.prompt_ids[ids], padding, ids, keys, length, self.model.mask_id)
         self.ids, self.host = torch.cat([self.ids, entering]), None
         self.entered |= dict.fromkeys(entering.tolist(), perf_counter())
-        self.pending.clear()
         return waiting[len(entering) :], len(entering)
 
     def _step(self, fresh: int) -> None:
@@ -150,7 +149,7 @@ class Decoder:
             step()
         else:
             self.graphs.run((count, width, padded, positions, isinstance(index, slice)), step)
-        self.pending.push(self.flags)
+        self.pending.push(self.flags, self.ids)
 
     def _evaluate(self, index: Tensor | slice, width: int, padded: bool, positions: int | None, fresh: slice) -> None:
         """The step itself, static where the settings say so: every tensor it reads or leaves behind is one of this object's."""
@@ -202,12 +201,13 @@ class Decoder:
 
     def _finished(self) -> tuple[Tensor, list[int]]:
         """The rows that are done, bool [A], and the keys of the prompts that failed, as far as is known yet."""
-        flags = self.pending.pop()
-        if flags is None:
-            self.host = None
+        popped = self.pending.pop()
+        if popped is None:
             return torch.zeros(len(self.ids), dtype=torch.bool), []
-        self.host = flags[:, : len(self.ids)]
-        done, failed = self.host[0].bool(), self.host[1].bool()
+        flags, prompts = popped
+        if self.settings.lag == 0:  # nothing has moved since
+            self.host = flags
+        done, failed = (torch.isin(self.ids, prompts[flag.bool()]) for flag in flags[:2])
         if self.stop is not None:
             done |= torch.tensor(self.stop.reached(self.rows.tokens[: len(self.ids)], self.ids.tolist()))
         return done & ~failed, self.row_ids[self.ids[failed]].sort().values.tolist()
@@ -226,7 +226,6 @@ class Decoder:
         self.rows.move(source, target, len(self.ids))
         if self.cache is not None:
             self.cache.move(source, target)
-        self.pending.clear()
         seconds = [now - self.entered.pop(prompt) for prompt in finished.tolist()]
         return Finished(finished, self._trajectory(finished, leaving), seconds)
 

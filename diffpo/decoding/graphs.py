@@ -68,31 +68,27 @@ class StepGraphs:
 
 
 class Flags:
-    """Copies of a small device tensor, one after each step, read ``lag`` steps later."""
+    """Copies of a small device tensor, one after each step, read ``lag`` steps later, with the prompts whose rows they are about."""
 
     def __init__(self, lag: int):
         self.lag = lag
-        self.pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self.pending: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, flags: Tensor) -> None:
+    def push(self, flags: Tensor, prompts: Tensor) -> None:
         if not flags.is_cuda:
-            self.pending.append((flags.clone(), None))
+            self.pending.append((flags.clone(), prompts.clone(), None))
             return
         on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         on_host.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self.pending.append((on_host, event))
+        self.pending.append((on_host, prompts.clone(), event))
 
-    def pop(self) -> Tensor | None:
-        """The flags of ``lag`` steps ago, or None where there are none yet."""
+    def pop(self) -> tuple[Tensor, Tensor] | None:
+        """The flags of ``lag`` steps ago and the prompts that were in flight then, or None where there are none yet."""
         if len(self.pending) <= self.lag:
             return None
-        flags, event = self.pending.popleft()
+        flags, prompts, event = self.pending.popleft()
         if event is not None:
             event.synchronize()
-        return flags
-
-    def clear(self) -> None:
-        """Forget what belongs to rows that have moved."""
-        self.pending.clear()
+        return flags[:, : len(prompts)], prompts

@@ -216,6 +216,20 @@ def test_the_static_step_equals_the_ordinary_one(
         assert_same(static(model, prompts, 16, 4, rule, temperature, seed=5, batch_size=rows), ordinary)
 
 
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_a_row_that_is_done_keeps_its_place_for_the_lag_alone(random_model, random_prompts, decode_with, seen, lag):
+    model = random_model(seed=1, vocab_size=16, eos_token_id=None)
+    prompts = random_prompts(model, sorted(LENGTHS, reverse=True))
+    for rows in (1, 3, 12):
+        shapes = seen(model)
+        out = decode_with(static=True, lag=lag)(model, prompts, 16, 4, RULE, batch_size=rows)
+        free_at = [0] * rows
+        for nfe in out.nfe.tolist():
+            free_at.sort()
+            free_at[0] += nfe + lag
+        assert len(shapes) == max(free_at)
+
+
 def test_static_shapes_are_few(random_model, random_prompts, decode_with, seen):
     model = random_model(seed=2, vocab_size=16, max_position_embeddings=200)
     prompts = random_prompts(model, [3, 100, 60, 65, 64, 20, 9, 130, 90, 70, 40, 11])
