@@ -13,17 +13,15 @@ from diffpo.prompt_file import Prompt
 _ROW_START = '{"index": '  # of every line that `completion_record` makes
 
 
-def completion_record(
-    index: int, prompt: Prompt, completion: Generation, seconds: float, statistics: bool
-) -> dict[str, object]:
-    """One finished row as JSON values; ``completion`` holds exactly that row.
+def completion_record(index: int, prompt: Prompt, completion: Generation, statistics: bool) -> dict[str, object]:
+    """One finished row as JSON values; ``completion`` holds exactly that row, as streamed.
 
     text: up to the first EOS. tokens, commit_step: all L positions, as in ``Trajectory``; ``length`` of them count (up to
-    and including the first EOS). tokens_per_forward = length / nfe, tokens_per_second = length / seconds. gamma: nats,
-    null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
+    and including the first EOS). seconds: as in ``Generation``, the row's time in the batch; tokens_per_forward = length / nfe,
+    tokens_per_second = length / seconds. gamma: nats, null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
     """
     row = completion.trajectory
-    length, nfe = int(row.length), int(row.nfe)
+    length, nfe, seconds = int(row.length), int(row.nfe), completion.seconds
     record = {
         "index": index,
         "prompt": prompt,

@@ -18,7 +18,6 @@ from diffpo.config import fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding_config import DecodingConfig
-from diffpo.keyed_random import derive
 from diffpo.models.checkpoints import load, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.prompt_file import Format, Prompt, as_chats, prompt_text, read_prompts
@@ -211,8 +210,9 @@ class Run:
         rows_on_terminal = self.config.output is None and sys.stdout.isatty() and not self.readable
         statistics = self.config.statistics or self.config.trace is not None
         with Reporter(self.console, len(self.missing), live=not rows_on_terminal) as reporter:
-            for index, completion, seconds in self._rows(model):
-                record = completion_record(index, self.prompts[index], completion, seconds, statistics)
+            for row, completion in self._rows(model):
+                index = self.missing[row]
+                record = completion_record(index, self.prompts[index], completion, statistics)
                 self.records.append(record)
                 if self.readable:
                     reporter.stop()
@@ -221,32 +221,25 @@ class Run:
                     self.output.write(record)
                 reporter.row(record, time.perf_counter() - started)
 
-    def _rows(self, model: MaskedDiffusionLM) -> Iterator[tuple[int, Generation, float]]:
-        """Index, completion and seconds of each row as it finishes; seconds count from the moment it had a place in the batch."""
+    def _rows(self, model: MaskedDiffusionLM) -> Iterator[tuple[int, Generation]]:
+        """Place among the missing prompts and completion of each row as it finishes."""
         config = self.config
         if config.chat and model.tokenizer.chat_template is None:
             raise ValueError(f"chat: the tokenizer of {config.model} has no chat template: leave --chat out")
         keep_freed_memory()
-        # draws are keyed by the row's number in this call: rows of a resumed run must not repeat those of any earlier one, each of which
-        # left more rows than it found
-        seed = derive(config.seed, len(self.output.earlier)) if self.output.earlier else config.seed
-        rows = stream(
+        return stream(
             model,
             [self.prompts[index] for index in self.missing],
             gen_length=config.gen_length,
             block_length=config.tokens_per_block,
             rule=config.commit_rule(model, config.gen_length),
             temperature=config.temperature,
-            seed=seed,
+            seed=config.seed,
             cfg_scale=config.cfg_scale,
             stop=config.stop,
+            row_ids=torch.tensor(self.missing),  # a resumed run draws what the whole one would have drawn
             **config.stream_options(),
         )
-        freed = [time.perf_counter()] * config.batch_size  # when the place of the n-th prompt became free
-        for row, completion in rows:
-            now = time.perf_counter()
-            yield self.missing[row], completion, now - freed[min(row, len(freed) - 1)]
-            freed.append(now)
 
     def _draw(self, model: MaskedDiffusionLM) -> None:
         records = sorted([*self.output.earlier, *self.records], key=lambda record: record["index"])

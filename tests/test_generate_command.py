@@ -1,5 +1,6 @@
 """python -m diffpo.generate: what comes out, that nothing finished is lost, and that every mistake ends before the model works."""
 
+import dataclasses
 import importlib
 import io
 import json
@@ -157,21 +158,18 @@ def test_a_single_prompt_on_a_terminal_is_readable(monkeypatch, capsys):
     assert "{" not in shown
 
 
-def test_seconds_count_from_the_moment_a_prompt_had_a_place(monkeypatch, tmp_path):
-    """Two places: prompts 0 and 1 start at 0, 2 when the first is done (10), 3 when the second is (12)."""
+def test_seconds_are_those_of_the_row_in_the_batch(monkeypatch, tmp_path):
     completion = diffpo.generate(diffpo.load("tiny-countdown"), PROMPTS[:1], 12)
-    finishing = iter([(1, 10.0), (0, 12.0), (2, 25.0), (3, 20.0)])
-    now = [0.0]
-    monkeypatch.setattr(generate_command.time, "perf_counter", lambda: now[0])
-
-    def stream(*_, **__):
-        for row, now[0] in finishing:
-            yield row, completion
-
-    monkeypatch.setattr(generate_command, "stream", stream)
+    seconds = {1: 10.0, 0: 12.0, 2: 15.0, 3: 8.0}
+    rows = [(row, dataclasses.replace(completion, seconds=value)) for row, value in seconds.items()]
+    monkeypatch.setattr(generate_command, "stream", lambda *_, **__: rows)
     output = tmp_path / "out.jsonl"
     assert main([*PROMPTS, "--output", str(output), "--batch-size", "2", *SHORT]) == 0
-    assert {row["index"]: row["seconds"] for row in rows_of(output.read_text())} == {1: 10.0, 0: 12.0, 2: 15.0, 3: 8.0}
+    written = rows_of(output.read_text())
+    assert {row["index"]: row["seconds"] for row in written} == seconds
+    assert {row["index"]: row["tokens_per_second"] for row in written} == {
+        row: pytest.approx(int(completion.trajectory.length) / value, abs=0.01) for row, value in seconds.items()
+    }
 
 
 def test_numbers_no_json_has(tmp_path):
@@ -255,14 +253,21 @@ def test_resume_drops_half_a_line(prompt_file, tmp_path):
     assert rows_of(output.read_text()) == rows
 
 
-def test_resumed_draws_do_not_repeat_the_first_ones(tmp_path, stopping_stream, monkeypatch):
-    output = tmp_path / "out.jsonl"
-    arguments = [*PROMPTS[:1] * 8, "--temperature", "3", "--rule", "fixed", "--output", str(output), *SHORT]
+@pytest.mark.parametrize("rule", ["fixed", "eb"])
+def test_a_resumed_run_draws_what_the_whole_one_does(tmp_path, stopping_stream, monkeypatch, rule):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    arguments = [*PROMPTS[:1] * 8, "--temperature", "3", "--rule", rule, "--batch-size", "3", *SHORT]
+    assert main([*arguments, "--output", str(whole)]) == 0
     stopping_stream(4, interrupt)
-    assert main(arguments) == 130
+    assert main([*arguments, "--output", str(output)]) == 130
     monkeypatch.undo()
-    assert main([*arguments, "--resume"]) == 0
-    assert len({tuple(row["tokens"]) for row in rows_of(output.read_text())}) == 8
+    assert main([*arguments, "--output", str(output), "--resume"]) == 0
+    names = ("index", "tokens", "commit_step", "nfe")
+    resumed, straight = (
+        [[row[name] for name in names] for row in in_order(rows_of(path.read_text()))] for path in (output, whole)
+    )
+    assert resumed == straight
+    assert len({tuple(tokens) for _, tokens, *_ in resumed}) == 8, "eight prompts, eight draws"
 
 
 def test_draws_of_a_second_resumption_do_not_repeat_those_of_the_first(tmp_path):

@@ -18,6 +18,7 @@ Shapes: R rows in flight, B rows of a pass, Q computed positions, S positions of
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,8 +75,8 @@ class KeyValueCache:
 class Pass:
     """One evaluation of B rows at ``columns`` [B, Q] of their last ``width`` positions (``Cache`` in models/transformer.py).
 
-    rows: index [B] of the rows in the cache, or a slice of them; write: bool [B, Q], columns whose keys and values replace the kept
-    ones, or None for all, where the columns are the whole width and nothing kept is needed.
+    rows: the rows in the cache; write: bool [B, Q], columns whose keys and values replace the kept ones, of a slice of rows; or None for
+    all, where the columns are the whole width and nothing kept is needed: then rows may be an index [B].
     """
 
     cache: KeyValueCache
@@ -93,24 +94,23 @@ class Pass:
         if self.write is None:
             kept_RSKd[self.rows] = fresh_BQKd
             return fresh_BQKd
-        rows_B1 = self.rows[:, None] if isinstance(self.rows, Tensor) else _numbers(self.rows, self.columns)[:, None]
-        kept_BQKd = kept_RSKd[rows_B1, self.columns]
-        kept_RSKd[rows_B1, self.columns] = torch.where(self.write[:, :, None, None], fresh_BQKd, kept_BQKd)
+        kept_BQKd = kept_RSKd[self._row_numbers, self.columns]
+        kept_RSKd[self._row_numbers, self.columns] = torch.where(self.write[:, :, None, None], fresh_BQKd, kept_BQKd)
         return kept_RSKd[self.rows]
 
+    @cached_property
+    def _row_numbers(self) -> Tensor:  # [B, 1]; once for all layers: in a cached step of few tokens every kernel shows
+        return torch.arange(self.rows.start, self.rows.stop, device=self.columns.device)[:, None]
 
-def _numbers(rows: slice, like: Tensor) -> Tensor:
-    return torch.arange(rows.start, rows.stop, device=like.device)
 
-
-def whole_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice) -> Pass:
+def whole_pass(cache: KeyValueCache, rows: Rows, index: Tensor) -> Pass:
     """A refresh: all columns of ``rows``, which may be narrower than the cache."""
     width = rows.sequence.shape[1]
     columns = torch.arange(width, device=rows.sequence.device).expand(len(rows), -1)
     return Pass(cache, index, width, columns, None)
 
 
-def window_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice, mode: str, shift: int, positions: int) -> Pass:
+def window_pass(cache: KeyValueCache, rows: Rows, index: slice, mode: str, shift: int, positions: int) -> Pass:
     """The active blocks ("dual"), or everything from them on ("prefix"), of rows that are not due for a refresh.
 
     shift: 1 where logits are shifted, else 0. positions: the most completion positions that a row needs, W for "dual".

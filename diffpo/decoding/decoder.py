@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,25 +45,33 @@ class Settings:
     lag: int = 0
 
 
+class Finished(NamedTuple):
+    """Rows that ended together. prompts: their indices, int64 on the CPU; seconds: wall-clock from each one's entering the batch to now."""
+
+    prompts: Tensor
+    trajectory: Trajectory
+    seconds: list[float]
+
+
 @torch.no_grad()
 def denoise(
     model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
-) -> Iterator[tuple[Tensor, Trajectory]]:
-    """Decode B left-padded prompts [B, P], ``rows`` at a time; yields (their indices, int64 on the CPU, their trajectory) as they finish.
+) -> Iterator[Finished]:
+    """Decode B left-padded prompts [B, P], ``rows`` at a time; yields rows as they finish.
 
-    The longest prompts come first, so that rows in flight have similar lengths. A row's result depends on its prompt and its index alone,
-    up to rounding. When memory runs out, the rows in flight start again, half as many at a time.
+    The longest prompts come first, so that rows in flight have similar lengths. A row's result depends on its prompt and the key of its
+    draws alone, up to rounding. When memory runs out, the rows in flight start again, half as many at a time.
 
-    FloatingPointError when logits are not finite; torch.OutOfMemoryError when a single row does not fit.
+    FloatingPointError, with the keys of the prompts, when logits are not finite; torch.OutOfMemoryError when a single row does not fit.
     """
     lengths = prompt_mask.sum(dim=1).cpu()
     unfinished = lengths.argsort(descending=True, stable=True)
     while len(unfinished):
         rows, memory_error = min(rows, len(unfinished)), None
         try:
-            for finished, trajectory in Decoder(model, prompt_ids, prompt_mask, settings, rows).run(unfinished):
-                unfinished = unfinished[~torch.isin(unfinished, finished)]
-                yield finished, trajectory
+            for finished in Decoder(model, prompt_ids, prompt_mask, settings, rows).run(unfinished):
+                unfinished = unfinished[~torch.isin(unfinished, finished.prompts)]
+                yield finished
         except torch.OutOfMemoryError as error:
             memory_error = str(error)  # not the error itself, which would keep the tensors of its frames alive
         if memory_error is not None:
@@ -80,16 +90,18 @@ class Decoder:
         spare = int(settings.static and rows > 1)  # a row that is never alive, to fill up an index
         self.rows = Rows.empty(rows + spare, P, L, model.device)
         self.cache = KeyValueCache(model, rows + spare, P + L) if settings.cache != "none" else None
+        self.row_ids = torch.arange(len(prompt_ids)) if settings.sampling.row_ids is None else settings.sampling.row_ids
         self.ids = torch.zeros(0, dtype=torch.int64)  # prompts in flight
+        self.entered: dict[int, float] = {}  # when, by the host's clock
         self.flags = torch.zeros(
             4, rows + spare, dtype=torch.int64, device=model.device
         )  # done, failed, due for a refresh, start
-        self.host, self.pending = None, Flags(settings.lag)  # the flags of the rows in flight, as last read
+        self.host, self.pending = None, Flags(settings.lag)  # the flags of the rows in flight, without a lag
         self.index = torch.full((rows + spare,), rows, device=model.device)
         self.graphs = None if settings.graphs is False else StepGraphs(model.device, required=settings.graphs is True)
         self.stop = StopStrings(model, settings.stop) if settings.stop else None
 
-    def run(self, waiting: Tensor) -> Iterator[tuple[Tensor, Trajectory]]:
+    def run(self, waiting: Tensor) -> Iterator[Finished]:
         """Decode the waiting prompts in order; yields those that finished together, right after their last step."""
         while True:
             waiting, fresh = self._admit(waiting)
@@ -111,9 +123,10 @@ class Decoder:
             return waiting, 0
         device, length = self.model.device, self.settings.block_length
         ids, padding = entering.to(device), (self.prompt_ids.shape[1] - self.lengths[entering]).to(device)
-        self.rows.admit(slice(A, A + len(entering)), self.prompt_ids[ids], padding, ids, length, self.model.mask_id)
+        keys, place = self.row_ids[entering].to(device), slice(A, A + len(entering))
+        self.rows.admit(place, self.prompt_ids[ids], padding, ids, keys, length, self.model.mask_id)
         self.ids, self.host = torch.cat([self.ids, entering]), None
-        self.pending.clear()
+        self.entered |= dict.fromkeys(entering.tolist(), perf_counter())
         return waiting[len(entering) :], len(entering)
 
     def _step(self, fresh: int) -> None:
@@ -136,7 +149,7 @@ class Decoder:
             step()
         else:
             self.graphs.run((count, width, padded, positions, isinstance(index, slice)), step)
-        self.pending.push(self.flags)
+        self.pending.push(self.flags, self.ids)
 
     def _evaluate(self, index: Tensor | slice, width: int, padded: bool, positions: int | None, fresh: slice) -> None:
         """The step itself, static where the settings say so: every tensor it reads or leaves behind is one of this object's."""
@@ -187,20 +200,21 @@ class Decoder:
         return _bucket(blocks, L // block) * block if self.settings.static else blocks * block
 
     def _finished(self) -> tuple[Tensor, list[int]]:
-        """The rows that are done, bool [A], and the prompts that failed, as far as is known yet."""
-        flags = self.pending.pop()
-        if flags is None:
-            self.host = None
+        """The rows that are done, bool [A], and the keys of the prompts that failed, as far as is known yet."""
+        popped = self.pending.pop()
+        if popped is None:
             return torch.zeros(len(self.ids), dtype=torch.bool), []
-        self.host = flags[:, : len(self.ids)]
-        done, failed = self.host[0].bool(), self.host[1].bool()
+        flags, prompts = popped
+        if self.settings.lag == 0:  # nothing has moved since
+            self.host = flags
+        done, failed = (torch.isin(self.ids, prompts[flag.bool()]) for flag in flags[:2])
         if self.stop is not None:
             done |= torch.tensor(self.stop.reached(self.rows.tokens[: len(self.ids)], self.ids.tolist()))
-        return done & ~failed, self.ids[failed].sort().values.tolist()
+        return done & ~failed, self.row_ids[self.ids[failed]].sort().values.tolist()
 
-    def _leave(self, done: Tensor) -> tuple[Tensor, Trajectory]:
+    def _leave(self, done: Tensor) -> Finished:
         """Take the rows that are done out; the last ones move into their places."""
-        device = self.model.device
+        device, now = self.model.device, perf_counter()
         finished, leaving = self.ids[done], self.rows[done.nonzero()[:, 0].to(device)]
         source, target = filled_holes(done)
         self.ids[target] = self.ids[source]
@@ -212,8 +226,8 @@ class Decoder:
         self.rows.move(source, target, len(self.ids))
         if self.cache is not None:
             self.cache.move(source, target)
-        self.pending.clear()
-        return finished, self._trajectory(finished, leaving)
+        seconds = [now - self.entered.pop(prompt) for prompt in finished.tolist()]
+        return Finished(finished, self._trajectory(finished, leaving), seconds)
 
     def _trajectory(self, ids: Tensor, rows: Rows) -> Trajectory:
         eos_id, tokens, sampling = self.model.config.eos_token_id, rows.tokens.clone(), self.settings.sampling

@@ -34,12 +34,17 @@ class StepGraphs:
             return
         self.seen[key] += 1
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            step()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                step()
+        finally:  # a step that ran out of memory leaves kernels behind, which must not meet what is allocated next
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Capture without running; what cannot be captured (a rule that looks at its numbers, say) goes on without graphs."""
+        """Capture without running; what cannot be captured (a rule that looks at its numbers, say) goes on without graphs.
+
+        Then the earlier graphs go too: torch gives a stream's matrix-product workspace back with the first of its graphs that dies.
+        """
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
@@ -47,42 +52,43 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            if isinstance(
+                error.__context__, torch.OutOfMemoryError
+            ):  # then the end of the capture fails too, and hides it
+                raise error.__context__ from None
             if self.required:
                 raise RuntimeError(f"cuda_graph=True, but the denoising step cannot be captured: {error}") from error
             warnings.warn(
                 f"decoding without CUDA graphs: the step cannot be captured ({error})", RuntimeWarning, stacklevel=2
             )
             self.enabled = False
+            self.graphs.clear()
         else:
             self.graphs[key] = graph
 
 
 class Flags:
-    """Copies of a small device tensor, one after each step, read ``lag`` steps later."""
+    """Copies of a small device tensor, one after each step, read ``lag`` steps later, with the prompts whose rows they are about."""
 
     def __init__(self, lag: int):
         self.lag = lag
-        self.pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self.pending: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, flags: Tensor) -> None:
+    def push(self, flags: Tensor, prompts: Tensor) -> None:
         if not flags.is_cuda:
-            self.pending.append((flags.clone(), None))
+            self.pending.append((flags.clone(), prompts.clone(), None))
             return
         on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         on_host.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self.pending.append((on_host, event))
+        self.pending.append((on_host, prompts.clone(), event))
 
-    def pop(self) -> Tensor | None:
-        """The flags of ``lag`` steps ago, or None where there are none yet."""
+    def pop(self) -> tuple[Tensor, Tensor] | None:
+        """The flags of ``lag`` steps ago and the prompts that were in flight then, or None where there are none yet."""
         if len(self.pending) <= self.lag:
             return None
-        flags, event = self.pending.popleft()
+        flags, prompts, event = self.pending.popleft()
         if event is not None:
             event.synchronize()
-        return flags
-
-    def clear(self) -> None:
-        """Forget what belongs to rows that have moved."""
-        self.pending.clear()
+        return flags[:, : len(prompts)], prompts

@@ -16,7 +16,7 @@ class Rows:
     """The state of a decode; every tensor has one entry per row and is changed in place.
 
     sequence: int64 [R, P + L], left-padded prompt and completion; masked positions hold the mask id
-    padding, row_id: int64 [R], positions of padding in ``sequence``, index of the prompt
+    padding, prompt, row_id: int64 [R], positions of padding in ``sequence``, the prompt's index, and the key of its draws
     start, end: int64 [R], the active block, half-open, in completion positions; [L, L) once a row is past its last block
     nfe, block_step: int64 [R], denoising steps spent on the row, and on its active block
     commit_step: int64 [R, L]; logprob, entropy: fp32 [R, L], see ``Trajectory``
@@ -26,6 +26,7 @@ class Rows:
 
     sequence: Tensor
     padding: Tensor
+    prompt: Tensor
     row_id: Tensor
     start: Tensor
     end: Tensor
@@ -48,7 +49,8 @@ class Rows:
         return Rows(
             sequence=torch.zeros(rows, prompt_length + gen_length, dtype=torch.int64, device=device),
             padding=integers.clone(),
-            row_id=integers - 1,
+            prompt=integers.clone(),
+            row_id=integers.clone(),
             start=integers + gen_length,
             end=integers + gen_length,
             nfe=integers.clone(),
@@ -98,13 +100,22 @@ class Rows:
             **values | {"sequence": self.sequence[:, surplus:], "padding": (self.padding - surplus).clamp(min=0)}
         )
 
-    def admit(self, rows: slice, prompt_ids: Tensor, padding: Tensor, row_id: Tensor, block: int, mask_id: int) -> None:
+    def admit(
+        self,
+        rows: slice,
+        prompt_ids: Tensor,
+        padding: Tensor,
+        prompt: Tensor,
+        row_id: Tensor,
+        block: int,
+        mask_id: int,
+    ) -> None:
         """Start these rows with prompts [k, P], of which ``padding`` [k] positions are padding, and a block of ``block`` tokens."""
         for field in ("nfe", "block_step", "commit_step", "logprob", "entropy", "start"):
             getattr(self, field)[rows] = 0
         self.sequence[rows, : self.prompt_length] = prompt_ids
         self.sequence[rows, self.prompt_length :] = mask_id
-        self.padding[rows], self.row_id[rows], self.end[rows] = padding, row_id, block
+        self.padding[rows], self.prompt[rows], self.row_id[rows], self.end[rows] = padding, prompt, row_id, block
         self.done[rows] = self.failed[rows] = False
 
     def move(self, source: Tensor, target: Tensor, count: int) -> None:

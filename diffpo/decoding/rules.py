@@ -71,8 +71,13 @@ class Rule:
         """The rule with everything filled in that the model decides."""
         return self
 
-    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, row_ids: Tensor, seed: int) -> Threshold:
-        """Called for each row once, with the completion's hidden states [B, L, D] of its first pass; no threshold by default."""
+    def thresholds(
+        self, model: MaskedDiffusionLM, hidden_BLD: Tensor, prompts: Tensor, row_ids: Tensor, seed: int
+    ) -> Threshold:
+        """Called for each row once, with the completion's hidden states [B, L, D] of its first pass; no threshold by default.
+
+        prompts: int64 [B], each row's place among the prompts; row_ids: int64 [B], the key of its draws beside ``seed``.
+        """
         nothing = torch.full((len(hidden_BLD),), math.nan, device=hidden_BLD.device)
         return Threshold(nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing))
 
@@ -177,10 +182,10 @@ class EntropyBounded(Rule):
         if self.gamma.dim() == 1 and len(self.gamma) != prompts:
             raise ValueError(f"gamma has {len(self.gamma)} values for {prompts} prompts")
 
-    def thresholds(self, model, hidden_BLD, row_ids, seed) -> Threshold:
+    def thresholds(self, model, hidden_BLD, prompts, row_ids, seed) -> Threshold:
         gamma = self.gamma.to(hidden_BLD.device)
-        chosen = gamma[row_ids] if gamma.dim() else gamma.repeat(len(row_ids))
-        return super().thresholds(model, hidden_BLD, row_ids, seed)._replace(gamma=chosen)
+        chosen = gamma[prompts] if gamma.dim() else gamma.repeat(len(prompts))
+        return super().thresholds(model, hidden_BLD, prompts, row_ids, seed)._replace(gamma=chosen)
 
     def plan(self, step: StepPredictions) -> Plan:
         return _entropy_bounded(step, self.proxy)
@@ -208,7 +213,7 @@ class PromptThreshold(Rule):
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
 
-    def thresholds(self, model, hidden_BLD, row_ids, seed) -> Threshold:
+    def thresholds(self, model, hidden_BLD, prompts, row_ids, seed) -> Threshold:
         if model.threshold is None:
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"

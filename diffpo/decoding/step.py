@@ -25,11 +25,15 @@ _LOGITS_AT_ONCE = 2**28  # half a gigabyte in bf16
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are proposed: temperature (0 = argmax), guidance scale (0 = none) and the seed of the draws."""
+    """How tokens are proposed: temperature (0 = argmax), guidance scale (0 = none), the seed of the draws and, beside it, each prompt's key.
+
+    row_ids: int64 [B] on the CPU, None: the prompts' indices.
+    """
 
     temperature: float = 0.0
     cfg_scale: float = 0.0
     seed: int = 0
+    row_ids: Tensor | None = None
 
 
 class Hidden(NamedTuple):
@@ -70,7 +74,7 @@ def without_prompt(rows: Rows, mask_id: int) -> Rows:
 
 def set_thresholds(model: MaskedDiffusionLM, rows: Rows, fresh: slice, hidden: Hidden, rule: Rule, seed: int) -> None:
     """The thresholds of rows in their first step, from its hidden states."""
-    threshold = rule.thresholds(model, hidden.of(fresh), rows.row_id[fresh], seed)
+    threshold = rule.thresholds(model, hidden.of(fresh), rows.prompt[fresh], rows.row_id[fresh], seed)
     rows.gamma[fresh], rows.gamma_bin[fresh], rows.gamma_logprob[fresh] = threshold
 
 

@@ -126,8 +126,24 @@ def test_a_variant_that_raises_is_reported_and_stops_nobody(monkeypatch, model):
     assert any(map(full_size.failed, rows))
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_reference_loop_is_warmed_up_where_ours_is(monkeypatch, model, repeats):
+    """In one call each; and neither counts the warm-up."""
+    calls, clocked = [], []
+    monkeypatch.setattr(full_size.PlainLoop, "__call__", lambda self, *_: calls.append("reference"))
+    monkeypatch.setattr(full_size, "generate", lambda *_, **__: calls.append("ours"))
+    monkeypatch.setattr(full_size, "_wall", lambda call, _: (clocked.append(len(calls)), call(), float(len(calls)))[2])
+    for name in ("transformer_seconds", "device_seconds"):
+        monkeypatch.setattr(full_size, name, lambda *_: 1.0)
+    case = Case(1, 80, 8, 10, repeats, "tiny")
+    full_size._reference(case, model, Row("", "reference loop"))
+    full_size._measure(case, Variant("no cache"), CEILINGS, model, Row("", "no cache"))
+    warm = int(repeats > 1)
+    assert calls == ["reference"] * (warm + 1) + ["ours"] * (warm + 2 * repeats)
+    assert clocked == [warm, *range(2 * warm + 1, len(calls))]
+
+
 def test_a_step_is_the_difference_of_two_calls(monkeypatch, model):
-    monkeypatch.setattr(full_size, "generate", lambda *arguments: diffpo.generate(*arguments))
     seconds = iter([1.0 + 8 * 0.1, 1.0 + 10 * 0.1])  # a second that every call pays
     monkeypatch.setattr(full_size, "_wall", lambda call, _: (call(), next(seconds))[1])
     monkeypatch.setattr(full_size, "transformer_seconds", lambda *_: 0.096)

@@ -73,6 +73,44 @@ def test_stream_yields_a_row_after_its_last_step(random_model, random_prompts, s
     assert yielded != sorted(yielded)
 
 
+def test_seconds_count_from_entering_the_batch_to_leaving_it(random_model, random_prompts, seen, monkeypatch):
+    """By a clock that ticks with every network evaluation: each is one of all rows in flight."""
+    model = random_model(seed=1, vocab_size=16, eos_token_id=None)
+    prompts, shapes = random_prompts(model, LENGTHS), seen(model)
+    monkeypatch.setattr("diffpo.decoding.decoder.perf_counter", lambda: float(len(shapes)))
+    for rows in (3, 12):
+        streamed = list(stream(model, prompts, 16, 4, RULE, batch_size=rows))
+        assert [one.seconds for _, one in streamed] == [float(one.nfe) for _, one in streamed]
+        assert len({one.seconds for _, one in streamed}) > 5
+    assert diffpo.generate(model, prompts, 16, 4, RULE).seconds is None
+
+
+RULES_THAT_DRAW = [RULE, diffpo.FixedSchedule(8), diffpo.PromptThreshold(sample=True)]
+
+
+@pytest.mark.parametrize("rule", RULES_THAT_DRAW, ids=lambda rule: type(rule).__name__)
+def test_row_ids_key_the_draws(random_model, random_prompts, assert_same, rule):
+    """Some prompts of a list, with their places in it, give what they give in the whole list."""
+    model = random_model(seed=1, scale=0.6, vocab_size=16, threshold_gammas=(0.0, 1.0, 3.0))
+    prompts = random_prompts(model, [9] * 12)
+    whole = diffpo.generate(model, prompts, 16, 4, rule, 1.0, seed=3)
+    some = torch.tensor([7, 2, 11])
+    options = {"rule": diffpo.EntropyBounded(GAMMAS[some]) if rule is RULE else rule, "temperature": 1.0, "seed": 3}
+    chosen = [prompts[i] for i in some]
+    assert_same(diffpo.generate(model, chosen, 16, 4, **options, row_ids=some).trajectory, whole.trajectory[some])
+    without = diffpo.generate(model, chosen, 16, 4, **options)
+    assert not torch.equal(without.tokens, whole.tokens[some])
+    for row, one in stream(model, chosen, 16, 4, **options, row_ids=some, batch_size=2):
+        assert torch.equal(one.tokens[0], whole.tokens[some[row]])
+
+
+@pytest.mark.parametrize("row_ids", [[0, 1], torch.arange(3), torch.tensor([0.0, 1.0]), torch.zeros(2, 1).long()])
+def test_row_ids_that_do_not_fit(random_model, random_prompts, row_ids):
+    model = random_model()
+    with pytest.raises(ValueError, match=r"row_ids must be an int64 tensor \[2\]"):
+        diffpo.generate(model, random_prompts(model, [3, 3]), 4, row_ids=row_ids)
+
+
 def test_stream_checks_its_arguments_when_it_is_called(random_model, random_prompts):
     model = random_model()
     with pytest.raises(ValueError, match="gen_length"):
@@ -89,6 +127,8 @@ def test_rows_that_finished_are_yielded_before_an_error(random_model, random_pro
     with pytest.raises(FloatingPointError, match=r"1 prompts.*\[3\]"):
         got.extend(row for row, _ in rows)
     assert sorted(got) == [0, 1, 2]
+    with pytest.raises(FloatingPointError, match=r"1 prompts.*\[33\]"):
+        diffpo.generate(model, prompts, 4, row_ids=torch.tensor([30, 31, 32, 33]))
 
 
 class Memory:
@@ -174,6 +214,20 @@ def test_the_static_step_equals_the_ordinary_one(
     for lag, rows in ((0, 12), (1, 5), (3, 3)):
         static = decode_with(static=True, lag=lag)
         assert_same(static(model, prompts, 16, 4, rule, temperature, seed=5, batch_size=rows), ordinary)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_a_row_that_is_done_keeps_its_place_for_the_lag_alone(random_model, random_prompts, decode_with, seen, lag):
+    model = random_model(seed=1, vocab_size=16, eos_token_id=None)
+    prompts = random_prompts(model, sorted(LENGTHS, reverse=True))
+    for rows in (1, 3, 12):
+        shapes = seen(model)
+        out = decode_with(static=True, lag=lag)(model, prompts, 16, 4, RULE, batch_size=rows)
+        free_at = [0] * rows
+        for nfe in out.nfe.tolist():
+            free_at.sort()
+            free_at[0] += nfe + lag
+        assert len(shapes) == max(free_at)
 
 
 def test_static_shapes_are_few(random_model, random_prompts, decode_with, seen):
