@@ -6,7 +6,9 @@ from torch import Tensor
 from diffpo_kernels import backends, validation
 from diffpo_kernels.skinny_linear import compiled, reference
 
-MOST_ROWS = 64  # beyond, torch's matmul is as fast on a CPU: see benchmarks/notes/kernels.md
+# Where the native kernel is the faster one, or as fast, on a CPU; see benchmarks/notes/kernels.md.
+ROWS = range(3, 65)
+LEAST_WEIGHTS = 1 << 22  # 16 MB: smaller ones stay in the cache, where laying them out anew costs torch little
 
 
 def skinny_linear(hidden: Tensor, weight: Tensor, backend: str | None = None) -> Tensor:
@@ -18,8 +20,9 @@ def skinny_linear(hidden: Tensor, weight: Tensor, backend: str | None = None) ->
     Args:
         hidden: [N, D] float32, bfloat16, float16 or float64; any strides. N = 0 gives an empty result.
         weight: [V, D], dtype and device of `hidden`; rows may be strided.
-        backend: None, "reference" or "native". None takes "native" where it is the faster one (CPU, float32, at most `MOST_ROWS` rows)
-            and can be used (no gradient asked for, no autocast, contiguous columns of weight), and torch's matmul everywhere else.
+        backend: None, "reference" or "native". None takes "native" where it is the faster one (CPU, float32, N in `ROWS`, at least
+            `LEAST_WEIGHTS` entries of weight) and can be used (no gradient asked for, no autocast, contiguous columns of weight), and
+            torch's matmul everywhere else.
 
     Returns:
         [N, V] in the dtype of `hidden` (under autocast, in autocast's), contiguous. Differentiable through torch's matmul only.
@@ -42,7 +45,8 @@ def _native_is_faster(hidden: Tensor, weight: Tensor) -> bool:
     return (
         hidden.device.type == "cpu"
         and hidden.dtype == torch.float32
-        and hidden.shape[0] <= MOST_ROWS
+        and ROWS.start <= hidden.shape[0] < ROWS.stop
+        and weight.shape[0] * weight.shape[1] >= LEAST_WEIGHTS
         and weight.stride(1) == 1
         and not _wants_gradient(hidden, weight)
         and not torch.is_autocast_enabled("cpu")

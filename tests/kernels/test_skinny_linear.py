@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffpo_kernels import backends, skinny_linear
-from diffpo_kernels.skinny_linear import MOST_ROWS
+from diffpo_kernels.skinny_linear import LEAST_WEIGHTS, ROWS
 
 OPERATOR = "skinny_linear"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -151,7 +151,7 @@ def test_offsets_beyond_two_to_the_31(tmp_path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_none_takes_every_dtype_and_any_number_of_rows(dtype: torch.dtype) -> None:
     weight_VD = random(90, 24, seed=18).to(dtype)
-    for rows in (1, MOST_ROWS, MOST_ROWS + 1):
+    for rows in (1, ROWS[0], ROWS[-1], ROWS[-1] + 1):
         hidden_ND = random(rows, 24, seed=19).to(dtype)
         got = skinny_linear(hidden_ND, weight_VD)
         assert got.dtype == dtype
@@ -160,10 +160,12 @@ def test_none_takes_every_dtype_and_any_number_of_rows(dtype: torch.dtype) -> No
 
 @needs_native
 def test_none_picks_native_where_it_is_faster() -> None:
-    hidden_ND, weight_VD = random(MOST_ROWS + 1, 700, seed=20), random(300, 700, seed=21)
-    few_ND = hidden_ND[:MOST_ROWS]
-    assert torch.equal(skinny_linear(few_ND, weight_VD), native(few_ND, weight_VD))
-    for hidden, weight in [(hidden_ND, weight_VD), (few_ND, weight_VD.T.contiguous().T)]:
+    hidden_ND, weight_VD = random(100, 512, seed=20), random(LEAST_WEIGHTS // 512, 512, seed=21)
+    few_ND = hidden_ND[: ROWS[-1]]
+    for rows in (ROWS[0], ROWS[-1]):
+        assert torch.equal(skinny_linear(hidden_ND[:rows], weight_VD), native(hidden_ND[:rows], weight_VD))
+    others = [(hidden_ND[:rows], weight_VD) for rows in (ROWS[0] - 1, ROWS[-1] + 1)]
+    for hidden, weight in [*others, (few_ND, weight_VD[1:]), (few_ND, weight_VD.T.contiguous().T)]:
         assert torch.equal(skinny_linear(hidden, weight), F.linear(hidden, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert skinny_linear(few_ND, weight_VD).dtype == F.linear(few_ND, weight_VD).dtype == torch.bfloat16
