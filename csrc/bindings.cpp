@@ -10,6 +10,7 @@
 #include "entropy_bounded_commit.h"
 #include "linear_logprob.h"
 #include "row_statistics.h"
+#include "skinny_linear.h"
 #include "surrogate_loss.h"
 
 namespace py = pybind11;
@@ -177,6 +178,15 @@ void linear_logprob_gradient_cpu(uintptr_t logits, int dtype, int64_t rows, int6
                                         pointer<float>(bias_gradient), threads);
 }
 
+// `strides`: of hidden's rows and columns and of weight's rows.
+void skinny_linear_cpu(uintptr_t hidden, uintptr_t weight, uintptr_t out, int64_t rows, int64_t depth, int64_t vocabulary,
+                       const std::array<int64_t, 3>& strides, int threads) {
+    const diffpo::SkinnyLinearArguments arguments{pointer<const float>(hidden), rows, depth, strides[0], strides[1],
+                                                  pointer<const float>(weight), vocabulary, strides[2], pointer<float>(out)};
+    py::gil_scoped_release release;
+    diffpo::skinny_linear_cpu(arguments, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -187,6 +197,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("entropy_bounded_commit_cpu", &entropy_bounded_commit_cpu);
     module.def("linear_logprob_statistics_cpu", &linear_logprob_statistics_cpu);
     module.def("linear_logprob_gradient_cpu", &linear_logprob_gradient_cpu);
+    module.def("skinny_linear_cpu", &skinny_linear_cpu);
 #if defined(DIFFPO_CUDA)
     module.attr("has_cuda") = true;
     module.def("row_statistics_cuda_workspace", &diffpo::row_statistics_cuda_workspace);

@@ -171,6 +171,81 @@ int first_equal(const float* x, int n, float value) {
     return n;
 }
 
+// A tile of sums that registers hold: weight rows x vectors of columns. Eight weight rows, and not more, because rows of a power of two
+// bytes fall into the same set of the first cache, which holds 12 lines.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8;
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr int kPrefetch = 16;  // columns of a weight row in one cache line
+
+// Every weight is read once and spread over a vector; no sum runs across lanes.
+template <int rows, int vectors>
+void linear_tile(const LinearBlock& block, const float* hidden, const float* weight, float* out) {
+    for (int r = 0; r < rows; ++r)
+        for (int k = 0; k < vectors; ++k) Vector::all(0).store(out + r * block.width + k * Vector::lanes);
+    for (int64_t begin = 0; begin < block.depth; begin += kRun) {
+        const int64_t end = begin + kRun < block.depth ? begin + kRun : block.depth;
+        Vector sum[rows][vectors];
+        for (auto& row : sum)
+            for (Vector& entry : row) entry = Vector::all(0);
+        for (int64_t line = begin; line < end; line += kPrefetch) {
+            // The next tile's line, for reading, into the second cache: the first is full of this tile and of hidden.
+            for (int r = 0; r < rows; ++r) __builtin_prefetch(weight + (rows + r) * block.weight_stride + line, 0, 2);
+            const int64_t stop = line + kPrefetch < end ? line + kPrefetch : end;
+            for (int64_t d = line; d < stop; ++d) {
+                Vector h[vectors];
+                for (int k = 0; k < vectors; ++k) h[k] = Vector::load(hidden + d * block.width + k * Vector::lanes);
+                for (int r = 0; r < rows; ++r) {
+                    const Vector w = Vector::all(weight[r * block.weight_stride + d]);
+                    for (int k = 0; k < vectors; ++k) sum[r][k] = fma(w, h[k], sum[r][k]);
+                }
+            }
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int k = 0; k < vectors; ++k) {
+                float* total = out + r * block.width + k * Vector::lanes;
+                (Vector::load(total) + sum[r][k]).store(total);
+            }
+    }
+}
+
+template <int vectors>
+void linear_columns(const LinearBlock& block, int first_column, float* sums) {
+    const float* hidden = block.hidden + first_column;
+    int v = 0;
+    for (; v + kTileRows <= block.rows; v += kTileRows)
+        linear_tile<kTileRows, vectors>(block, hidden, block.weight + v * block.weight_stride, sums + v * block.width);
+    for (; v < block.rows; ++v)
+        linear_tile<1, vectors>(block, hidden, block.weight + v * block.weight_stride, sums + v * block.width);
+}
+
+void linear(const LinearBlock& block) {
+    alignas(64) float sums[kLinearRows * kLinearColumns];  // [rows, width]
+    constexpr int step = 2 * Vector::lanes;
+    for (int c = 0; c < block.columns; c += step)
+        block.width - c >= step ? linear_columns<2>(block, c, sums + c) : linear_columns<1>(block, c, sums + c);
+    for (int c = 0; c < block.columns; c += Vector::lanes)
+        for (int v = 0; v < block.rows; v += Vector::lanes) {
+            Vector entries[Vector::lanes];
+            const int rows = block.rows - v < Vector::lanes ? block.rows - v : Vector::lanes;
+            for (int i = 0; i < Vector::lanes; ++i)
+                entries[i] = i < rows ? Vector::load(sums + (v + i) * block.width + c) : Vector::all(0);
+            transpose(entries);
+            for (int i = 0; i < Vector::lanes && c + i < block.columns; ++i) {
+                float* out = block.out + (c + i) * block.out_stride + v;
+                if (rows == Vector::lanes) {
+                    entries[i].store(out);
+                } else {
+                    float last[Vector::lanes];
+                    entries[i].store(last);
+                    for (int j = 0; j < rows; ++j) out[j] = last[j];
+                }
+            }
+        }
+}
+
 }  // namespace
 
 #define DIFFPO_STRING_(x) #x
@@ -181,7 +256,7 @@ int first_equal(const float* x, int n, float value) {
 const ChunkKernels& DIFFPO_JOIN(chunk_kernels_, DIFFPO_INSTRUCTION_SET)() {
     static constexpr ChunkKernels kernels = {
         DIFFPO_STRING(DIFFPO_INSTRUCTION_SET), widen_bfloat16, widen_float16, narrow_bfloat16, narrow_float16, largest,
-        top_two, exp_sums, exp_sum, first_equal, gradient};
+        top_two, exp_sums, exp_sum, first_equal, gradient, linear};
     return kernels;
 }
 

@@ -16,6 +16,17 @@ struct RowGradient {
     float by_logprob, by_entropy;  // gradients of the loss, both times `scale`
 };
 
+// Up to kLinearRows rows of a weight matrix against up to kLinearColumns rows of hidden, which stand as columns: out[n][v] is the product
+// of column n and weight row v. `width`: kLanes or kLinearColumns, at least `columns`; hidden is [depth, width].
+constexpr int kLinearRows = 64, kLinearColumns = 32;
+struct LinearBlock {
+    const float* hidden;
+    const float* weight;
+    float* out;
+    int64_t depth, weight_stride, out_stride;  // in elements
+    int width, columns, rows;
+};
+
 struct ChunkKernels {
     const char* name;
     void (*widen_bfloat16)(const uint16_t* x, int n, float* out);  // any n
@@ -34,6 +45,8 @@ struct ChunkKernels {
     int (*first_equal)(const float* x, int n, float value);
     // In place: x <- -p (by_logprob + by_entropy (log p + entropy)), the gradient of every logit but the target's.
     void (*gradient)(float* x, int n, const RowGradient& row);
+    // An entry of `out` depends on its two rows alone, to the last bit: not on where they stand, nor on what is beside them.
+    void (*linear)(const LinearBlock& block);
 };
 
 const ChunkKernels& chunk_kernels_baseline();

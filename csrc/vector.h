@@ -41,6 +41,12 @@ inline Vector times_power_of_two(Vector a, Vector n) {  // 0 below the normal ra
     return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), a.v, n.v)};
 }
 inline uint32_t equal_bits(Vector a, Vector b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+inline Vector interleave_low(Vector a, Vector b) {  // a0 b0 a1 b1 ..., of the first half of each
+    return {_mm512_permutex2var_ps(a.v, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b.v)};
+}
+inline Vector interleave_high(Vector a, Vector b) {  // of the second half
+    return {_mm512_permutex2var_ps(a.v, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b.v)};
+}
 
 #elif defined(__AVX2__)
 
@@ -72,6 +78,12 @@ inline Vector times_power_of_two(Vector a, Vector n) {  // 0 below the normal ra
 }
 inline uint32_t equal_bits(Vector a, Vector b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)));
+}
+inline Vector interleave_low(Vector a, Vector b) {  // a0 b0 a1 b1 ..., of the first half of each
+    return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20)};
+}
+inline Vector interleave_high(Vector a, Vector b) {  // of the second half
+    return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31)};
 }
 
 #else  // any processor: four lanes of the compiler's own vectors
@@ -130,6 +142,12 @@ inline uint32_t equal_bits(Vector a, Vector b) {
     const int4 equal = a.v == b.v;
     return (equal[0] & 1) | (equal[1] & 2) | (equal[2] & 4) | (equal[3] & 8);
 }
+inline Vector interleave_low(Vector a, Vector b) {  // a0 b0 a1 b1: the first half of each
+    return {float4{a.v[0], b.v[0], a.v[1], b.v[1]}};
+}
+inline Vector interleave_high(Vector a, Vector b) {  // the second half
+    return {float4{a.v[2], b.v[2], a.v[3], b.v[3]}};
+}
 
 #endif
 
@@ -146,6 +164,19 @@ inline float fold(Vector a, const Combine& combine) {
     float lane[Vector::lanes];
     a.store(lane);
     return fold(lane, combine);
+}
+
+// Rows become columns. Each pass rotates the bits of an entry's position by one; after log2(lanes) of them, row and column have changed
+// places.
+inline void transpose(Vector (&rows)[Vector::lanes]) {
+    for (int passes = Vector::lanes; passes > 1; passes /= 2) {
+        Vector next[Vector::lanes];
+        for (int i = 0; i < Vector::lanes / 2; ++i) {
+            next[2 * i] = interleave_low(rows[i], rows[i + Vector::lanes / 2]);
+            next[2 * i + 1] = interleave_high(rows[i], rows[i + Vector::lanes / 2]);
+        }
+        for (int i = 0; i < Vector::lanes; ++i) rows[i] = next[i];
+    }
 }
 
 inline float sum_of_lanes(Vector a) {

@@ -30,6 +30,7 @@ _IMPLEMENTED: dict[str, tuple[str, ...]] = {
     "entropy_bounded_commit_": ("reference", "native", "triton", "cuda"),
     "linear_logprob": ("reference", "native", "triton"),
     "surrogate_loss": ("reference", "native", "triton"),
+    "skinny_linear": ("reference", "native"),
 }
 OPERATORS = tuple(_IMPLEMENTED)
 

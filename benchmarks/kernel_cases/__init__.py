@@ -1,6 +1,6 @@
 """What benchmarks/kernels.py measures: one module per operator lists its cases; case.py says what a case is, measure.py how it is timed."""
 
-from kernel_cases import entropy_bounded_commit, linear_logprob, row_statistics, surrogate_loss
+from kernel_cases import entropy_bounded_commit, linear_logprob, row_statistics, skinny_linear, surrogate_loss
 from kernel_cases.case import Case
 
 _MODULES = {
@@ -8,6 +8,7 @@ _MODULES = {
     "entropy_bounded_commit_": entropy_bounded_commit,
     "linear_logprob": linear_logprob,
     "surrogate_loss": surrogate_loss,
+    "skinny_linear": skinny_linear,
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diffpo.models.attention import Padding, attend, left_padding
 from diffpo.models.threshold import ThresholdPolicy
+from diffpo_kernels import skinny_linear
 
 
 class ModelConfig(BaseModel):
@@ -141,6 +142,13 @@ class Block(nn.Module):
         return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
 
 
+class Head(nn.Linear):
+    """Logits [N, V] of chosen rows [N, D], or those of every position [B, L, D]. Few rows need not lay out the weights anew."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return skinny_linear(hidden, self.weight) if hidden.dim() == 2 else super().forward(hidden)
+
+
 class MaskedDiffusionLM(nn.Module):
     """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
 
@@ -154,7 +162,7 @@ class MaskedDiffusionLM(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self._initialise()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight

@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import kernels
 import pytest
 import torch
-from kernel_cases import cases, entropy_bounded_commit, linear_logprob, measure, row_statistics, surrogate_loss
+from kernel_cases import (
+    cases,
+    entropy_bounded_commit,
+    linear_logprob,
+    measure,
+    row_statistics,
+    skinny_linear,
+    surrogate_loss,
+)
 from kernel_cases.case import (
     Case,
     Contestant,
@@ -35,6 +43,7 @@ TINY = {
     "linear_logprob": functools.partial(linear_logprob.build, 7, 90, 8, torch.bfloat16, linear_logprob.BACKWARD),
     "linear_logprob, entropy": functools.partial(linear_logprob.build, 7, 90, 8, torch.float32, linear_logprob.ENTROPY),
     "surrogate_loss": functools.partial(surrogate_loss.build, 4, 9),
+    "skinny_linear": functools.partial(skinny_linear.build, 5, 90, 8, torch.float32),
 }
 
 

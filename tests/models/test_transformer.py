@@ -1,11 +1,14 @@
 """The transformer against loops written from the architecture's description, in float64."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
 
 from diffpo import MaskedDiffusionLM, ModelConfig
+from diffpo_kernels import skinny_linear
+from diffpo_kernels.backends import native_module
 
 VARIANTS = {
     "plain": {},
@@ -133,6 +136,16 @@ def test_forward_returns_hidden_states_and_head_maps_chosen_rows(random_model):
     hidden = model(tokens)
     assert hidden.shape == (2, 5, 32)
     torch.testing.assert_close(model.head(hidden[1, 2:4]), model.logits(tokens)[1, 2:4], rtol=1e-5, atol=1e-5)
+
+
+def test_head_of_few_rows_is_the_native_kernel_without_a_gradient(random_model, monkeypatch):
+    monkeypatch.setattr(import_module("diffpo_kernels.skinny_linear"), "LEAST_WEIGHTS", 0)
+    model, hidden_ND = random_model(), torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    weight_VD, backend = model.lm_head.weight, "native" if native_module() else "reference"
+    assert model.head(hidden_ND).requires_grad
+    with torch.no_grad():
+        assert torch.equal(model.head(hidden_ND), skinny_linear(hidden_ND, weight_VD, backend=backend))
+        assert torch.equal(model.head(hidden_ND[None])[0], torch.nn.functional.linear(hidden_ND, weight_VD))
 
 
 def test_tied_head_is_the_embedding_and_trains_as_one(random_model):
