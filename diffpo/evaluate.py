@@ -127,7 +127,7 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     problems, data_revision = read_problems(config, task)
     folder, commit = resolve(config.model, config.revision)
     device = choose_device(config.device)
-    model = load(folder, device, config.dtype and getattr(torch, config.dtype))
+    model = load(folder, device, config.dtype)
     config = filled_in(config, task, model, device.type)
     prompts = encoded(config, task, problems, model)
     check_lengths(config.gen_length, config.block_length)

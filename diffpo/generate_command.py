@@ -142,11 +142,7 @@ def _read(config: GenerateConfig) -> list[Prompt]:
 def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
     """ValueError for a device torch does not know or a model whose tokenizer cannot encode the prompts."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    model = load(config.model, device, config.dtype and getattr(torch, config.dtype), config.revision)
+    model = load(config.model, device, config.dtype, config.revision)
     if model.tokenizer is None:
         raise ValueError(f"model {config.model} has no tokenizer: put tokenizer.json into its folder")
     return model
