@@ -1,0 +1,214 @@
+"""python -m diffpo.generate: the prompts it reads, the settings it takes, and that every mistake ends before the model works."""
+
+import io
+import json
+import sys
+
+import pytest
+
+import diffpo
+from diffpo import generate_command
+from diffpo.generate_command import GenerateConfig, main
+from diffpo.prompt_file import as_chats, read_prompts
+
+PROMPTS = ["7 3 11 -> 32", "5 5 5 -> 15", "2 9 4 -> 14", "3 8 2 -> 22"]
+SHORT = ["--gen-length", "12"]
+
+
+def rows_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def stops(code: int, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == code
+
+
+# ---- prompts
+
+
+def test_prompts_from_text_and_jsonl(tmp_path, monkeypatch):
+    text = tmp_path / "a.txt"
+    text.write_bytes("\ufeffone \r\n\n  two\n".encode())
+    assert read_prompts(str(text)) == ["one ", "  two"]
+    lines = tmp_path / "a.jsonl"
+    chat = [{"role": "user", "content": "h\u2028i"}]
+    lines.write_text(
+        json.dumps({"prompt": "a\nb", "id": 3}) + "\n\n" + json.dumps({"messages": chat}, ensure_ascii=False)
+    )
+    assert read_prompts(str(lines)) == ["a\nb", chat]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "x"}')))
+    assert read_prompts("-", "jsonl") == ["x"]
+
+
+def test_chats():
+    user = {"role": "user", "content": "hi"}
+    system = {"role": "system", "content": "be brief"}
+    assert as_chats(["hi", [user]], chat=True, system="be brief") == [[system, user], [system, user]]
+    assert as_chats([[{"role": "system", "content": "own"}, user]], False, "be brief")[0][0]["content"] == "own"
+    with pytest.raises(ValueError, match="mixes"):
+        as_chats(["hi", [user]], chat=False, system=None)
+    with pytest.raises(ValueError, match="--chat"):
+        as_chats(["hi"], chat=False, system="be brief")
+
+
+def test_chat_uses_the_template(tmp_path, capsys):
+    model = diffpo.load("tiny-countdown")
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}{% if add_generation_prompt %}->{% endif %}"
+    )
+    model.save(tmp_path / "chatty")
+    arguments = ["7 3 11", "--chat", "--system", "1 2", "--model", str(tmp_path / "chatty"), "--gamma", "0.1", *SHORT]
+    assert main(arguments) == 0
+    (row,) = rows_of(capsys.readouterr().out)
+    assert row["prompt"] == [{"role": "system", "content": "1 2"}, {"role": "user", "content": "7 3 11"}]
+    same = diffpo.generate(model, ["1 2 7 3 11 ->"], 12, rule=diffpo.EntropyBounded(0.1))
+    assert row["tokens"] == same.tokens[0].tolist()
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gen-length", "0"], "gen_length"),
+        (["--gen-lenth", "4"], "gen-lenth"),
+        (["--gen-length", "40"], "multiple of block_length"),
+        (["--gen-length", "4096"], "context"),
+        (["--rule", "bogus"], "bogus"),
+        (["--rule", "fixed", "--gamma", "1"], "gamma: is a setting of rule eb"),
+        (["--rule", "factor"], "factor: must be given"),
+        (["--gamma", "nan"], "gamma"),
+        (["--temperature", "-1"], "temperature"),
+        (["--resume"], "resume: needs the output"),
+        (["--resume", "--overwrite"], "exclude"),
+        (["--chat"], "chat template"),
+        (["--system", "x"], "--chat"),
+        (["--device", "warp"], "device 'warp'"),
+        (["--model", "tiny-cuntdown"], "tiny-countdown"),
+        (["--model", "tiny-countdown", "--rule", "learned"], "learned threshold"),
+        (["--output", "no/such/out.jsonl"], "output: the folder no/such does not exist"),
+        (["--trace", "no/such/trace.html"], "trace: the folder no/such does not exist"),
+        (["--input", "no-such.txt"], "prompt and input exclude"),
+        (["--output", "x.html", "--trace", "./x.html"], "output and trace are the same file"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_with_exit_code_2(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate_command, "completion_record", None)  # no row may be finished
+    stops(2, [PROMPTS[0], *arguments])
+    message = capsys.readouterr().err
+    assert named in message
+    assert "Traceback" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("p.txt", "", "holds no prompt"),
+        ("p.txt", " \n\n", "holds no prompt"),
+        ("p.txt", "xyzzy", "does not know"),
+        ("p.txt", "7 3 <mask>", "mask token"),
+        ("p.jsonl", '{"prompt": "7"}\n{"prompt": 7', "line 2 is not valid JSON"),
+        ("p.jsonl", '\n{"text": "7"}', 'line 2 must be a JSON object with either "prompt" or "messages"'),
+        ("p.jsonl", '"7"', "line 1 must be a JSON object"),
+        ("p.jsonl", '{"prompt": 7}', "line 1: prompt must be a string"),
+        ("p.jsonl", '{"messages": []}', "line 1: messages must be a list"),
+        ("p.jsonl", '{"messages": [{"role": "user"}]}', "line 1: messages must be a list"),
+        ("p.txt", b"\xff\xfe7", "not UTF-8"),
+    ],
+)
+def test_a_mistake_in_the_input_names_the_line(name, content, named, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    stops(2, ["--input", str(path), "--output", str(tmp_path / "out.jsonl"), *SHORT])
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "flag", "named"),
+    [
+        ('{"index": 0}\n', [], "--resume continues it, --overwrite replaces it"),
+        ("something else\n", ["--resume"], "line 1 is not valid JSON"),
+        ("something else", ["--resume"], "ends in a line that is no completion"),
+        ("something else\nand more", ["--resume"], "line 1 is not valid JSON"),
+        (
+            '{"index": "0", "prompt": "7 3 11 -> 32", "tokens": [], "commit_step": []}\n',
+            ["--resume"],
+            "line 1 is no completion",
+        ),
+        (
+            '{"index": 0, "prompt": "7 3 11 -> 32", "tokens": [1, 2], "commit_step": [1, 1]}\n',
+            ["--resume"],
+            "2 tokens, gen_length is 12",
+        ),
+        ('{"index": 0}\n', ["--resume"], "line 1 is no completion"),
+        ('{"index": 0, "prompt": "1 2 3 -> 6", "tokens": [], "commit_step": []}\n', ["--resume"], "prompt"),
+        ('{"index": 9, "prompt": "7 3 11 -> 32", "tokens": [], "commit_step": []}\n', ["--resume"], "index 9"),
+    ],
+)
+def test_an_existing_output_is_safe(content, flag, named, tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    output.write_text(content)
+    stops(2, [PROMPTS[0], "--output", str(output), *flag, *SHORT])
+    assert named in capsys.readouterr().err
+    assert output.read_text() == content
+
+
+def test_an_existing_trace_is_safe(tmp_path, capsys):
+    trace = tmp_path / "trace.html"
+    trace.write_text("mine")
+    stops(2, [PROMPTS[0], "--trace", str(trace), *SHORT])
+    assert "--overwrite" in capsys.readouterr().err
+    assert trace.read_text() == "mine"
+
+
+def test_a_model_without_tokenizer(tmp_path, capsys):
+    model = diffpo.load("tiny-countdown")
+    model.tokenizer = None
+    model.save(tmp_path / "bare")
+    stops(2, [PROMPTS[0], "--model", str(tmp_path / "bare"), *SHORT])
+    assert "has no tokenizer" in capsys.readouterr().err
+
+
+def test_no_prompt_at_all(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    stops(2, SHORT)
+    assert "no prompt: give one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ({}, "EntropyBounded(gamma=0.1, proxy=entropy)"),
+        ({"gamma": 0.5, "proxy": "margin"}, "EntropyBounded(gamma=0.5, proxy=margin)"),
+        ({"rule": "confidence", "p": 0.0}, "ConfidenceThreshold(p=0)"),
+        ({"rule": "confidence"}, "ConfidenceThreshold(p=0.9)"),
+        ({"rule": "factor", "factor": 1}, "FactorThreshold(factor=1)"),
+        ({"rule": "fixed", "steps": 4}, "FixedSchedule(steps=4)"),
+        ({"rule": "fixed"}, "FixedSchedule(steps=128)"),
+        ({"rule": "learned", "proxy": "margin"}, "PromptThreshold(proxy=margin)"),
+    ],
+)
+def test_the_rule_that_the_settings_name(flags, rule, random_model):
+    assert repr(GenerateConfig(**flags).commit_rule(random_model(), 128)) == rule
+
+
+def test_auto_takes_the_learned_threshold_unless_gamma_is_given():
+    model = diffpo.load("tiny-countdown-diffpo")
+    assert isinstance(GenerateConfig().commit_rule(model, 128), diffpo.PromptThreshold)
+    assert isinstance(GenerateConfig(gamma=0.2).commit_rule(model, 128), diffpo.EntropyBounded)
+
+
+def test_a_toml_file_and_prompts_in_front_of_the_flags(tmp_path, capsys):
+    path = tmp_path / "x.toml"
+    path.write_text('gen_length = 12\nrule = "fixed"\nsteps = 3\n')
+    assert main([str(path), *PROMPTS[:2], "--steps", "4"]) == 0
+    assert [(row["prompt"], row["nfe"]) for row in rows_of(capsys.readouterr().out)] == [(p, 4) for p in PROMPTS[:2]]
+    path.write_text("gen_lenth = 12\n")
+    stops(2, [str(path), PROMPTS[0]])
+    assert "unknown key 'gen_lenth'; nearest: gen_length" in capsys.readouterr().err
