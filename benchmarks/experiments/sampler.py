@@ -1,9 +1,12 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
-Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), model-0.1 and model-0.5 (fixed bounds), d1, sampler (threshold alone,
-model frozen), and the base model; joint again at speed exponents 0 to 2 and with other orders of commitment. Each trained model decodes 1,000 test problems over a sweep of entropy bounds in the order it was trained
-with, and at its learned threshold: fronts of accuracy over tokens per forward and their areas (front_area.py), by seed. Whether the
-threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws at T = 1): difficulty.py.
+Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), joint-short (half its updates, at most 60% of d1's
+denoiser calls), model-G (the model alone, rolled out at a fixed bound of G nats), d1 and d1-0.5 (rolled out at .1 and .5), sampler (threshold alone,
+model frozen), and the base model; joint again at speed exponents 0 to 8, with other orders of commitment, and with the remedies tried to
+lift its area above that of the model alone: wide-bins, slow-threshold, m-4, uncorrected. Each trained model decodes 1,000 test problems over a sweep of
+entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
+areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
+at T = 1): difficulty.py.
 
 Runs, fronts and difficulties that exist are not repeated; ``--report`` summarises what is there. Writes sampler.json and sampler.png.
 Intervals are over seeds, on the same test problems: they do not cover the choice of these problems.
@@ -42,23 +45,32 @@ ARMS = {
     # twice the rollouts an update and twice the updates: how far does it go?
     "joint-long": JOINT | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
     "joint": JOINT,
+    "joint-short": JOINT | {"updates": 250},  # 60% of d1's denoiser calls
     # correctness alone at a fixed bound: the one the base model decodes best with, and the one that joint training settles on
     "model-0.1": {
         "algorithm.mode": "model", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
         "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "updates": 220,  # the denoiser calls of joint
     },
-    "model-0.5": PARALLEL | {"algorithm.mode": "model", "rollout.gamma": 0.5, "rollout.speed-exponent": 0.0},
+    **{f"model-{gamma:g}": PARALLEL | {"algorithm.mode": "model", "rollout.gamma": gamma, "rollout.speed-exponent": 0.0} for gamma in (0.5, 1.0)},
     "d1": {
         "algorithm.name": "d1", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
         "optimizer.lr": 1e-4, "updates": 240,  # the denoiser calls of joint
     },
+    "d1-0.5": {
+        "algorithm.name": "d1", "rollout.gamma": 0.5, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
+        "optimizer.lr": 2e-4, "algorithm.kl-coefficient": 0.01, "updates": 600,  # joint's rate and KL
+    },
     "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100, "rollout.threshold-gammas": ENTROPY_BOUND_GRID},
-    **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0)},
+    **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0, 8.0)},
     **{f"proxy-{proxy}": JOINT | {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
+    "wide-bins": JOINT | {"rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0)},
+    "slow-threshold": JOINT | {"optimizer.threshold-lr": 2e-4},  # a tenth: explores longer
+    "m-4": JOINT | {"algorithm.m": 4},
+    "uncorrected": JOINT | {"algorithm.importance-correction": False},
 }  # fmt: skip
 SMOKE_ARMS = ("joint",)
 TASKS = ("countdown", "sudoku")
-MINUTES = {"countdown": 9.0, "sudoku": 27.0}  # one run, one core; joint-long three times as long
+MINUTES = {"countdown": 6.0, "sudoku": 27.0}  # one run, one core; joint-long three times as long
 FRONT_MINUTES = 1.0  # one sweep, one core
 
 

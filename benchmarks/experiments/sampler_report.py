@@ -11,7 +11,9 @@ from seed_statistics import estimate, ratio, text
 from diffpo.config import RolloutConfig
 
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
-AGAINST = ("d1", "model-0.1", "model-0.5", "sampler", "base")  # what their areas are divided by
+AGAINST = ("d1", "d1-0.5", "model-0.1", "model-0.5", "model-1", "sampler", "base")  # what their areas are divided by
+VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "wide-bins", "slow-threshold", "m-4", "uncorrected")  # fmt: skip
+FIXED = "model-0.5"  # what their areas are divided by: the model alone at the bound that joint settles on
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -28,8 +30,9 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', by seed; target: each of
-    TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE; race: joint's denoiser calls to d1's best training accuracy.
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over FIXED's,
+    by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
+    race: joint's denoiser calls to d1's best training accuracy; short: joint-short against d1 (`short_against_d1`).
     """
     found = {}
     for task, base in bases.items():
@@ -47,19 +50,23 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "best_accuracy": y_max,
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
-            "ratios": {arm: ratios(arm, areas) for arm in TRAINED if arm in arms},
+            "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
+            | {arm: ratios(arm, areas, (FIXED,)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
+            "short": short_against_d1(arms),
         }
     return found
 
 
 def describe(results: list[dict], areas: dict[int, dict]) -> dict:
-    """Accuracy and NFE at the run's own rule, areas, costs, and how the threshold is spread (None without one), over the seeds."""
+    """Accuracy and NFE at the run's own rule, its best accuracy over the sweep, areas, costs, and how the threshold is spread (None
+    without one), over the seeds."""
     points, spread = [operating_point(r) for r in results], [r["adaptation"] for r in results if r["adaptation"]]
     found = {
         "accuracy": estimate([point["accuracy"] for point in points]),
         "nfe": estimate([point["nfe"] for point in points]),
+        "best_accuracy": estimate([best_accuracy(r) for r in results]),
         "aup": estimate([values["aup"] for values in areas.values()]),
         "area": estimate([values["area"] for values in areas.values()]),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in results]),
@@ -76,13 +83,18 @@ def describe(results: list[dict], areas: dict[int, dict]) -> dict:
     return found
 
 
-def ratios(arm: str, areas: dict[str, dict[int, dict]]) -> dict:
+def ratios(arm: str, areas: dict[str, dict[int, dict]], others: tuple[str, ...]) -> dict:
     """An arm's AUP and area divided by others', seed by seed."""
     return {
         other: {kind: ratio(*({seed: values[kind] for seed, values in areas[name].items()} for name in (arm, other))) for kind in ("aup", "area")}
-        for other in AGAINST
+        for other in others
         if other in areas
     }  # fmt: skip
+
+
+def best_accuracy(result: dict) -> float:
+    """Greedy, over the sweep of entropy bounds."""
+    return max(point["accuracy"] for point in result["front"]["points"])
 
 
 def target(results: list[dict], best: dict) -> dict:
@@ -98,6 +110,18 @@ def joint_against_d1(arms: dict[str, list[dict]]) -> dict | None:
     curves = [{r["seed"]: r["curve"] for r in arms.get(arm, [])} for arm in ("joint", "d1")]
     seeds = sorted(curves[0].keys() & curves[1].keys())
     return race(*([of[seed] for seed in seeds] for of in curves)) if seeds else None
+
+
+def short_against_d1(arms: dict[str, list[dict]]) -> dict | None:
+    """joint-short's best greedy accuracy less d1's (percentage points), and its share of d1's denoiser calls, over the seeds both have."""
+    short, d1 = ({r["seed"]: r for r in arms.get(arm, [])} for arm in ("joint-short", "d1"))
+    seeds = sorted(short.keys() & d1.keys())
+    if not seeds:
+        return None
+    return {
+        "gain_points": estimate([100 * (best_accuracy(short[seed]) - best_accuracy(d1[seed])) for seed in seeds]),
+        "calls_share": estimate([short[seed]["denoiser_calls"] / d1[seed]["denoiser_calls"] for seed in seeds]),
+    }
 
 
 def reading(summary: dict) -> list[str]:
@@ -121,6 +145,8 @@ def reading(summary: dict) -> list[str]:
                 else f"joint reaches it with {calls['ratio']:.2f} times d1's calls"
             )
             found.append(f"{task}: d1's best smoothed training accuracy is {calls['level']:.1%}; {reached}.")
+        if short := numbers["short"]:
+            found.append(f"{task}: joint-short's best accuracy over the sweep is {text(short['gain_points'], 1, 1, '+')} points from d1's, with {text(short['calls_share'])} of its calls (n = {short['gain_points']['n']}).")  # fmt: skip
     return found
 
 
