@@ -87,6 +87,9 @@ class AlgorithmConfig(Config):
     prompts_per_update: int = Field(64, gt=0)
     inner_updates: int = Field(2, gt=0)
     """optimizer steps per batch of rollouts"""
+    fresh_views: bool = True
+    """draw the boundaries (and the prompt mask) anew for each inner update; without it once per batch, whose old and reference scores are
+    then computed once: fewer denoiser calls"""
     prompt_mask_probability: float = Field(0.0, ge=0, le=1)
 
 

@@ -45,7 +45,7 @@ ARMS = {
     # twice the rollouts an update and twice the updates: how far does it go?
     "joint-long": JOINT | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
     "joint": JOINT,
-    "joint-short": JOINT | {"updates": 250},  # 60% of d1's denoiser calls
+    "joint-short": JOINT | {"updates": 220},  # 60% of d1's denoiser calls
     # correctness alone at a fixed bound: the one the base model decodes best with, and the one that joint training settles on
     "model-0.1": {
         "algorithm.mode": "model", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",

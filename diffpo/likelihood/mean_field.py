@@ -30,6 +30,9 @@ class Scores:
     logprob: Tensor
     gamma_logprob: Tensor
 
+    def detach(self) -> "Scores":
+        return Scores(self.logprob.detach(), self.gamma_logprob.detach())
+
 
 def trajectory_logprobs(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Tensor:
     """Log-probs [B, L] (fp32, nats) of the committed tokens; boundaries [0] = mean field, range(T) = exact.

@@ -101,22 +101,24 @@ class Trainer:
 
     def _optimise(self, trajectory, advantage: Tensor) -> dict:
         """All inner updates on one batch; theta starts as old, so the first view needs no separate old scores."""
+        algorithm = self.config.algorithm
         views = [
-            self.objective.view(trajectory, self.config.seed, _VIEW, self.update, inner)
-            for inner in range(self.config.algorithm.inner_updates)
+            self.objective.view(trajectory, self.config.seed, _VIEW, self.update, drawn)
+            for drawn in range(algorithm.inner_updates if algorithm.fresh_views else 1)
         ]
         with self._phase("score"), torch.no_grad():
-            old = {inner: views[inner].score(self.model) for inner in range(1, len(views))}
+            old = {drawn: views[drawn].score(self.model) for drawn in range(1, len(views))}
             reference = [view.score(self.reference) if self.reference else None for view in views]
         of_updates = []
         totals: Counter[str] = Counter()  # of the means over the inner updates
         with self._phase("update"):
-            for inner, view in enumerate(views):
-                new = view.score(self.model)
-                scores = new, old.get(inner, new), reference[inner]
-                loss, diagnostics = self.objective.loss(view.trajectory, advantage, *scores)
+            for inner in range(algorithm.inner_updates):
+                drawn = inner % len(views)
+                new = views[drawn].score(self.model)
+                scores = new, old.setdefault(drawn, new.detach()), reference[drawn]
+                loss, diagnostics = self.objective.loss(views[drawn].trajectory, advantage, *scores)
                 of_updates.append(diagnostics)
-                totals.update({name: value / len(views) for name, value in self._apply(loss).items()})
+                totals.update({name: value / algorithm.inner_updates for name, value in self._apply(loss).items()})
         return mean_diagnostics(of_updates) | totals
 
     def _apply(self, loss: Tensor) -> dict:

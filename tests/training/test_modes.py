@@ -109,3 +109,31 @@ def test_compiled_layers_train_alike(make_trainer):
     for name in ("reward", "nfe", "denoiser_calls"):
         assert metrics[0][name] == metrics[1][name]
     assert metrics[1]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-3)
+
+
+def test_one_view_a_batch_scores_old_and_reference_once(make_trainer, monkeypatch):
+    trainer = make_trainer(inner_updates=3, fresh_views=False)
+    scored, loss = [], trainer.objective.loss
+
+    def spy(trajectory, advantage, new, old, reference):
+        scored.append((new, old, reference))
+        return loss(trajectory, advantage, new, old, reference)
+
+    monkeypatch.setattr(trainer.objective, "loss", spy)
+    trainer.step()
+    first = scored[0][0].logprob
+    for new, old, reference in scored:
+        assert torch.equal(old.logprob, first), "old is the policy that rolled out, in every inner update"
+        assert not old.logprob.requires_grad
+        assert torch.equal(reference.logprob, scored[0][2].logprob)
+        assert new.logprob.requires_grad
+    assert not torch.equal(scored[2][0].logprob, first), "theta moves between inner updates"
+    assert trainer.denoiser_calls["update"] == 3 * trainer.denoiser_calls["score"]
+
+
+def test_fresh_views_differ_between_inner_updates(make_trainer, monkeypatch):
+    trainer = make_trainer(inner_updates=3)
+    drawn, view = [], trainer.objective.view
+    monkeypatch.setattr(trainer.objective, "view", lambda *given: drawn.append(view(*given)) or drawn[-1])
+    trainer.step()
+    assert len({tuple(v.boundaries[1].tolist()) for v in drawn}) == 3
