@@ -168,23 +168,29 @@ def parse(
 ) -> T:
     """The configuration of a command: defaults, then an optional TOML file (the first argument), then flags.
 
-    ``algorithm_defaults``: the settings an algorithm's name brings along, below the TOML file and the flags.
+    ``algorithm_defaults``: from an algorithm's name the settings it brings along, by table, below the TOML file and the flags.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     values: dict[str, Any] = {}
     if arguments and not arguments[0].startswith("-"):
         values = read_toml(Path(arguments.pop(0)))
     if algorithm_defaults is not None:
-        algorithm = values.get("algorithm", {})
-        if not isinstance(algorithm, dict):
-            fail(f"algorithm: must be a table with a name, got {algorithm!r}")
-        name = _flag(arguments, "--algorithm.name") or algorithm.get("name", "diffpo")
-        values["algorithm"] = {**algorithm_defaults(str(name)), **algorithm, "name": name}
+        name = _flag(arguments, "--algorithm.name") or _table(values, "algorithm").get("name", "diffpo")
+        for table, settings in algorithm_defaults(str(name)).items():
+            values[table] = settings | _table(values, table)
+        values["algorithm"] = _table(values, "algorithm") | {"name": name}
     try:
         command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
         return tyro.cli(kind, prog=command, args=arguments, default=kind(**values), description=kind.__doc__)
     except ValidationError as error:
         fail(explain(error, kind))
+
+
+def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        fail(f"{name}: must be a table, got {found!r}")
+    return found
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

@@ -30,7 +30,7 @@ def test_later_sources_win(toml):
     assert config.algorithm.clip == 0.4  # the file's
     assert config.algorithm.inner_updates == 6  # the flag's
     assert config.optimizer.lr == 1e-3
-    assert config.rollout == TrainConfig().rollout
+    assert config.rollout == TrainConfig().rollout.model_copy(update={"speed_exponent": 0.0})  # d1's own
 
 
 def test_the_algorithm_of_a_flag_brings_its_defaults_below_the_file(toml):
@@ -57,6 +57,7 @@ def test_without_arguments_the_defaults_hold():
         ('[algorithm]\nmode = "jiont"', "algorithm.mode"),
         ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown objective 'dffpo'; nearest: diffpo"),
         ("[algorithm]\nname = 3", "algorithm.name"),
+        ('rollout = 3\n[algorithm]\nname = "d1"', "rollout: must be a table, got 3"),
         ("[algorithm]\ngroup_size = 1", "algorithm.group_size"),
         ("[rollout]\nthreshold_gammas = [0.0, -1.0]", "rollout.threshold_gammas.1"),
         ("algorithm = 3", "algorithm"),

@@ -3,7 +3,7 @@
 Rollouts at temperature 1 of base and trained models; for m = 1 (mean field, d1), 2 (DiFFPO), 4, 8 and T (exact), by quarter of the denoising
 steps: KL(true || surrogate), the mean of log pi_true - log pi_surrogate over the tokens (nats per token), its standard deviation, and the
 importance weights w = pi_surrogate / pi_true: mean, effective sample size, share above the cap 2, histogram. For m = 2, 4 and 8 the boundaries are drawn
-anew `VIEWS` times. Costs about 3 minutes on one core.
+anew `VIEWS` times. Costs about 5 minutes on one core.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffpo.objectives.diffpo import EXACT, draw_boundaries
 from diffpo.tasks import Task, get_task
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
-GAMMAS = (0.0, 0.1)  # one token at a time, and the bound of the training rollouts
+GAMMAS = (0.0, 0.1, 0.5)  # one token at a time, d1's rollouts, and those that joint training settles on
 M = (1, 2, 4, 8, EXACT)
 PROMPTS, VIEWS, QUARTERS, CAP = 512, 8, 4, 2.0
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, float("inf"))  # of the histogram of w

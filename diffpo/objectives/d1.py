@@ -4,8 +4,7 @@
     J     = E mean over the batch's tokens of  min( rho_k A_i, clip(rho_k, 1 - eps, 1 + eps) A_i )  -  beta KL(pi_theta || pi_ref)
 
 c' is the prompt with each token masked independently with probability .15, drawn anew for each inner update and shared by a
-group, theta, old and reference. This is DiFFPO's loss with m = 1, so only the settings differ. d1 rewards correctness alone:
-``rollout.speed_exponent`` 0, as configs/countdown-d1.toml has it.
+group, theta, old and reference. This is DiFFPO's loss with m = 1, so only the settings differ.
 """
 
 from typing import Any, ClassVar
@@ -16,14 +15,17 @@ from diffpo.objectives.diffpo import Diffpo
 class D1(Diffpo):
     """d1's published settings."""
 
-    defaults: ClassVar[dict[str, Any]] = {
-        "m": 1,
-        "importance_correction": False,
-        "mode": "model",
-        "clip": 0.5,
-        "kl_coefficient": 0.04,
-        "inner_updates": 12,
-        "group_size": 6,
-        "normalisation": "token",
-        "prompt_mask_probability": 0.15,
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        "algorithm": {
+            "m": 1,
+            "importance_correction": False,
+            "mode": "model",
+            "clip": 0.5,
+            "kl_coefficient": 0.04,
+            "inner_updates": 12,
+            "group_size": 6,
+            "normalisation": "token",
+            "prompt_mask_probability": 0.15,
+        },
+        "rollout": {"speed_exponent": 0.0},  # correctness alone
     }

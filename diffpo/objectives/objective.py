@@ -30,9 +30,9 @@ class View:
 
 
 class Objective(ABC):
-    """An RL algorithm. ``defaults``: its published settings, applied before the user's own (see ``config.AlgorithmConfig``)."""
+    """An RL algorithm. ``defaults``: its published settings, by table of ``config.TrainConfig``, applied before the user's own."""
 
-    defaults: ClassVar[dict[str, Any]] = {}
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, config: AlgorithmConfig):
         self.config = config

@@ -14,7 +14,7 @@ MASK, PAD = 2, 0
 
 def d1(**changes):
     objective = OBJECTIVES["d1"]
-    return objective(AlgorithmConfig(**{"name": "d1"} | objective.defaults | changes))
+    return objective(AlgorithmConfig(**{"name": "d1"} | objective.defaults["algorithm"] | changes))
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def rollouts(random_model, random_prompts):
 
 
 def test_published_defaults():
-    defaults = OBJECTIVES["d1"].defaults
+    defaults = OBJECTIVES["d1"].defaults["algorithm"]
+    assert OBJECTIVES["d1"].defaults["rollout"] == {"speed_exponent": 0.0}, "d1 rewards correctness alone"
     published = {
         "clip": 0.5, "kl_coefficient": 0.04, "inner_updates": 12, "group_size": 6, "prompt_mask_probability": 0.15,
         "importance_correction": False, "m": 1, "normalisation": "token",
