@@ -1,9 +1,9 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
-Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), joint-short (half its updates, at most 60% of d1's
+Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), joint-short (fewer updates, at most 60% of d1's
 denoiser calls), model-G (the model alone, rolled out at a fixed bound of G nats), d1 and d1-0.5 (rolled out at .1 and .5), sampler (threshold alone,
 model frozen), and the base model; joint again at speed exponents 0 to 8, with other orders of commitment, and with the remedies tried to
-lift its area above that of the model alone: wide-bins, slow-threshold, m-4, uncorrected. Each trained model decodes 1,000 test problems over a sweep of
+lift its area above that of the model alone: wide-bins, slow-threshold, m-4, one-view, uncorrected. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -45,7 +45,7 @@ ARMS = {
     # twice the rollouts an update and twice the updates: how far does it go?
     "joint-long": JOINT | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
     "joint": JOINT,
-    "joint-short": JOINT | {"updates": 220},  # 60% of d1's denoiser calls
+    "joint-short": JOINT | {"updates": 200},  # 60% of d1's denoiser calls
     # correctness alone at a fixed bound: the one the base model decodes best with, and the one that joint training settles on
     "model-0.1": {
         "algorithm.mode": "model", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
@@ -66,6 +66,7 @@ ARMS = {
     "wide-bins": JOINT | {"rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0)},
     "slow-threshold": JOINT | {"optimizer.threshold-lr": 2e-4},  # a tenth: explores longer
     "m-4": JOINT | {"algorithm.m": 4},
+    "one-view": JOINT | {"algorithm.fresh-views": False, "updates": 600},  # the denoiser calls of joint
     "uncorrected": JOINT | {"algorithm.importance-correction": False},
 }  # fmt: skip
 SMOKE_ARMS = ("joint",)
