@@ -3,7 +3,7 @@
 Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), joint-short (fewer updates, at most 60% of d1's
 denoiser calls), model-G (the model alone, rolled out at a fixed bound of G nats), d1 and d1-0.5 (rolled out at .1 and .5), sampler (threshold alone,
 model frozen), and the base model; joint again at speed exponents 0 to 8, with other orders of commitment, and with the remedies tried to
-lift its area above that of the model alone: wide-bins, slow-threshold, m-4, one-view, uncorrected. Each trained model decodes 1,000 test problems over a sweep of
+lift its area above that of the model alone: fast, slow-threshold, m-4, one-view, uncorrected. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -51,7 +51,10 @@ ARMS = {
         "algorithm.mode": "model", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
         "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "updates": 220,  # the denoiser calls of joint
     },
-    **{f"model-{gamma:g}": PARALLEL | {"algorithm.mode": "model", "rollout.gamma": gamma, "rollout.speed-exponent": 0.0} for gamma in (0.5, 1.0)},
+    **{  # the denoiser calls of joint, each
+        f"model-{gamma:g}": PARALLEL | {"algorithm.mode": "model", "rollout.gamma": gamma, "rollout.speed-exponent": 0.0, "updates": updates}
+        for gamma, updates in ((0.5, 500), (1.0, 600), (2.0, 680))
+    },
     "d1": {
         "algorithm.name": "d1", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
         "optimizer.lr": 1e-4, "updates": 240,  # the denoiser calls of joint
@@ -61,9 +64,10 @@ ARMS = {
         "optimizer.lr": 2e-4, "algorithm.kl-coefficient": 0.01, "updates": 600,  # joint's rate and KL
     },
     "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100, "rollout.threshold-gammas": ENTROPY_BOUND_GRID},
-    **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0, 8.0)},
+    **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0, 4.0, 8.0)},
     **{f"proxy-{proxy}": JOINT | {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
-    "wide-bins": JOINT | {"rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0)},
+    # speed worth much, and bins to use it; the denoiser calls of joint
+    "fast": JOINT | {"rollout.speed-exponent": 8.0, "rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0), "updates": 680},
     "slow-threshold": JOINT | {"optimizer.threshold-lr": 2e-4},  # a tenth: explores longer
     "m-4": JOINT | {"algorithm.m": 4},
     "one-view": JOINT | {"algorithm.fresh-views": False, "updates": 600},  # the denoiser calls of joint
