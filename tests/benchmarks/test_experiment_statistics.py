@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "experiments"))
 import front_area
+import headroom
 from difficulty import adaptation, mutual_information, quartiles
 from learning_curves import cost_to_reach, mean_curve, race, smooth
 from seed_statistics import difference, estimate, ratio, text, verdict
@@ -133,3 +135,25 @@ def test_mutual_information_of_independent_parts_is_zero():
     chosen, group = np.tile([0, 1], 8), np.repeat([0, 1, 2, 3], 4)
     assert mutual_information(chosen, group, 2) == pytest.approx(0)
     assert mutual_information(group, group, 4) == pytest.approx(math.log(4))
+
+
+def test_headroom_finds_a_bound_that_depends_on_the_prompt() -> None:
+    """Half of the prompts are solved at any bound, half at the smallest only, and a feature says which."""
+    generator = torch.Generator().manual_seed(0)
+
+    def made(told: bool) -> object:
+        easy = torch.rand(600, generator=generator, dtype=torch.float64) < 0.5
+        solved = easy[:, None].double().expand(600, len(headroom.GAMMAS)).clone()
+        solved[:, 0] = 1.0
+        nfe = torch.linspace(9, 1, len(headroom.GAMMAS), dtype=torch.float64).expand(600, -1)
+        noise = torch.randn(600, 4, generator=generator, dtype=torch.float64)
+        features = torch.cat([noise, easy[:, None].double() * 4], dim=1) if told else noise
+        return headroom.Outcomes(solved, nfe, features)
+
+    told = headroom.compare(made(told=True), made(told=True))[2]
+    assert told["price"] == 0.05
+    assert told["fixed"]["bins"][0] == 600, "at this price the smallest bound is the best for all"
+    assert told["fitted"]["gain"] == pytest.approx(told["oracle"]["gain"], abs=0.01)
+    assert told["oracle"]["gain"] == pytest.approx(0.5 * 8 * 0.05, abs=0.03)
+    untold = headroom.compare(made(told=False), made(told=False))[2]
+    assert abs(untold["fitted"]["gain"]) < 0.05

@@ -41,7 +41,7 @@ def test_smoke_of_a_study(name: str, flags: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["surrogate_gap", "group_sharing"])
+@pytest.mark.parametrize("name", ["surrogate_gap", "group_sharing", "headroom"])
 def test_smoke(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", "--output", str(tmp_path)]
     document = run_smoke(name, command, tmp_path)
@@ -50,6 +50,10 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     if name == "group_sharing":
         assert all(row["calls"]["shared"] < row["calls"]["unshared"] for row in document["rows"])
         assert all(row["largest_logprob_difference"] < 1e-5 for row in document["rows"])
+    elif name == "headroom":
+        assert all(
+            row["oracle"]["value"] >= row[way]["value"] for row in document["rows"] for way in ("fixed", "fitted")
+        )
     else:
         gaps = {row["m"]: row["all"]["kl"] for row in document["rows"] if row["model"] == "tiny-countdown"}
         assert abs(gaps["T"]) < 1e-5 < gaps[1]
