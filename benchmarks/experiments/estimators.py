@@ -33,6 +33,7 @@ COMMON = {
     "algorithm.mode": "model",
     "algorithm.kl-coefficient": 0.05,
     "algorithm.prompts-per-update": 32,
+    "algorithm.fresh-views": False,
     "optimizer.lr": 2.5e-4,
     "rollout.proxy": "confidence",
     "updates": UPDATES,

@@ -12,7 +12,7 @@ from diffpo.config import RolloutConfig
 
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 AGAINST = ("d1", "d1-0.5", "model-0.1", "model-0.5", "model-1", "model-2", "sampler", "base")  # what their areas are divided by  # fmt: skip
-VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-4", "speed-8", "fast", "slow-threshold", "m-4", "one-view", "uncorrected")  # fmt: skip
+VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "fast", "slow-threshold", "m-4", "uncorrected", "fresh", "fresh-fast", "fresh-speed-8")  # fmt: skip
 FIXED = "model-0.5"  # what their areas are divided by: the model alone at the bound that joint settles on
 
 

@@ -23,6 +23,7 @@ class D1(Diffpo):
             "clip": 0.5,
             "kl_coefficient": 0.04,
             "inner_updates": 12,
+            "fresh_views": True,
             "group_size": 6,
             "normalisation": "token",
             "prompt_mask_probability": 0.15,

@@ -35,7 +35,7 @@ def test_published_defaults():
     assert OBJECTIVES["d1"].defaults["rollout"] == {"speed_exponent": 0.0}, "d1 rewards correctness alone"
     published = {
         "clip": 0.5, "kl_coefficient": 0.04, "inner_updates": 12, "group_size": 6, "prompt_mask_probability": 0.15,
-        "importance_correction": False, "m": 1, "normalisation": "token",
+        "importance_correction": False, "m": 1, "normalisation": "token", "fresh_views": True,
     }  # fmt: skip
     assert {name: defaults[name] for name in published} == published
     AlgorithmConfig(name="d1", **defaults)

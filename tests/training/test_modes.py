@@ -112,7 +112,7 @@ def test_compiled_layers_train_alike(make_trainer):
 
 
 def test_one_view_a_batch_scores_old_and_reference_once(make_trainer, monkeypatch):
-    trainer = make_trainer(inner_updates=3, fresh_views=False)
+    trainer = make_trainer(inner_updates=3)
     scored, loss = [], trainer.objective.loss
 
     def spy(trajectory, advantage, new, old, reference):
@@ -132,7 +132,7 @@ def test_one_view_a_batch_scores_old_and_reference_once(make_trainer, monkeypatc
 
 
 def test_fresh_views_differ_between_inner_updates(make_trainer, monkeypatch):
-    trainer = make_trainer(inner_updates=3)
+    trainer = make_trainer(inner_updates=3, fresh_views=True)
     drawn, view = [], trainer.objective.view
     monkeypatch.setattr(trainer.objective, "view", lambda *given: drawn.append(view(*given)) or drawn[-1])
     trainer.step()
