@@ -100,7 +100,7 @@ class RolloutConfig(Config):
     gamma: Nats = 0.1
     """entropy bound (nats) of rollouts in mode "model" """
     proxy: Literal["entropy", "confidence", "margin"] = "confidence"
-    threshold_gammas: tuple[Nats, ...] = Field((0.5, 0.75, 1.0, 1.5), min_length=1)
+    threshold_gammas: tuple[Nats, ...] = Field((2.0, 3.0, 4.0, 6.0), min_length=1)
     """bins (nats) of the learned threshold. The smallest decides how parallel the rollouts are, and so how parallel the model learns to
     decode: at first a smaller bound is always worth more accuracy than it costs speed (benchmarks/notes/experiments.md)"""
     speed_exponent: Nats = 1.0
@@ -130,7 +130,7 @@ class TrainConfig(Config):
     name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """of the run; its folder is <runs>/<name>"""
     runs: str = "runs"
-    updates: int = Field(600, gt=0)
+    updates: int = Field(800, gt=0)
     """batches of rollouts"""
     max_minutes: Positive | None = None
     """stop training early, with everything saved, after this many minutes"""

@@ -1,10 +1,10 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
-Arms: joint (the defaults of `diffpo.train`), joint-long (four times its rollouts), joint-short (fewer updates, at most 60% of d1's
-denoiser calls), model-G (the model alone, rolled out at a fixed bound of G nats), d1 and d1-0.5 (rolled out at .1 and .5), sampler (threshold alone,
-model frozen), and the base model; joint again at speed exponents 0 to 8, with other orders of commitment, and with the remedies tried to
-lift its area above that of the model alone: fast, slow-threshold, m-4, uncorrected; fresh-*: with boundaries drawn anew for each
-inner update, the default before. All but joint-long and joint-short have about equal denoiser calls. Each trained model decodes 1,000 test problems over a sweep of
+Arms: joint (the defaults of `diffpo.train`), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1 and d1-2
+(rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. Joint again at speed exponents 0 to 8, with other orders of commitment, and with
+one thing changed (slow-threshold, m-4, uncorrected). What led to these defaults: half-* (bins from half a nat up, the default before) and fresh-* (these, and
+boundaries drawn anew for each inner update, the default before that); -fast: a high price of time with wide bins; joint-long is fresh with four times the
+rollouts. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -40,44 +40,44 @@ PARALLEL = {
     "algorithm.prompts-per-update": 64,
     "optimizer.lr": 2e-4,
     "rollout.proxy": "confidence",
-    "updates": 600,
+    "updates": 800,
 }
-JOINT = PARALLEL | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "rollout.speed-exponent": 1.0}
-FRESH = JOINT | {"algorithm.fresh-views": True, "updates": 500}  # the defaults before; a tenth more denoiser calls
+JOINT = PARALLEL | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
+HALF = JOINT | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "updates": 600}
+FRESH = HALF | {"algorithm.fresh-views": True, "updates": 500}
 FAST = {"rollout.speed-exponent": 8.0, "rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0), "updates": 680}
-ALONE = {"algorithm.mode": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
+ALONE = PARALLEL | {"algorithm.mode": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
 ARMS = {
-    # twice the rollouts an update and twice the updates: how far does it go?
     "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
     "joint": JOINT,
-    "joint-short": JOINT | {"updates": 280},  # at most 60% of d1's denoiser calls
-    # at the bound the base model decodes best with, at the one that joint training settles on, and beyond
+    # at the bound the base model decodes best with, and at larger ones
     "model-0.1": ALONE | {
-        "rollout.gamma": 0.1, "rollout.proxy": "confidence", "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4,
-        "algorithm.fresh-views": True, "updates": 220,
+        "rollout.gamma": 0.1, "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "algorithm.fresh-views": True, "updates": 220,
     },
-    "model-0.5": PARALLEL | ALONE | {"rollout.gamma": 0.5},
-    "model-1": PARALLEL | ALONE | {"rollout.gamma": 1.0, "updates": 720},
-    "model-2": PARALLEL | ALONE | {"rollout.gamma": 2.0, "updates": 800},
+    "model-0.5": ALONE | {"rollout.gamma": 0.5, "updates": 600},
+    "model-1": ALONE | {"rollout.gamma": 1.0, "updates": 720},
+    "model-2": ALONE | {"rollout.gamma": 2.0},
     "d1": {
         "algorithm.name": "d1", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
         "algorithm.fresh-views": True, "optimizer.lr": 1e-4, "updates": 240,
     },
-    "d1-0.5": {
-        "algorithm.name": "d1", "rollout.gamma": 0.5, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
-        "algorithm.fresh-views": True, "optimizer.lr": 2e-4, "algorithm.kl-coefficient": 0.01, "updates": 600,
+    "d1-2": {
+        "algorithm.name": "d1", "rollout.gamma": 2.0, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
+        "algorithm.fresh-views": True, "optimizer.lr": 1e-4, "updates": 400,
     },
     "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100, "rollout.threshold-gammas": ENTROPY_BOUND_GRID},
     **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0, 8.0)},
     **{f"proxy-{proxy}": JOINT | {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
-    "fast": JOINT | FAST,  # speed worth much, and bins to use it
     "slow-threshold": JOINT | {"optimizer.threshold-lr": 2e-4},  # a tenth: explores longer
     "m-4": JOINT | {"algorithm.m": 4},
     "uncorrected": JOINT | {"algorithm.importance-correction": False},
+    "half": HALF,
+    "half-short": HALF | {"updates": 280},
+    "half-fast": HALF | FAST,
     "fresh": FRESH,
     "fresh-fast": FRESH | FAST,
     "fresh-speed-8": FRESH | {"rollout.speed-exponent": 8.0},
-    "fresh-model-0.5": PARALLEL | ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-views": True, "updates": 500},
+    "fresh-model-0.5": ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-views": True, "updates": 500},
 }  # fmt: skip
 SMOKE_ARMS = ("joint",)
 TASKS = ("countdown", "sudoku")

@@ -11,9 +11,18 @@ from seed_statistics import estimate, ratio, text
 from diffpo.config import RolloutConfig
 
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
-AGAINST = ("d1", "d1-0.5", "model-0.1", "model-0.5", "model-1", "model-2", "sampler", "base")  # what their areas are divided by  # fmt: skip
-VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "fast", "slow-threshold", "m-4", "uncorrected", "fresh", "fresh-fast", "fresh-speed-8")  # fmt: skip
-FIXED = "model-0.5"  # what their areas are divided by: the model alone at the bound that joint settles on
+AGAINST = (
+    "d1",
+    "d1-2",
+    "model-0.1",
+    "model-0.5",
+    "model-1",
+    "model-2",
+    "sampler",
+    "base",
+)  # what their areas are divided by
+VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "slow-threshold", "m-4", "uncorrected", "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8")  # fmt: skip
+FIXED = "model-2"  # what their areas are divided by: the model alone at the bound that joint settles on
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -32,7 +41,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
     best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over FIXED's,
     by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
-    race: joint's denoiser calls to d1's best training accuracy; short: joint-short against d1 (`short_against_d1`).
+    race: joint's denoiser calls to d1's best training accuracy; best: the best accuracies of joint and d1 (`best_against_d1`).
     """
     found = {}
     for task, base in bases.items():
@@ -54,7 +63,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
             | {arm: ratios(arm, areas, (FIXED,)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
-            "short": short_against_d1(arms),
+            "best": best_against_d1(arms),
         }
     return found
 
@@ -112,15 +121,15 @@ def joint_against_d1(arms: dict[str, list[dict]]) -> dict | None:
     return race(*([of[seed] for seed in seeds] for of in curves)) if seeds else None
 
 
-def short_against_d1(arms: dict[str, list[dict]]) -> dict | None:
-    """joint-short's best greedy accuracy less d1's (percentage points), and its share of d1's denoiser calls, over the seeds both have."""
-    short, d1 = ({r["seed"]: r for r in arms.get(arm, [])} for arm in ("joint-short", "d1"))
-    seeds = sorted(short.keys() & d1.keys())
+def best_against_d1(arms: dict[str, list[dict]]) -> dict | None:
+    """joint's best greedy accuracy less d1's (percentage points), and its share of d1's denoiser calls, over the seeds both have."""
+    joint, d1 = ({r["seed"]: r for r in arms.get(arm, [])} for arm in ("joint", "d1"))
+    seeds = sorted(joint.keys() & d1.keys())
     if not seeds:
         return None
     return {
-        "gain_points": estimate([100 * (best_accuracy(short[seed]) - best_accuracy(d1[seed])) for seed in seeds]),
-        "calls_share": estimate([short[seed]["denoiser_calls"] / d1[seed]["denoiser_calls"] for seed in seeds]),
+        "gain_points": estimate([100 * (best_accuracy(joint[seed]) - best_accuracy(d1[seed])) for seed in seeds]),
+        "calls_share": estimate([joint[seed]["denoiser_calls"] / d1[seed]["denoiser_calls"] for seed in seeds]),
     }
 
 
@@ -145,8 +154,8 @@ def reading(summary: dict) -> list[str]:
                 else f"joint reaches it with {calls['ratio']:.2f} times d1's calls"
             )
             found.append(f"{task}: d1's best smoothed training accuracy is {calls['level']:.1%}; {reached}.")
-        if short := numbers["short"]:
-            found.append(f"{task}: joint-short's best accuracy over the sweep is {text(short['gain_points'], 1, 1, '+')} points from d1's, with {text(short['calls_share'])} of its calls (n = {short['gain_points']['n']}).")  # fmt: skip
+        if best := numbers["best"]:
+            found.append(f"{task}: joint's best accuracy over the sweep is {text(best['gain_points'], 1, 1, '+')} points from d1's, with {text(best['calls_share'])} of its calls (n = {best['gain_points']['n']}).")  # fmt: skip
     return found
 
 
