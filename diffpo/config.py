@@ -102,7 +102,8 @@ class RolloutConfig(Config):
     proxy: Literal["entropy", "confidence", "margin"] = "confidence"
     threshold_gammas: tuple[Nats, ...] = Field((2.0, 3.0, 4.0, 6.0), min_length=1)
     """bins (nats) of the learned threshold. The smallest decides how parallel the rollouts are, and so how parallel the model learns to
-    decode: at first a smaller bound is always worth more accuracy than it costs speed (benchmarks/notes/experiments.md)"""
+    decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen tokens; where rollouts
+    at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
     speed_exponent: Nats = 1.0
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent; 0 = correctness alone"""
 
