@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def algorithm_defaults(name: str) -> dict:
-    """The published settings of an objective, by name."""
+    """The published settings of an objective, by table of the configuration."""
     if name not in OBJECTIVES:
         fail(f"algorithm.name: unknown objective {name!r}; nearest: {', '.join(nearest(name, OBJECTIVES))}")
     return OBJECTIVES[name].defaults

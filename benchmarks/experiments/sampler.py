@@ -3,8 +3,8 @@
 Arms: joint (the defaults of `diffpo.train`), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1 and d1-2
 (rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. Joint again at speed exponents 0 to 8, with other orders of commitment, and with
 one thing changed (slow-threshold, m-4, uncorrected). What led to these defaults: half-* (bins from half a nat up, the default before) and fresh-* (these, and
-boundaries drawn anew for each inner update, the default before that); -fast: a high price of time with wide bins; joint-long is fresh with four times the
-rollouts. Each trained model decodes 1,000 test problems over a sweep of
+boundaries drawn anew for each inner update, the default before that); -fast: a high price of time with wide bins; joint-long is fresh
+with four times the rollouts and a higher learning rate. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -47,6 +47,8 @@ HALF = JOINT | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "updates": 60
 FRESH = HALF | {"algorithm.fresh-views": True, "updates": 500}
 FAST = {"rollout.speed-exponent": 8.0, "rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0), "updates": 680}
 ALONE = PARALLEL | {"algorithm.mode": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
+# Updates: joint, model-2 and d1-2 have them for 4 to 5 minutes; d1, model-0.1, model-0.5, model-1, half-* and fresh-* for about 500,000 denoiser calls, up to
+# twice those of joint. Ratios are reported with their share of calls.
 ARMS = {
     "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
     "joint": JOINT,
@@ -81,7 +83,7 @@ ARMS = {
 }  # fmt: skip
 SMOKE_ARMS = ("joint",)
 TASKS = ("countdown", "sudoku")
-MINUTES = {"countdown": 6.0, "sudoku": 27.0}  # one run, one core; joint-long three times as long
+MINUTES = {"countdown": 6.0, "sudoku": 40.0}  # one run, one core; joint-long three times as long
 FRONT_MINUTES = 1.0  # one sweep, one core
 
 
@@ -106,7 +108,7 @@ def decode_all(results: list[dict], given: Options) -> None:
             (
                 folder / f"{name}.json",
                 model,
-                (sweep, str(model), result["task"], proxy_of(result["flags"]), heldout, gammas),
+                (front_of_run, str(model), result, heldout, gammas),
             )
         )
     for task in dict.fromkeys(result["task"] for result in results):
@@ -125,6 +127,12 @@ def decode_all(results: list[dict], given: Options) -> None:
         futures = [(path, pool.submit(*job)) for path, _, job in jobs]
         for path, future in futures:
             write(path, future.result() | {"provenance": provenance({"heldout": 0})})
+
+
+def front_of_run(model: str, result: dict, heldout: int, gammas: tuple) -> dict:
+    """`sweep` of a trained model, with the denoiser calls of its training, by which `gather` knows that front and result are of one run."""
+    found = sweep(model, result["task"], proxy_of(result["flags"]), heldout, gammas)
+    return found | {"denoiser_calls": result["denoiser_calls"]}
 
 
 def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool, device: str = "cpu") -> dict:
@@ -157,6 +165,8 @@ def gather(results: list[dict], folder: Path) -> tuple[list[dict], dict, dict]:
     bases, rates = ({task: found_in(f"{task}-{name}") for task in tasks} for name in ("base", "difficulty"))
     found = [result for result in found if result["front"] and bases[result["task"]] and rates[result["task"]]]
     for result in found:
+        if result["front"]["denoiser_calls"] != result["denoiser_calls"]:
+            fail(f"the front of {result['task']}-{result['arm']}-seed{result['seed']} is of another run: delete it in {folder} to decode again")  # fmt: skip
         front, rate = result["front"], rates[result["task"]]["solve_rate"]
         learned = next((point for point in front["points"] if point["learned"]), None)
         result["adaptation"] = learned and adaptation(learned["chosen"], front["bins"], [1 - value for value in rate])

@@ -10,7 +10,7 @@ from front_area import front
 from learning_curves import PALETTE, STYLE
 from sampler_report import operating_point, pairs
 
-FRONT_ARMS = ("base", "sampler", "d1", "model-0.1", "model-0.5", "joint", "joint-long")
+FRONT_ARMS = ("base", "d1", "joint", "model-2", "model-0.5", "joint-long", "d1-2", "sampler", "model-0.1", "half")
 COLOURS = dict(zip(FRONT_ARMS, PALETTE, strict=False))
 
 

@@ -11,18 +11,10 @@ from seed_statistics import estimate, ratio, text
 from diffpo.config import RolloutConfig
 
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
-AGAINST = (
-    "d1",
-    "d1-2",
-    "model-0.1",
-    "model-0.5",
-    "model-1",
-    "model-2",
-    "sampler",
-    "base",
-)  # what their areas are divided by
+# what their areas are divided by
+AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-1", "model-2", "sampler", "base")
 VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "slow-threshold", "m-4", "uncorrected", "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8")  # fmt: skip
-FIXED = "model-2"  # what their areas are divided by: the model alone at the bound that joint settles on
+ALONE = "model-2"  # what the variants' are divided by: the model alone at the bound that joint settles on
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -39,7 +31,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over FIXED's,
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over ALONE's,
     by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
     race: joint's denoiser calls to d1's best training accuracy; best: the best accuracies of joint and d1 (`best_against_d1`).
     """
@@ -51,7 +43,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
         fronts = [pairs(base), *(pairs(result["front"]) for result in mine)]
         y_max, limit = max(y for line in fronts for _, y in line), common_limit(fronts)
         arms = {arm: [r for r in mine if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in mine)}
-        areas = {arm: {r["seed"]: {"aup": aup(pairs(r["front"]), y_max), "area": area(pairs(r["front"]), y_max, limit)} for r in of} for arm, of in arms.items()}  # fmt: skip
+        areas = {arm: {r["seed"]: {"aup": aup(pairs(r["front"]), y_max), "area": area(pairs(r["front"]), y_max, limit), "calls": r["denoiser_calls"]} for r in of} for arm, of in arms.items()}  # fmt: skip
         base_areas = {"aup": aup(pairs(base), y_max), "area": area(pairs(base), y_max, limit)}
         areas["base"] = dict.fromkeys((result["seed"] for result in mine), base_areas)
         found[task] = {
@@ -60,7 +52,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
             "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
-            | {arm: ratios(arm, areas, (FIXED,)) for arm in VARIANTS if arm in arms},
+            | {arm: ratios(arm, areas, (ALONE,)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
             "best": best_against_d1(arms),
@@ -93,17 +85,17 @@ def describe(results: list[dict], areas: dict[int, dict]) -> dict:
 
 
 def ratios(arm: str, areas: dict[str, dict[int, dict]], others: tuple[str, ...]) -> dict:
-    """An arm's AUP and area divided by others', seed by seed."""
+    """An arm's AUP, area and denoiser calls divided by others', seed by seed; the base model has no calls."""
     return {
-        other: {kind: ratio(*({seed: values[kind] for seed, values in areas[name].items()} for name in (arm, other))) for kind in ("aup", "area")}
+        other: {kind: ratio(*({seed: values[kind] for seed, values in areas[name].items()} for name in (arm, other))) for kind in ("aup", "area", "calls")[: 2 if other == "base" else 3]}
         for other in others
         if other in areas
     }  # fmt: skip
 
 
 def best_accuracy(result: dict) -> float:
-    """Greedy, over the sweep of entropy bounds."""
-    return max(point["accuracy"] for point in result["front"]["points"])
+    """Greedy, the highest over the sweep of entropy bounds: picked on the test problems, the same number of them for every arm."""
+    return max(point["accuracy"] for point in result["front"]["points"] if not point["learned"])
 
 
 def target(results: list[dict], best: dict) -> dict:
@@ -144,7 +136,7 @@ def reading(summary: dict) -> list[str]:
             if of["threshold"]:
                 found.append(threshold_sentence(task, arm, of["threshold"]))
         for arm, others in numbers["ratios"].items():
-            found += [f"{task}: {arm}'s area over that of {other}: {text(of['area'])}, its AUP {text(of['aup'])} (n = {of['area']['n'] if of['area'] else 0})." for other, of in others.items()]  # fmt: skip
+            found += [f"{task}: {arm}'s area over that of {other}: {text(of['area'])}, its AUP {text(of['aup'])}, its denoiser calls {text(of.get('calls'))} (n = {of['area']['n'] if of['area'] else 0})." for other, of in others.items()]  # fmt: skip
         for arm, goal in numbers["target"].items():
             found.append(f"{task}: {arm} at its learned threshold is {text(goal['gain_points'], 1, 1, '+')} points from the base's best accuracy, at {text(goal['nfe_share'])} of its NFE (n = {goal['gain_points']['n']}).")  # fmt: skip
         if calls:

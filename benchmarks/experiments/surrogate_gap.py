@@ -27,7 +27,12 @@ from diffpo.objectives.diffpo import EXACT, draw_boundaries
 from diffpo.tasks import Task, get_task
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
-GAMMAS = (0.0, 0.1, 0.5)  # one token at a time, d1's rollouts, and those that joint training settles on
+GAMMAS = (
+    0.0,
+    0.1,
+    0.5,
+    2.0,
+)  # one token at a time, d1's rollouts, those of the shipped model's training, and of today's defaults
 M = (1, 2, 4, 8, EXACT)
 PROMPTS, VIEWS, QUARTERS, CAP = 512, 8, 4, 2.0
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, float("inf"))  # of the histogram of w

@@ -17,7 +17,7 @@ from diffpo_kernels.surrogate_loss import SurrogateLoss
 
 @dataclass(frozen=True)
 class View:
-    """The random part of one inner update: theta, old and reference must all be scored on the very same view.
+    """The random part of one inner update, or of all of a batch's: theta, old and reference must all be scored on the very same view.
 
     trajectory: the rollouts, their prompts possibly masked; boundaries: of the mean-field family, ints or [B].
     """
@@ -39,7 +39,7 @@ class Objective(ABC):
 
     @abstractmethod
     def view(self, trajectory: Trajectory, *key: int) -> View:
-        """Draw the view of one inner update; ``key`` seeds it."""
+        """Draw a view, for one inner update or all of a batch's (``AlgorithmConfig.fresh_views``); ``key`` seeds it."""
 
     @abstractmethod
     def loss(

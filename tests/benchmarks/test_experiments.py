@@ -136,10 +136,12 @@ def test_sampler_divides_areas_by_seed_and_measures_the_target() -> None:
     import sampler
     from sampler_report import summarise
 
-    results = []
-    for run in sampler.runs(2, ("countdown",), ("joint", "d1")):
-        front = fake_front({"joint": 0.5, "d1": 0.4}[run.arm], run.arm == "joint")
-        results.append(fake_result(run) | {"front": front, "adaptation": None})
+    results, best = [], {"joint": 0.5, "d1": 0.4, "model-2": 0.45, "half": 0.25}
+    for run in sampler.runs(2, ("countdown",), tuple(best)):
+        front = fake_front(best[run.arm], run.arm == "joint")
+        results.append(
+            fake_result(run) | {"front": front, "adaptation": None, "denoiser_calls": 1000 * run.flags["updates"]}
+        )
     base = fake_front(0.25, False) | {"best": {"rule": "b", "accuracy": 0.3, "nfe": 8.0}, "rules": 3}
     numbers = summarise(results, {"countdown": base})["countdown"]
     assert numbers["limit"] == 4
@@ -150,6 +152,37 @@ def test_sampler_divides_areas_by_seed_and_measures_the_target() -> None:
     assert numbers["ratios"]["joint"]["d1"]["area"]["mean"] == pytest.approx(areas["joint"] / areas["d1"])
     assert numbers["ratios"]["joint"]["base"]["area"]["mean"] == pytest.approx(areas["joint"] / numbers["base"]["area"])
     assert numbers["ratios"]["joint"]["d1"]["area"]["n"] == 2
+    assert numbers["ratios"]["half"].keys() == {"model-2"}
+    assert numbers["ratios"]["half"]["model-2"]["calls"]["values"] == [0.75, 0.75]
+    assert numbers["best"]["gain_points"]["values"] == pytest.approx([10, 10]), (
+        "the learned threshold is no point of the sweep"
+    )
+    assert numbers["best"]["calls_share"]["mean"] == pytest.approx(800 / 240)
+    few = summarise([result for result in results if result["arm"] == "joint"], {"countdown": base})["countdown"]
+    assert (few["best"], few["race"], few["ratios"]["joint"].keys()) == (None, None, {"base"})
+
+
+def test_a_front_of_another_run_is_refused(tmp_path: Path, capsys) -> None:
+    import sampler
+
+    (run,) = sampler.runs(1, ("countdown",), ("joint",))
+    result = fake_result(run) | {"denoiser_calls": 7}
+    study.write(tmp_path / f"{run.name}.json", fake_front(0.5, False) | {"denoiser_calls": 8})
+    study.write(tmp_path / "countdown-base.json", fake_front(0.2, False))
+    study.write(tmp_path / "countdown-difficulty.json", {"solve_rate": [0.5]})
+    with pytest.raises(SystemExit):
+        sampler.gather([result], tmp_path)
+    assert "is of another run" in capsys.readouterr().err
+
+
+def test_joint_is_what_the_defaults_of_training_are() -> None:
+    import sampler
+
+    from diffpo.config import TrainConfig, parse
+    from diffpo.train import algorithm_defaults
+
+    flags = [part for flag, value in sampler.ARMS["joint"].items() for part in study.as_flag(flag, value)]
+    assert parse(TrainConfig, flags, algorithm_defaults) == TrainConfig()
 
 
 def test_a_continuation_spends_the_calls_of_the_joint_run(given, capsys) -> None:
