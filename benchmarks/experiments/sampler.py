@@ -104,13 +104,7 @@ def decode_all(results: list[dict], given: Options) -> None:
     for result in results:
         name = f"{result['task']}-{result['arm']}-seed{result['seed']}"
         model = given.runs / "sampler" / name / "model"
-        jobs.append(
-            (
-                folder / f"{name}.json",
-                model,
-                (front_of_run, str(model), result, heldout, gammas),
-            )
-        )
+        jobs.append((folder / f"{name}.json", model, (front_of_run, str(model), result, heldout, gammas)))
     for task in dict.fromkeys(result["task"] for result in results):
         base = f"tiny-{task}"
         jobs.append((folder / f"{task}-base.json", None, (base_front, base, task, heldout, gammas, given.smoke)))

@@ -14,7 +14,7 @@ TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 # what their areas are divided by
 AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-1", "model-2", "sampler", "base")
 VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "slow-threshold", "m-4", "uncorrected", "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8")  # fmt: skip
-ALONE = "model-2"  # what the variants' are divided by: the model alone at the bound that joint settles on
+REFERENCE = "model-2"  # what the variants' are divided by: the model alone at the bound that joint settles on
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -31,7 +31,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over ALONE's,
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over REFERENCE's,
     by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
     race: joint's denoiser calls to d1's best training accuracy; best: the best accuracies of joint and d1 (`best_against_d1`).
     """
@@ -52,7 +52,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
             "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
-            | {arm: ratios(arm, areas, (ALONE,)) for arm in VARIANTS if arm in arms},
+            | {arm: ratios(arm, areas, (REFERENCE,)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
             "best": best_against_d1(arms),
