@@ -7,6 +7,7 @@ the same clipped loss with the same KL, on correctness alone. MF without correct
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from learning_curves import AXES, BESIDE, PALETTE, SMOOTHED_UPDATES, STYLE, draw_band, race
@@ -27,8 +28,7 @@ ESTIMATORS = {
 }
 SMOKE_ARMS = ("2mf-is",)
 REFERENCES = ("mf", "2mf")  # what every arm is compared with
-UPDATES = 150
-MINUTES = {"countdown": 2.0, "sudoku": 6.0}  # one run, one core; exact three times as long
+MINUTES = {"countdown": 2.5, "sudoku": 2.0}  # one run, one core; exact three times as long
 COMMON = {
     "algorithm.mode": "model",
     "algorithm.kl-coefficient": 0.05,
@@ -36,16 +36,18 @@ COMMON = {
     "algorithm.fresh-views": False,
     "optimizer.lr": 2.5e-4,
     "rollout.proxy": "confidence",
-    "updates": UPDATES,
+    "updates": 150,
     "rollout.gamma": 0.1,
     "rollout.speed-exponent": 0.0,
     "heldout": 1000,
 }
+# Sudoku: an update takes more than three times as long, so half the prompts and half the updates
+OF_TASK = {"countdown": {}, "sudoku": {"algorithm.prompts-per-update": 16, "updates": 60}}
 
 
 def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ESTIMATORS)) -> list[Run]:
     return [
-        Run(arm, task, seed, COMMON | {"algorithm.m": ESTIMATORS[arm][0], "algorithm.importance-correction": ESTIMATORS[arm][1]})
+        Run(arm, task, seed, COMMON | OF_TASK[task] | {"algorithm.m": ESTIMATORS[arm][0], "algorithm.importance-correction": ESTIMATORS[arm][1]})
         for seed in range(seeds)
         for task in tasks
         for arm in arms
@@ -77,7 +79,7 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
             [100 * (r["trained"]["accuracy"] - r["base"]["one_at_a_time"]["accuracy"]) for r in mine]
         ),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in mine]),
-        "seconds": estimate([r["curve"]["seconds"][-1] for r in mine]),
+        "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(mine, arms)]),
         "reward_gain": estimate([gain(r["curve"]["reward"]) for r in mine]),
         "weights": mean_weights([r["weights"] for r in mine if r.get("weights")]),
     }
@@ -92,6 +94,16 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
             if seeds:
                 found[f"calls_{reference}"] = race(*([curves[seed] for seed in seeds] for curves in common))
     return found
+
+
+def on_one_processor(results: list[dict], arms: dict[str, list[dict]]) -> list[dict]:
+    """Those whose seconds can be compared: of the processor that most runs of all arms were made on."""
+    made_on = Counter(processor(result) for of in arms.values() for result in of)
+    return [result for result in results if processor(result) == made_on.most_common(1)[0][0]]
+
+
+def processor(result: dict) -> str:
+    return result["provenance"]["hardware"]["cpu"]
 
 
 def gain(values: list[float]) -> float:
@@ -159,11 +171,12 @@ def draw(results: list[dict], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(rows), len(AXES), figsize=(13, 2.7 * len(rows) + 0.6), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
         for line, (task, name) in zip(axes, rows, strict=True):
+            arms = {arm: [r for r in results if (r["task"], r["arm"]) == (task, arm)] for arm in ESTIMATORS}
             for axis, (x, label) in zip(line, AXES.items(), strict=True):
-                for colour, arm in zip(PALETTE, ESTIMATORS, strict=False):
-                    curves = [r["curve"] for r in results if (r["task"], r["arm"]) == (task, arm)]
-                    if curves:
-                        draw_band(axis, curves, x, name, colour, arm)
+                for colour, arm in zip(PALETTE, arms, strict=False):
+                    mine = on_one_processor(arms[arm], arms) if x == "seconds" else arms[arm]
+                    if mine:
+                        draw_band(axis, [result["curve"] for result in mine], x, name, colour, arm)
                 axis.set_xlabel(label)
                 axis.grid(color="0.92", linewidth=0.8)
             line[0].set(ylabel=f"training {name}", title=f"{task}: training {name}, rollouts at T = 1")

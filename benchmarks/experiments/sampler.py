@@ -1,10 +1,10 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
-Arms: joint (the defaults of `diffpo.train`), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1 and d1-2
-(rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. Joint again at speed exponents 0 to 8, with other orders of commitment, and with
-one thing changed (slow-threshold, m-4, uncorrected). What led to these defaults: half-* (bins from half a nat up, the default before) and fresh-* (these, and
-boundaries drawn anew for each inner update, the default before that); -fast: a high price of time with wide bins; joint-long is fresh
-with four times the rollouts and a higher learning rate. Each trained model decodes 1,000 test problems over a sweep of
+Arms (sampler_arms.py): joint (on countdown the defaults of `diffpo.train`), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1
+and d1-2 (rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. speed-E and proxy-P: joint with bounds from .1 to 4 nats to
+choose from, at speed exponent E, and with other orders of commitment. What led to the defaults: half-* (bins from half a nat up, the default before) and fresh-*
+(these, and boundaries drawn anew for each inner update, the default before that); -fast: a high price of time; joint-long is fresh with four times the rollouts and
+a higher learning rate. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -23,72 +23,20 @@ from pathlib import Path
 from decode_front import GAMMAS, SMOKE_GAMMAS, decode, sweep
 from difficulty import SAMPLES, adaptation, solve_rates
 from rich.console import Console
+from sampler_arms import COMMON, NAMES, runs
 from sampler_figure import draw
 from sampler_report import print_tables, reading, summarise
-from study import Options, Run, parser, provenance, read, train_all, write
+from study import Options, parser, provenance, read, train_all, write
 
 from diffpo.config import RolloutConfig, fail
 from diffpo.models.checkpoints import load
-from diffpo.models.threshold import ENTROPY_BOUND_GRID
 from diffpo.tasks import get_task
 from diffpo.training.evaluation import fixed_problems
 
-COMMON = {"heldout": 1000, "compile": True}
-PARALLEL = {
-    "algorithm.fresh-views": False,
-    "algorithm.kl-coefficient": 0.01,
-    "algorithm.prompts-per-update": 64,
-    "optimizer.lr": 2e-4,
-    "rollout.proxy": "confidence",
-    "updates": 800,
-}
-JOINT = PARALLEL | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
-HALF = JOINT | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "updates": 600}
-FRESH = HALF | {"algorithm.fresh-views": True, "updates": 500}
-FAST = {"rollout.speed-exponent": 8.0, "rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0), "updates": 680}
-ALONE = PARALLEL | {"algorithm.mode": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
-# Updates: joint, model-2 and d1-2 have them for 4 to 5 minutes; d1, model-0.1, model-0.5, model-1, half-* and fresh-* for about 500,000 denoiser calls, up to
-# twice those of joint. Ratios are reported with their share of calls.
-ARMS = {
-    "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
-    "joint": JOINT,
-    # at the bound the base model decodes best with, and at larger ones
-    "model-0.1": ALONE | {
-        "rollout.gamma": 0.1, "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "algorithm.fresh-views": True, "updates": 220,
-    },
-    "model-0.5": ALONE | {"rollout.gamma": 0.5, "updates": 600},
-    "model-1": ALONE | {"rollout.gamma": 1.0, "updates": 720},
-    "model-2": ALONE | {"rollout.gamma": 2.0},
-    "d1": {
-        "algorithm.name": "d1", "rollout.gamma": 0.1, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
-        "algorithm.fresh-views": True, "optimizer.lr": 1e-4, "updates": 240,
-    },
-    "d1-2": {
-        "algorithm.name": "d1", "rollout.gamma": 2.0, "rollout.speed-exponent": 0.0, "rollout.proxy": "confidence",
-        "algorithm.fresh-views": True, "optimizer.lr": 1e-4, "updates": 400,
-    },
-    "sampler": {"algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100, "rollout.threshold-gammas": ENTROPY_BOUND_GRID},
-    **{f"speed-{exponent:g}": JOINT | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 2.0, 8.0)},
-    **{f"proxy-{proxy}": JOINT | {"rollout.proxy": proxy} for proxy in ("entropy", "margin")},
-    "slow-threshold": JOINT | {"optimizer.threshold-lr": 2e-4},  # a tenth: explores longer
-    "m-4": JOINT | {"algorithm.m": 4},
-    "uncorrected": JOINT | {"algorithm.importance-correction": False},
-    "half": HALF,
-    "half-short": HALF | {"updates": 280},
-    "half-fast": HALF | FAST,
-    "fresh": FRESH,
-    "fresh-fast": FRESH | FAST,
-    "fresh-speed-8": FRESH | {"rollout.speed-exponent": 8.0},
-    "fresh-model-0.5": ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-views": True, "updates": 500},
-}  # fmt: skip
 SMOKE_ARMS = ("joint",)
 TASKS = ("countdown", "sudoku")
-MINUTES = {"countdown": 6.0, "sudoku": 40.0}  # one run, one core; joint-long three times as long
+MINUTES = {"countdown": 7.0, "sudoku": 6.0}  # one run, one core; joint-long four times as long
 FRONT_MINUTES = 1.0  # one sweep, one core
-
-
-def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ARMS)) -> list[Run]:
-    return [Run(arm, task, seed, COMMON | ARMS[arm]) for seed in range(seeds) for task in tasks for arm in arms]
 
 
 def proxy_of(flags: dict) -> str:
@@ -183,11 +131,11 @@ def report(results: list[dict], given: Options) -> None:
 
 def main() -> None:
     command = parser(__doc__, tasks=TASKS)
-    command.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS))
+    command.add_argument("--arms", nargs="+", choices=NAMES, default=NAMES)
     arguments = command.parse_args()
     given = read(arguments)
     wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(arguments.arms))
-    results = train_all("sampler", wanted, given, lambda run: MINUTES[run.task] * (3 if run.arm == "joint-long" else 1))
+    results = train_all("sampler", wanted, given, lambda run: MINUTES[run.task] * (4 if run.arm == "joint-long" else 1))
     if not given.report:
         decode_all(results, given)
     report(results, given)

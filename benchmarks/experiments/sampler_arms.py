@@ -1,0 +1,97 @@
+"""The arms of the sampler study: what is trained, with which settings, on which task, with how many seeds."""
+
+from __future__ import annotations
+
+from study import Run
+
+from diffpo.models.threshold import ENTROPY_BOUND_GRID
+
+COMMON = {"heldout": 1000, "compile": True}
+PARALLEL = {
+    "algorithm.fresh-views": False,
+    "algorithm.kl-coefficient": 0.01,
+    "algorithm.prompts-per-update": 64,
+    "optimizer.lr": 2e-4,
+    "rollout.proxy": "confidence",
+    "updates": 800,
+}
+JOINT = PARALLEL | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
+HALF = JOINT | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "updates": 600}
+FRESH = HALF | {"algorithm.fresh-views": True, "updates": 500}
+FAST = {"rollout.speed-exponent": 8.0, "rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0), "updates": 680}
+ALONE = PARALLEL | {"algorithm.mode": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
+WIDE = PARALLEL | {
+    "rollout.threshold-gammas": (0.1, 0.5, 1.0, 2.0, 4.0),
+    "algorithm.prompts-per-update": 32,
+    "updates": 150,
+}
+D1 = {
+    "algorithm.name": "d1",
+    "rollout.speed-exponent": 0.0,
+    "rollout.proxy": "confidence",
+    "algorithm.fresh-views": True,
+    "optimizer.lr": 1e-4,
+}
+
+# Updates: joint, model-2 and d1-2 have them for about 300,000 denoiser calls (d1-2 more); d1, model-0.1, model-0.5, half-* and fresh-* for about
+# 500,000. Ratios are reported with their share of calls.
+ARMS = {
+    "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
+    "joint": JOINT,
+    # at the bound the base model decodes best with, and at larger ones
+    "model-0.1": ALONE | {
+        "rollout.gamma": 0.1, "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "algorithm.fresh-views": True, "updates": 220,
+    },
+    "model-0.5": ALONE | {"rollout.gamma": 0.5, "updates": 600},
+    "model-2": ALONE | {"rollout.gamma": 2.0},
+    "d1": D1 | {"rollout.gamma": 0.1, "updates": 240},
+    "d1-2": D1 | {"rollout.gamma": 2.0, "updates": 400},
+    "sampler": {
+        "algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100,
+        "rollout.threshold-gammas": ENTROPY_BOUND_GRID,
+    },
+    # the speed reward and the order of commitment, where small and large bounds are to choose from
+    **{f"speed-{exponent:g}": WIDE | {"rollout.speed-exponent": exponent} for exponent in (0.0, 0.25, 0.5, 1.0, 2.0)},
+    **{f"proxy-{proxy}": WIDE | {"rollout.speed-exponent": 1.0, "rollout.proxy": proxy} for proxy in ("entropy", "margin")},
+    # what led to the defaults
+    "half": HALF,
+    "half-short": HALF | {"updates": 280},
+    "half-fast": HALF | FAST,
+    "fresh": FRESH,
+    "fresh-fast": FRESH | FAST,
+    "fresh-speed-8": FRESH | {"rollout.speed-exponent": 8.0},
+    "fresh-model-0.5": ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-views": True, "updates": 500},
+}  # fmt: skip
+# How many seeds; two outcomes differ by chance alone as much as most of the other arms do from joint.
+SEEDS = {
+    **dict.fromkeys(ARMS, 1),
+    **dict.fromkeys(("joint-long", "joint", "model-2", "d1"), 5),
+    **{"half": 3, "half-short": 2, "fresh": 2, "fresh-model-0.5": 2, "model-0.5": 2},
+}
+# Sudoku: an update takes five times as long, so there are fewer. Nothing was tuned there. -fast: speed exponent 4, where an evaluation costs about a tenth of a
+# solved problem, which is where headroom.py finds that choosing by the prompt can pay
+SUDOKU = {"algorithm.prompts-per-update": 32, "updates": 150}
+SUDOKU_FAST = {"rollout.speed-exponent": 4.0, "rollout.threshold-gammas": (0.1, 0.5, 1.0, 2.0, 4.0)}
+SUDOKU_ARMS = {
+    "joint": JOINT | SUDOKU | {"rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0)},
+    "model-0.5": ALONE | SUDOKU | {"rollout.gamma": 0.5},
+    "model-2": ALONE | SUDOKU | {"rollout.gamma": 2.0},
+    "d1": D1 | {"algorithm.prompts-per-update": 32, "rollout.gamma": 0.1, "updates": 60},
+    "joint-fast": JOINT | SUDOKU | SUDOKU_FAST,
+    "sampler": ARMS["sampler"] | {"algorithm.prompts-per-update": 32, "updates": 60},
+    "sampler-fast": ARMS["sampler"] | {"algorithm.prompts-per-update": 32, "updates": 60} | SUDOKU_FAST,
+}
+SUDOKU_SEEDS = {**dict.fromkeys(SUDOKU_ARMS, 1), **dict.fromkeys(("joint", "model-0.5", "d1"), 3)}
+PLAN = {"countdown": (ARMS, SEEDS), "sudoku": (SUDOKU_ARMS, SUDOKU_SEEDS)}
+NAMES = tuple(dict.fromkeys((*ARMS, *SUDOKU_ARMS)))
+
+
+def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = NAMES) -> list[Run]:
+    """The runs of the given arms, seed by seed, at most `seeds` of each."""
+    return [
+        Run(arm, task, seed, COMMON | PLAN[task][0][arm])
+        for seed in range(seeds)
+        for task in tasks
+        for arm in PLAN[task][0]
+        if arm in arms and seed < PLAN[task][1][arm]
+    ]
