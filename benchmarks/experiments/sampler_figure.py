@@ -109,7 +109,10 @@ def draw_thresholds(axis, spread: dict | None) -> None:
 
 def draw_speed(axis, arms: dict) -> None:
     """Accuracy (left) and NFE (right) at the learned threshold against the speed exponent."""
-    rows = sorted((of["speed_exponent"], arm) for arm, of in arms.items() if arm == "joint" or arm.startswith("speed-"))
+    rows = sorted((of["speed_exponent"], arm) for arm, of in arms.items() if arm.startswith("speed-"))
+    if not rows:
+        axis.set_axis_off()
+        return
     x = [exponent for exponent, _ in rows]
     right = axis.twinx()
     right.spines["right"].set_visible(True)

@@ -13,8 +13,12 @@ from diffpo.config import RolloutConfig
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 # what their areas are divided by
 AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-1", "model-2", "sampler", "base")
-VARIANTS = ("speed-0", "speed-0.25", "speed-0.5", "speed-2", "speed-8", "slow-threshold", "m-4", "uncorrected", "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8")  # fmt: skip
-REFERENCE = "model-2"  # what the variants' are divided by: the model alone at the bound that joint settles on
+VARIANTS = (
+    "speed-0", "speed-0.25", "speed-0.5", "speed-1", "speed-2", "proxy-entropy", "proxy-margin",
+    "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8", "joint-fast",
+)  # fmt: skip
+# what the variants' are divided by: the model alone at the bound that joint settles on
+REFERENCE = {"countdown": "model-2", "sudoku": "model-0.5"}
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -31,7 +35,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over REFERENCE's,
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over the REFERENCE's,
     by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
     race: joint's denoiser calls to d1's best training accuracy; best: the best accuracies of joint and d1 (`best_against_d1`).
     """
@@ -52,7 +56,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
             "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
-            | {arm: ratios(arm, areas, (REFERENCE,)) for arm in VARIANTS if arm in arms},
+            | {arm: ratios(arm, areas, (REFERENCE[task],)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
             "best": best_against_d1(arms),

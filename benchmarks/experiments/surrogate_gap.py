@@ -3,19 +3,19 @@
 Rollouts at temperature 1 of base and trained models; for m = 1 (mean field, d1), 2 (DiFFPO), 4, 8 and T (exact), by quarter of the denoising
 steps: KL(true || surrogate), the mean of log pi_true - log pi_surrogate over the tokens (nats per token), its standard deviation, and the
 importance weights w = pi_surrogate / pi_true: mean, effective sample size, share above the cap 2, histogram. For m = 2, 4 and 8 the boundaries are drawn
-anew `VIEWS` times. Costs about 5 minutes on one core.
+anew `VIEWS` times. The trained Sudoku model is sampler.py's (`TRAINED_SUDOKU`, below --runs); without it these rows are left out, and said to be. Writes surrogate_gap.json and surrogate_gap.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+from learning_curves import STYLE
 from rich.console import Console
 from rich.table import Table
-from study import RESULTS, provenance
+from study import RESULTS, provenance, write
 
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
@@ -27,13 +27,15 @@ from diffpo.objectives.diffpo import EXACT, draw_boundaries
 from diffpo.tasks import Task, get_task
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
+TRAINED_SUDOKU = "sudoku-joint-seed0"
 GAMMAS = (
     0.0,
     0.1,
     0.5,
     2.0,
-)  # one token at a time, d1's rollouts, those of the shipped model's training, and of today's defaults
+)  # one token at a time; the rollouts of d1, of the shipped model's training, of today's defaults
 M = (1, 2, 4, 8, EXACT)
+MINUTES = 8
 PROMPTS, VIEWS, QUARTERS, CAP = 512, 8, 4, 2.0
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, float("inf"))  # of the histogram of w
 
@@ -49,15 +51,17 @@ def gaps(model: MaskedDiffusionLM, trajectory: Trajectory, m: int, views: int) -
     return torch.cat(found), quarter.repeat(len(found))
 
 
-def describe(gap: torch.Tensor) -> dict:
-    """KL and the weights of one set of tokens; `kl_error` is a standard error that takes tokens for independent."""
+def describe(gap: torch.Tensor) -> dict | None:
+    """KL and the weights of one set of tokens, None without any; `kl_error` is a standard error that takes tokens for independent."""
+    if len(gap) == 0:
+        return None
     weight = (-gap).double().exp()
     counts = torch.histogram(weight.float(), torch.tensor(EDGES)).hist
     return {
         "tokens": len(gap),
         "kl": gap.mean().item(),
-        "kl_error": (gap.std() / len(gap) ** 0.5).item(),
-        "gap_deviation": gap.std().item(),
+        "kl_error": (gap.std(correction=0) / len(gap) ** 0.5).item(),
+        "gap_deviation": gap.std(correction=0).item(),
         "weight_mean": weight.mean().item(),
         "ess": (weight.sum().square() / (len(weight) * weight.square().sum())).item(),
         "above_cap": (weight > CAP).double().mean().item(),
@@ -65,9 +69,8 @@ def describe(gap: torch.Tensor) -> dict:
     }
 
 
-def measure(task: Task, name: str, gamma: float, prompts: int, views: int) -> list[dict]:
+def measure(task: Task, name: str, model: MaskedDiffusionLM, gamma: float, prompts: int, views: int) -> list[dict]:
     """One row per m."""
-    model = load(name)
     problems = task.problems("validation", prompts, seed=0)
     rule = EntropyBounded(gamma, "confidence")
     texts = [task.prompt(problem) for problem in problems]
@@ -81,6 +84,25 @@ def measure(task: Task, name: str, gamma: float, prompts: int, views: int) -> li
     return rows
 
 
+def reading(rows: list[dict]) -> list[str]:
+    """What the numbers say, sentence by sentence."""
+    found = []
+    for model, gamma in dict.fromkeys((row["model"], row["gamma"]) for row in rows):
+        of = {row["m"]: row for row in rows if (row["model"], row["gamma"]) == (model, gamma)}
+        mean_field = of[1]["all"]["kl"]
+        if mean_field <= 0:  # every answer took one evaluation: mean field is exact
+            found.append(f"{model}, bound {gamma:g}, {of[1]['nfe']:.1f} NFE: no gap.")
+            continue
+        removed = (f"m = {m} {1 - row['all']['kl'] / mean_field:.0%}" for m, row in of.items() if m not in (1, "T"))
+        quarters = " ".join(f"{quarter['kl']:.2f}" if quarter else "-" for quarter in of[1]["quarters"])
+        found.append(
+            f"{model}, bound {gamma:g}, {of[1]['nfe']:.1f} NFE: KL(true || mean field) {mean_field:.3f} nats a token (by quarter of the steps {quarters}); of it "
+            f"{', '.join(removed)} is removed. Weights of m = 1 and 2: effective sample size {of[1]['all']['ess']:.2f} and {of[2]['all']['ess']:.2f}, "
+            f"{of[1]['all']['above_cap']:.1%} and {of[2]['all']['above_cap']:.1%} above the cap."
+        )  # fmt: skip
+    return found
+
+
 def report(rows: list[dict], console: Console) -> None:
     for model, gamma in dict.fromkeys((row["model"], row["gamma"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["gamma"]) == (model, gamma)]
@@ -89,64 +111,69 @@ def report(rows: list[dict], console: Console) -> None:
             "m", "all", "+- s.d.", *(f"quarter {q + 1}" for q in range(QUARTERS)), "w mean", "ESS", "w > 2", title=title
         )
         for row in mine:
-            every = row["all"]
-            cells = [
-                every["kl"],
-                every["gap_deviation"],
-                *(q["kl"] for q in row["quarters"]),
-                every["weight_mean"],
-                every["ess"],
-            ]
-            table.add_row(str(row["m"]), *(f"{cell:.3f}" for cell in cells), f"{every['above_cap']:.1%}")
+            every, quarters = row["all"], (quarter and quarter["kl"] for quarter in row["quarters"])
+            cells = [every["kl"], every["gap_deviation"], *quarters, every["weight_mean"], every["ess"]]
+            shown = ("-" if cell is None else f"{cell:.3f}" for cell in cells)
+            table.add_row(str(row["m"]), *shown, f"{every['above_cap']:.1%}")
         console.print(table)
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """KL by quarter of the steps, a panel per model and bound, a line per m."""
+    """KL by quarter of the steps: a row per model, a panel per bound, a line per m."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys((row["model"], row["gamma"]) for row in rows))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels), 3.4), sharey=True, layout="constrained", squeeze=False
-    )
-    for axis, (model, gamma) in zip(axes[0], panels, strict=True):
-        for row in (row for row in rows if (row["model"], row["gamma"]) == (model, gamma)):
-            kl, error = ([q[key] for q in row["quarters"]] for key in ("kl", "kl_error"))
-            axis.errorbar(
-                range(1, QUARTERS + 1), kl, [2 * e for e in error], marker="o", label=f"m = {row['m']}", capsize=2
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(models), len(GAMMAS), figsize=(3.1 * len(GAMMAS), 2.8 * len(models)), sharey="row", layout="constrained", squeeze=False)  # fmt: skip
+        for row in rows:
+            axis = axes[models.index(row["model"]), GAMMAS.index(row["gamma"])]
+            points = [(q, of["kl"], 2 * of["kl_error"]) for q, of in enumerate(row["quarters"], start=1) if of]
+            x, kl, error = zip(*points, strict=True)
+            axis.errorbar(x, kl, error, marker="o", label=f"m = {row['m']}", capsize=2)
+            axis.set(
+                title=f"{row['model']}\nbound {row['gamma']:g}, NFE {row['nfe']:.1f}", xticks=range(1, QUARTERS + 1)
             )
-        axis.set(title=f"{model}\nbound {gamma:g} nats", xlabel="quarter of the steps", xticks=range(1, QUARTERS + 1))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("KL(true || surrogate), nats per token")
-    axes[0, -1].legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        for line in axes:
+            line[0].set_ylabel("KL, nats per token")
+        for axis in axes[-1]:
+            axis.set_xlabel("quarter of the steps")
+        axes[0, -1].legend(frameon=False)
+        figure.suptitle("KL(true || surrogate); bars: two standard errors")
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="16 prompts, 2 views")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders of sampler.py")
     given = parser.parse_args()
+    console = Console(width=160, highlight=False)
     prompts, views = (16, 2) if given.smoke else (PROMPTS, VIEWS)
+    if not given.smoke:
+        console.print(f"surrogate_gap: about {MINUTES} minutes on one core")
+    models = [(task, name, load(name)) for task, name in MODELS]
+    trained = given.runs / "sampler" / TRAINED_SUDOKU / "model"
+    if trained.exists():
+        models.append(("sudoku", TRAINED_SUDOKU, load(str(trained))))
+    else:
+        console.print(
+            f"{TRAINED_SUDOKU} is left out: run sampler.py --tasks sudoku first, or give its folder with --runs"
+        )
     rows = [
-        row for task, name in MODELS for gamma in GAMMAS for row in measure(get_task(task), name, gamma, prompts, views)
+        row
+        for task, name, model in models
+        for gamma in GAMMAS
+        for row in measure(get_task(task), name, model, gamma, prompts, views)
     ]
-    given.output.mkdir(parents=True, exist_ok=True)
-    document = {
-        "edges": EDGES,
-        "cap": CAP,
-        "prompts": prompts,
-        "views": views,
-        "rows": rows,
-        "provenance": provenance({"rollouts": 0}),
-    }
-    (given.output / "surrogate_gap.json").write_text(json.dumps(document) + "\n")
+    document = {"edges": EDGES, "cap": CAP, "prompts": prompts, "views": views, "rows": rows, "reading": reading(rows)}
+    write(given.output / "surrogate_gap.json", document | {"provenance": provenance({"rollouts": 0})})
     draw(rows, given.output / "surrogate_gap.png")
-    report(rows, Console(width=160))
+    report(rows, console)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The README's tables say what is in benchmarks/results/."""
+"""The README's tables and paragraphs say what is in benchmarks/results/."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
-import readme_tables
+import readme_numbers
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,8 +33,8 @@ def test_the_table_of_kernels_agrees_with_the_results() -> None:
         assert line == expected_row(line, rows)
 
 
-def test_the_tables_of_experiments_agree_with_the_results() -> None:
-    assert readme_tables.differences((ROOT / "README.md").read_text()) == []
+def test_the_numbers_of_experiments_agree_with_the_results() -> None:
+    assert readme_numbers.differences((ROOT / "README.md").read_text()) == []
 
 
 TABLE = """Text.
@@ -60,9 +60,9 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_a_right_table_passes_and_a_changed_number_is_found(results: Path) -> None:
-    assert readme_tables.differences(TABLE, results) == []
+    assert readme_numbers.differences(TABLE, results) == []
     (results / "b.json").write_text(json.dumps({"calls": 650001}))
-    (difference,) = readme_tables.differences(TABLE, results)
+    (difference,) = readme_numbers.differences(TABLE, results)
     assert "650,000" in difference[0]
     assert "650,001" in difference[1]
 
@@ -74,15 +74,22 @@ def test_a_missing_row_is_found_and_filled_in(results: Path, lost: str) -> None:
     broken = (
         lost.join(TABLE.split(lost)[:-1]) + TABLE.split(lost)[-1] if TABLE.count(lost) > 1 else TABLE.replace(lost, "")
     )
-    assert readme_tables.differences(broken, results)
-    assert readme_tables.filled(broken, results) == TABLE
+    assert readme_numbers.differences(broken, results)
+    assert readme_numbers.filled(broken, results) == TABLE
 
 
 def test_a_field_that_no_file_has_is_named(results: Path) -> None:
     with pytest.raises(ValueError, match=r"b\[cals\]"):
-        readme_tables.differences(TABLE.replace("b[calls]", "b[cals]"), results)
+        readme_numbers.differences(TABLE.replace("b[calls]", "b[cals]"), results)
 
 
 def test_a_malformed_comment_does_not_pass_silently(results: Path) -> None:
     with pytest.raises(ValueError, match="0 are well-formed"):
-        readme_tables.differences(TABLE.replace(" b=b.json", " b.json"), results)
+        readme_numbers.differences(TABLE.replace(" b=b.json", " b.json"), results)
+
+
+def test_a_paragraph_is_checked_like_a_table(results: Path) -> None:
+    text = "<!-- text b=b.json\n**It took\n{b[calls]:,}** calls.\n-->\n**It took\n650,000** calls.\n\nMore, unchecked: 7.\n"
+    assert readme_numbers.differences(text, results) == []
+    assert readme_numbers.differences(text.replace("650,000", "7"), results) == [("7** calls.", "650,000** calls.")]
+    assert readme_numbers.filled(text.replace("\n650,000", "\n7"), results) == text
