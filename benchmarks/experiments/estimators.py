@@ -141,6 +141,10 @@ def reading(summary: dict) -> list[str]:
                 f"{task}, {arm}: {text(numbers['accuracy'], 100, 1)}% at {text(numbers['nfe'])} NFE, {text(numbers['gain_points'], 1, 1, '+')} points over the base one token at a "
                 f"time; its own training reward changed by {text(change, 1, 3, '+')} ({verdict(change)}; n = {n})."
             )
+            weights = numbers["weights"]
+            if arm.endswith("-is") and weights:
+                means = " ".join("-" if mean is None else f"{mean:.2f}" for mean in weights["weight_mean"])
+                found.append(f"{task}, {arm}: mean capped weight by quarter of the steps {means}; below 1, these tokens weigh less in the gradient than without correction.")  # fmt: skip
         for reference in REFERENCES:
             for arm, numbers in arms.items():
                 against, cost = numbers.get(f"to_{reference}_points"), numbers.get(f"calls_{reference}")
