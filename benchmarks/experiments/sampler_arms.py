@@ -33,7 +33,7 @@ D1 = {
     "optimizer.lr": 1e-4,
 }
 
-# Updates: joint, model-2 and d1-2 have them for about 300,000 denoiser calls (d1-2 more); d1, model-0.1, model-0.5, half-* and fresh-* for about
+# Updates: joint, joint-4, model-2, model-4 and d1-2 have them for about 300,000 denoiser calls (d1-2 more); d1, model-0.1, model-0.5, half-* and fresh-* for about
 # 500,000. Ratios are reported with their share of calls.
 ARMS = {
     "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
@@ -44,6 +44,9 @@ ARMS = {
     },
     "model-0.5": ALONE | {"rollout.gamma": 0.5, "updates": 600},
     "model-2": ALONE | {"rollout.gamma": 2.0},
+    # where everything is soon committed in a single evaluation; an update takes half the calls of joint's
+    "joint-4": JOINT | {"rollout.threshold-gammas": (4.0, 6.0, 8.0, 12.0), "updates": 1400},
+    "model-4": ALONE | {"rollout.gamma": 4.0, "updates": 1400},
     "d1": D1 | {"rollout.gamma": 0.1, "updates": 240},
     "d1-2": D1 | {"rollout.gamma": 2.0, "updates": 400},
     "sampler": {
@@ -66,7 +69,7 @@ ARMS = {
 SEEDS = {
     **dict.fromkeys(ARMS, 1),
     **dict.fromkeys(("joint-long", "joint", "model-2", "d1"), 5),
-    **{"half": 3, "half-short": 2, "fresh": 2, "fresh-model-0.5": 2, "model-0.5": 2},
+    **{"half": 3, "half-short": 2, "fresh": 2, "fresh-model-0.5": 2, "model-0.5": 2, "joint-4": 3},
 }
 # Sudoku: an update takes five times as long, so there are fewer. Nothing was tuned there. -fast: speed exponent 4, where an evaluation costs about a tenth of a
 # solved problem, which is where headroom.py finds that choosing by the prompt can pay
