@@ -21,14 +21,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _CHECKED = re.compile(
-    r"^<!-- (?:table|text)(?P<files>( \w+=\S+)+)\n(?P<template>(?:(?!-->).+\n)+)-->\n(?P<block>(?:.*\S.*(?:\n|\Z))*)",
+    r"^<!-- (?:table|text)(?P<files>( \w+=\S+)+)\n(?P<template>(?:(?:(?!-->).)+\n)+)-->\n(?P<block>(?:(?![ \t]*(?:<!--|#)).*\S.*(?:\n|\Z))*)",
     re.MULTILINE,
 )
-_BEGIN = re.compile(r"^<!-- (?:table|text)\b", re.MULTILINE)
+_BEGIN = re.compile(r"^\s*<!--\s*(?:table|text)\b", re.MULTILINE)
+
+
+def checked(text: str) -> list[re.Match]:
+    """Every checked table and paragraph. ValueError for a comment that begins as one and is not of the form above."""
+    matches, begun = list(_CHECKED.finditer(text)), len(_BEGIN.findall(text))
+    if len(matches) != begun:
+        raise ValueError(f"{begun} comments begin with <!-- table or <!-- text, {len(matches)} are well-formed")
+    return matches
 
 
 def expected(files: str, template: str, root: Path = ROOT) -> str:
@@ -45,11 +54,9 @@ def expected(files: str, template: str, root: Path = ROOT) -> str:
 
 
 def differences(text: str, root: Path = ROOT) -> list[tuple[str, str]]:
-    """(line as it stands, line as the results have it) of all that is checked. ValueError for a comment that is not of the form above."""
-    found, matches, begun = [], list(_CHECKED.finditer(text)), len(_BEGIN.findall(text))
-    if len(matches) != begun:
-        raise ValueError(f"{begun} comments begin with <!-- table or <!-- text, {len(matches)} are well-formed")
-    for match in matches:
+    """(line as it stands, line as the results have it) of all that is checked. ValueError as `checked` and `expected`."""
+    found = []
+    for match in checked(text):
         have, want = match["block"].splitlines(), expected(match["files"], match["template"], root).splitlines()
         length = max(len(have), len(want))
         lines = zip(have + [""] * (length - len(have)), want + [""] * (length - len(want)), strict=True)
@@ -58,7 +65,8 @@ def differences(text: str, root: Path = ROOT) -> list[tuple[str, str]]:
 
 
 def filled(text: str, root: Path = ROOT) -> str:
-    """The text with all that is checked filled in."""
+    """The text with all that is checked filled in. ValueError as `checked` and `expected`."""
+    checked(text)
 
     def fill(match: re.Match) -> str:
         head = match[0][: len(match[0]) - len(match["block"])]
@@ -73,10 +81,14 @@ def main() -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     given = parser.parse_args()
     text = given.readme.read_text()
-    if given.write:
-        given.readme.write_text(filled(text))
-        return 0
-    wrong = differences(text)
+    try:
+        if given.write:
+            given.readme.write_text(filled(text))
+            return 0
+        wrong = differences(text)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for old, new in wrong[:1]:
         print(f"{given.readme.name} says  {old}\nthe results  {new}")
     return 1 if wrong else 0

@@ -23,12 +23,13 @@ from decode_front import GAMMAS, SMOKE_GAMMAS, sweep
 from front_area import area, common_limit, front
 from learning_curves import PALETTE, STYLE
 from rich.console import Console
+from sampler_arms import PLAN
 from sampler_figure import draw_band_of_fronts, label_front_axis
 from sampler_report import operating_point, pairs
 from seed_statistics import difference, estimate, ratio, text, verdict
 from study import Options, parser, provenance, read, write
 
-from diffpo.config import OptimizerConfig, PretrainConfig, RolloutConfig, TrainConfig, fail
+from diffpo.config import OptimizerConfig, PretrainConfig, RolloutConfig, fail
 
 RATES = {"pretraining's rate": PretrainConfig().lr, "rl's rate": OptimizerConfig().lr}
 BOUND = 0.1  # nats, of the comparison at a fixed bound
@@ -58,7 +59,7 @@ class Continuation:
             "steps": steps,
             "batch-size": batch,
             "lr": RATES[self.arm],
-            "warmup-steps": max(round(steps * optimizer.warmup_updates / TrainConfig().updates), 1),
+            "warmup-steps": max(round(steps * optimizer.warmup_updates / PLAN[self.task][0]["joint"]["updates"]), 1),
             "final-lr-fraction": optimizer.final_lr_fraction,
             "seed": FIRST_SEED + self.seed,
         }
@@ -78,7 +79,7 @@ def joint_runs(output: Path, task: str) -> dict[int, dict]:
 def plan(task: str, given: Options, calls: int | None) -> list[Continuation]:
     """Both rates for every seed; exit code 2 when nobody says how many calls."""
     spent = {seed: result["denoiser_calls"] for seed, result in joint_runs(given.output, task).items()}
-    seeds = range(given.seeds)
+    seeds = range(min(given.seeds, PLAN[task][1]["joint"]))  # as many as sampler.py has
     if calls is None and not all(seed in spent for seed in seeds):
         fail(f"{task}: no joint runs of seeds {[s for s in seeds if s not in spent]} in {given.output.name}/sampler: run sampler.py first, or give --calls")  # fmt: skip
     rates = list(RATES)[-1:] if given.smoke else RATES

@@ -7,14 +7,13 @@ the same clipped loss with the same KL, on correctness alone. MF without correct
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from learning_curves import AXES, BESIDE, PALETTE, SMOOTHED_UPDATES, STYLE, draw_band, race
 from rich.console import Console
 from rich.table import Table
 from seed_statistics import difference, estimate, text, verdict
-from study import QUARTERS, Options, Run, options, provenance, train_all, write
+from study import QUARTERS, Options, Run, existing, on_one_processor, options, provenance, train_all, write
 
 from diffpo_kernels.surrogate_loss import WEIGHT_EDGES
 
@@ -27,6 +26,7 @@ ESTIMATORS = {
     "exact": (0, False),
 }
 SMOKE_ARMS = ("2mf-is",)
+SEEDS = 5
 REFERENCES = ("mf", "2mf")  # what every arm is compared with
 MINUTES = {"countdown": 2.5, "sudoku": 2.0}  # one run, one core; exact three times as long
 COMMON = {
@@ -41,7 +41,7 @@ COMMON = {
     "rollout.speed-exponent": 0.0,
     "heldout": 1000,
 }
-# Sudoku: an update takes more than three times as long, so half the prompts and half the updates
+# Sudoku: an update takes more than three times as long, so half the prompts and fewer updates
 OF_TASK = {"countdown": {}, "sudoku": {"algorithm.prompts-per-update": 16, "updates": 60}}
 
 
@@ -71,7 +71,7 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
     reward_gain: mean training reward of the last fifth of the curve less the first fifth's. to_<reference>_points: accuracy less the
     reference's of the same seed, in percentage points; calls_<reference>: denoiser calls to the reference's best training accuracy.
     """
-    mine = arms[arm]
+    mine, everyone = arms[arm], [result for of in arms.values() for result in of]
     found = {
         "accuracy": estimate([r["trained"]["accuracy"] for r in mine]),
         "nfe": estimate([r["trained"]["nfe"] for r in mine]),
@@ -79,7 +79,7 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
             [100 * (r["trained"]["accuracy"] - r["base"]["one_at_a_time"]["accuracy"]) for r in mine]
         ),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in mine]),
-        "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(mine, arms)]),
+        "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(mine, everyone)]),
         "reward_gain": estimate([gain(r["curve"]["reward"]) for r in mine]),
         "weights": mean_weights([r["weights"] for r in mine if r.get("weights")]),
     }
@@ -94,16 +94,6 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
             if seeds:
                 found[f"calls_{reference}"] = race(*([curves[seed] for seed in seeds] for curves in common))
     return found
-
-
-def on_one_processor(results: list[dict], arms: dict[str, list[dict]]) -> list[dict]:
-    """Those whose seconds can be compared: of the processor that most runs of all arms were made on."""
-    made_on = Counter(processor(result) for of in arms.values() for result in of)
-    return [result for result in results if processor(result) == made_on.most_common(1)[0][0]]
-
-
-def processor(result: dict) -> str:
-    return result["provenance"]["hardware"]["cpu"]
 
 
 def gain(values: list[float]) -> float:
@@ -150,14 +140,9 @@ def reading(summary: dict) -> list[str]:
                 against, cost = numbers.get(f"to_{reference}_points"), numbers.get(f"calls_{reference}")
                 if against is None or cost is None:
                     continue
-                reached = (
-                    "never reaches"
-                    if cost["ratio"] is None
-                    else f"needs {cost['ratio']:.2f} times its denoiser calls to reach"
-                )
                 found.append(
                     f"{task}, {arm} against {reference}: {text(against, 1, 1, '+')} points ({verdict(against)}; n = {against['n']}); "
-                    f"it {reached} the best smoothed training accuracy of {reference}, {cost['level']:.1%}."
+                    f"denoiser calls to {reference}'s best smoothed training accuracy, over {reference}'s own: {cost['text']}."
                 )
     return found
 
@@ -178,14 +163,14 @@ def draw(results: list[dict], path: Path) -> None:
             arms = {arm: [r for r in results if (r["task"], r["arm"]) == (task, arm)] for arm in ESTIMATORS}
             for axis, (x, label) in zip(line, AXES.items(), strict=True):
                 for colour, arm in zip(PALETTE, arms, strict=False):
-                    mine = on_one_processor(arms[arm], arms) if x == "seconds" else arms[arm]
+                    mine = on_one_processor(arms[arm], results) if x == "seconds" else arms[arm]
                     if mine:
                         draw_band(axis, [result["curve"] for result in mine], x, name, colour, arm)
                 axis.set_xlabel(label)
                 axis.grid(color="0.92", linewidth=0.8)
             line[0].set(ylabel=f"training {name}", title=f"{task}: training {name}, rollouts at T = 1")
             line[1].xaxis.set_major_formatter(EngFormatter())
-            line[-1].legend(**BESIDE)
+            line[-1].legend(*line[0].get_legend_handles_labels(), **BESIDE)
         figure.suptitle(
             f"Mean over seeds, trailing mean of {SMOOTHED_UPDATES} updates, band: one standard error", fontsize=10
         )
@@ -237,12 +222,12 @@ def print_tables(summary: dict, console: Console) -> None:
         table = Table("arm", "n", "accuracy, %", "NFE", "calls", "seconds", "- mf, points", "- 2mf, points", "calls to mf's best", "ESS by quarter",
                       title=f"{task}: 95% intervals over seeds")  # fmt: skip
         for arm, numbers in arms.items():
-            ratio, weights = numbers.get("calls_mf", {}).get("ratio"), numbers["weights"]
+            weights, race_to_mf = numbers["weights"], numbers.get("calls_mf")
             table.add_row(
                 arm, str(numbers["accuracy"]["n"]), text(numbers["accuracy"], 100, 1), text(numbers["nfe"]),
-                f"{numbers['denoiser_calls']['mean']:,.0f}", f"{numbers['seconds']['mean']:.0f}",
+                f"{numbers['denoiser_calls']['mean']:,.0f}", text(numbers["seconds"], 1, 0),
                 *(text(numbers.get(f"to_{reference}_points"), 1, 1, "+") for reference in REFERENCES),
-                "" if arm == "mf" else "not reached" if ratio is None else f"{ratio:.2f}x",
+                "" if race_to_mf is None else race_to_mf["text"],
                 "-" if weights is None else " ".join("-" if ess is None else f"{ess:.2f}" for ess in weights["ess"]),
             )  # fmt: skip
         console.print(table)
@@ -266,9 +251,11 @@ def report(results: list[dict], given: Options) -> None:
 
 
 def main() -> None:
-    given = options(__doc__)
+    given = options(__doc__, SEEDS)
     wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(ESTIMATORS))
     results = train_all("estimators", wanted, given, lambda run: MINUTES[run.task] * (3 if run.arm == "exact" else 1))
+    if not given.smoke:  # the summary is of all that is there, whatever was trained just now
+        results = existing("estimators", runs(SEEDS, tuple(OF_TASK)), given.output)
     if results:
         report(results, given)
 

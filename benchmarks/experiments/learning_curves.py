@@ -56,7 +56,7 @@ def race(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict:
 
     level: the maximum of the mean over seeds of the smoothed training accuracy (rollouts at T = 1) of `theirs`; calls: where the same
     mean of either side first reaches it; ratio = ours / theirs, None if `ours` never do. by_seed: the same ratio, each seed by itself
-    (its own level, its own smoothed curve).
+    (its own level, its own smoothed curve), None if that seed never does; text: all of this in words.
     """
     level = float(mean_curve(theirs, "denoiser_calls", "accuracy")[1].max())
     ours_calls, theirs_calls = cost_to_reach(ours, level), cost_to_reach(theirs, level)
@@ -65,12 +65,15 @@ def race(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict:
         best = float(mean_curve([other], "denoiser_calls", "accuracy")[1].max())
         calls = cost_to_reach([mine], best)
         by_seed.append(calls and calls / cost_to_reach([other], best))
+    ratio = ours_calls and ours_calls / theirs_calls
+    each = ", ".join("never" if of is None else f"{of:.2f}" for of in by_seed)
     return {
         "level": level,
         "calls": ours_calls,
         "their_calls": theirs_calls,
-        "ratio": ours_calls and ours_calls / theirs_calls,
+        "ratio": ratio,
         "by_seed": by_seed,
+        "text": f"{'never' if ratio is None else f'{ratio:.2f}'} on the mean curves, by seed {each}",
     }
 
 

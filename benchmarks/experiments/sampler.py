@@ -4,7 +4,7 @@ Arms (sampler_arms.py): joint (on countdown the defaults of `diffpo.train`), mod
 and d1-2 (rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. speed-E and proxy-P: joint with bounds from .1 to 4 nats to
 choose from, at speed exponent E, and with other orders of commitment. What led to the defaults: half-* (bins from half a nat up, the default before) and fresh-*
 (these, and boundaries drawn anew for each inner update, the default before that); -fast: a high price of time; joint-long is fresh with four times the rollouts and
-a higher learning rate. Each trained model decodes 1,000 test problems over a sweep of
+a higher learning rate. joint-4 and model-4 roll out at four nats. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -26,7 +26,7 @@ from rich.console import Console
 from sampler_arms import COMMON, NAMES, runs
 from sampler_figure import draw
 from sampler_report import print_tables, reading, summarise
-from study import Options, parser, provenance, read, train_all, write
+from study import Options, Run, existing, parser, provenance, read, train_all, write
 
 from diffpo.config import RolloutConfig, fail
 from diffpo.models.checkpoints import load
@@ -34,9 +34,14 @@ from diffpo.tasks import get_task
 from diffpo.training.evaluation import fixed_problems
 
 SMOKE_ARMS = ("joint",)
+SEEDS = 5  # at most: sampler_arms.py says how many each arm has
 TASKS = ("countdown", "sudoku")
 MINUTES = {"countdown": 7.0, "sudoku": 6.0}  # one run, one core; joint-long four times as long
 FRONT_MINUTES = 1.0  # one sweep, one core
+
+
+def minutes(run: Run) -> float:
+    return MINUTES[run.task] * (4 if run.arm == "joint-long" else 1) + FRONT_MINUTES
 
 
 def proxy_of(flags: dict) -> str:
@@ -130,14 +135,16 @@ def report(results: list[dict], given: Options) -> None:
 
 
 def main() -> None:
-    command = parser(__doc__, tasks=TASKS)
+    command = parser(__doc__, SEEDS, TASKS)
     command.add_argument("--arms", nargs="+", choices=NAMES, default=NAMES)
     arguments = command.parse_args()
     given = read(arguments)
     wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(arguments.arms))
-    results = train_all("sampler", wanted, given, lambda run: MINUTES[run.task] * (4 if run.arm == "joint-long" else 1))
+    results = train_all("sampler", wanted, given, minutes)
     if not given.report:
         decode_all(results, given)
+    if not given.smoke:  # the summary is of all that is there, whatever was trained just now
+        results = existing("sampler", runs(SEEDS, TASKS), given.output)
     report(results, given)
 
 

@@ -33,12 +33,12 @@ D1 = {
     "optimizer.lr": 1e-4,
 }
 
-# Updates: joint, joint-4, model-2, model-4 and d1-2 have them for about 300,000 denoiser calls (d1-2 more); d1, model-0.1, model-0.5, half-* and fresh-* for about
-# 500,000. Ratios are reported with their share of calls.
+# Updates: about 300,000 denoiser calls for joint, joint-4, model-2, model-4 and half-short, 1.65 M for joint-long, about 500,000 for the others but the wide ones.
+# Ratios are reported with their share of calls.
 ARMS = {
     "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
     "joint": JOINT,
-    # at the bound the base model decodes best with, and at larger ones
+    # at d1's bound, and at larger ones
     "model-0.1": ALONE | {
         "rollout.gamma": 0.1, "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "algorithm.fresh-views": True, "updates": 220,
     },
@@ -65,11 +65,11 @@ ARMS = {
     "fresh-speed-8": FRESH | {"rollout.speed-exponent": 8.0},
     "fresh-model-0.5": ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-views": True, "updates": 500},
 }  # fmt: skip
-# How many seeds; two outcomes differ by chance alone as much as most of the other arms do from joint.
+# How many seeds each has: the arms that the targets are about all five, what led to them what it took.
 SEEDS = {
     **dict.fromkeys(ARMS, 1),
     **dict.fromkeys(("joint-long", "joint", "model-2", "d1"), 5),
-    **{"half": 3, "half-short": 2, "fresh": 2, "fresh-model-0.5": 2, "model-0.5": 2, "joint-4": 3},
+    **{"half": 3, "half-short": 2, "fresh": 2, "fresh-model-0.5": 2, "model-0.5": 2, "joint-4": 3, "model-4": 3},
 }
 # Sudoku: an update takes five times as long, so there are fewer. Nothing was tuned there. -fast: speed exponent 4, where an evaluation costs about a tenth of a
 # solved problem, which is where headroom.py finds that choosing by the prompt can pay

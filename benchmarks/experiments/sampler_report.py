@@ -7,6 +7,7 @@ from learning_curves import race
 from rich.console import Console
 from rich.table import Table
 from seed_statistics import estimate, ratio, text
+from study import on_one_processor
 
 from diffpo.config import RolloutConfig
 
@@ -14,11 +15,16 @@ TRAINED = ("joint", "joint-4", "joint-long")  # the arms that the targets are fo
 # what their areas are divided by
 AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-2", "model-4", "sampler", "base")
 VARIANTS = (
-    "speed-0", "speed-0.25", "speed-0.5", "speed-1", "speed-2", "proxy-entropy", "proxy-margin",
+    "speed-0", "speed-0.25", "speed-0.5", "speed-2", "proxy-entropy", "proxy-margin",
     "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8", "joint-fast",
 )  # fmt: skip
-# what the variants' are divided by: the model alone at the bound that joint settles on
+# What the variants' are divided by: the model alone at the bound that joint settles on; over wide bins, exponent 1 in confidence order.
 REFERENCE = {"countdown": "model-2", "sudoku": "model-0.5"}
+WIDE_REFERENCE = "speed-1"
+
+
+def reference(arm: str, task: str) -> str:
+    return WIDE_REFERENCE if arm.startswith(("speed-", "proxy-")) else REFERENCE[task]
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -35,7 +41,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over the REFERENCE's,
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over its `reference`'s,
     by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
     race: joint's denoiser calls to d1's best training accuracy; best: the best accuracies of joint and d1 (`best_against_d1`).
     """
@@ -54,9 +60,9 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "limit": limit,
             "best_accuracy": y_max,
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
-            "arms": {arm: describe(of, areas[arm]) for arm, of in arms.items()},
+            "arms": {arm: describe(of, areas[arm], mine) for arm, of in arms.items()},
             "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
-            | {arm: ratios(arm, areas, (REFERENCE[task],)) for arm in VARIANTS if arm in arms},
+            | {arm: ratios(arm, areas, (reference(arm, task),)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
             "best": best_against_d1(arms),
@@ -64,9 +70,9 @@ def summarise(results: list[dict], bases: dict) -> dict:
     return found
 
 
-def describe(results: list[dict], areas: dict[int, dict]) -> dict:
-    """Accuracy and NFE at the run's own rule, its best accuracy over the sweep, areas, costs, and how the threshold is spread (None
-    without one), over the seeds."""
+def describe(results: list[dict], areas: dict[int, dict], everyone: list[dict]) -> dict:
+    """Accuracy and NFE at the run's own rule, its best accuracy over the sweep, areas, costs (seconds of one processor: that of most
+    of everyone's runs), and how the threshold is spread (None without one), over the seeds."""
     points, spread = [operating_point(r) for r in results], [r["adaptation"] for r in results if r["adaptation"]]
     found = {
         "accuracy": estimate([point["accuracy"] for point in points]),
@@ -75,7 +81,7 @@ def describe(results: list[dict], areas: dict[int, dict]) -> dict:
         "aup": estimate([values["aup"] for values in areas.values()]),
         "area": estimate([values["area"] for values in areas.values()]),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in results]),
-        "seconds": estimate([r["curve"]["seconds"][-1] for r in results]),
+        "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(results, everyone)]),
         "speed_exponent": results[0]["flags"].get("rollout.speed-exponent", RolloutConfig().speed_exponent),
         "threshold": None,
     }
@@ -144,12 +150,7 @@ def reading(summary: dict) -> list[str]:
         for arm, goal in numbers["target"].items():
             found.append(f"{task}: {arm} at its learned threshold is {text(goal['gain_points'], 1, 1, '+')} points from the base's best accuracy, at {text(goal['nfe_share'])} of its NFE (n = {goal['gain_points']['n']}).")  # fmt: skip
         if calls:
-            reached = (
-                "joint does not reach it"
-                if calls["ratio"] is None
-                else f"joint reaches it with {calls['ratio']:.2f} times d1's calls"
-            )
-            found.append(f"{task}: d1's best smoothed training accuracy is {calls['level']:.1%}; {reached}.")
+            found.append(f"{task}: d1's best smoothed training accuracy is {calls['level']:.1%}; joint's denoiser calls to it, over d1's own: {calls['text']}.")  # fmt: skip
         if best := numbers["best"]:
             found.append(f"{task}: joint's best accuracy over the sweep is {text(best['gain_points'], 1, 1, '+')} points from d1's, with {text(best['calls_share'])} of its calls (n = {best['gain_points']['n']}).")  # fmt: skip
     return found

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def options(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown
 def parser(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown", "sudoku")) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"seeds of each arm (default {seeds})")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"seeds of each arm, at most (default {seeds})")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: the cores)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="of the training runs")
     parser.add_argument("--smoke", action="store_true", help="two updates of one seed: does everything run?")
@@ -90,25 +91,44 @@ def read(given: argparse.Namespace) -> Options:
 def train_all(study: str, runs: Sequence[Run], given: Options, minutes: Callable[[Run], float]) -> list[dict]:
     """Train what has no result yet, and return the results in the order of `runs`; with --report, of those that are there.
 
-    States the cost first. SystemExit with code 2 if a result was made with other flags than the run has now.
+    States the cost first. SystemExit with code 2 if a result was made with other flags than the run has now, or if there is no run.
     """
+    if not runs:
+        fail(f"{study}: no run has the tasks and arms asked for")
     console = Console(highlight=False)
     folder = given.output / study
-    existing = [run for run in runs if (folder / f"{run.name}.json").exists()]
-    for run in existing:
-        check_flags(run, folder / f"{run.name}.json")
-    missing = [] if given.report else [run for run in runs if run not in existing]
+    done = {(result["arm"], result["task"], result["seed"]) for result in existing(study, runs, given.output)}
+    missing = [] if given.report else [run for run in runs if (run.arm, run.task, run.seed) not in done]
     if not given.smoke:
         cost = sum(map(minutes, missing)) / max(min(given.jobs, len(missing)), 1)
         console.print(
-            f"{study}: {len(runs)} runs, {len(existing)} done, {len(missing)} to do, about {cost:.0f} minutes with "
+            f"{study}: {len(runs)} runs, {len(done)} done, {len(missing)} to do, about {cost:.0f} minutes with "
             f"{given.jobs} at a time"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(given.jobs) as pool:
         for run, _ in zip(missing, pool.map(lambda run: train(study, run, given), missing), strict=True):
             console.print(f"  {run.name} done")
-    return [json.loads((folder / f"{run.name}.json").read_text()) for run in runs if run in existing or run in missing]
+    return existing(study, runs, given.output)
+
+
+def existing(study: str, runs: Sequence[Run], output: Path) -> list[dict]:
+    """The results there are, in the order of `runs`. SystemExit with code 2 if one was made with other flags than its run has now."""
+    paths = {run.name: output / study / f"{run.name}.json" for run in runs}
+    found = [run for run in runs if paths[run.name].exists()]
+    for run in found:
+        check_flags(run, paths[run.name])
+    return [json.loads(paths[run.name].read_text()) for run in found]
+
+
+def on_one_processor(results: Sequence[dict], among: Sequence[dict]) -> list[dict]:
+    """Those of `results` whose seconds can be compared: made on the processor that most of `among` were made on."""
+    made_on = Counter(processor(result) for result in among)
+    return [result for result in results if processor(result) == made_on.most_common(1)[0][0]]
+
+
+def processor(result: dict) -> str:
+    return result["provenance"]["hardware"]["cpu"]
 
 
 def check_flags(run: Run, path: Path) -> None:

@@ -9,6 +9,7 @@ anew `VIEWS` times. The trained Sudoku model is sampler.py's (`TRAINED_SUDOKU`, 
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -41,31 +42,35 @@ EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, float("inf"))  # of the
 
 
 @torch.no_grad()
-def gaps(model: MaskedDiffusionLM, trajectory: Trajectory, m: int, views: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """log pi_true - log pi_surrogate of every scored token in every view, and the quarter of the steps it was committed in."""
-    quarter = ((trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None])[trajectory.scored]
+def gaps(model: MaskedDiffusionLM, trajectory: Trajectory, m: int, views: int) -> torch.Tensor:
+    """log pi_true - log pi_surrogate of every scored token [N] in every view: [views, N]; one view where nothing is drawn."""
     found = []
     for view in range(views if m not in (1, EXACT) else 1):
         logprob = trajectory_logprobs(model, trajectory, draw_boundaries(trajectory.nfe, m, 0, view))
         found.append((trajectory.logprob - logprob)[trajectory.scored])
-    return torch.cat(found), quarter.repeat(len(found))
+    return torch.stack(found)
 
 
-def describe(gap: torch.Tensor) -> dict | None:
-    """KL and the weights of one set of tokens, None without any; `kl_error` is a standard error that takes tokens for independent."""
-    if len(gap) == 0:
+def describe(gap_VN: torch.Tensor, answer_N: torch.Tensor) -> dict | None:
+    """KL and the weights of one set of tokens, None without any; answer_N: which answer each belongs to.
+
+    kl_error: standard error over answers, whose tokens belong together, of the mean over tokens and views.
+    """
+    if gap_VN.shape[1] == 0:
         return None
-    weight = (-gap).double().exp()
-    counts = torch.histogram(weight.float(), torch.tensor(EDGES)).hist
+    weight = (-gap_VN).double().exp()
+    counts = torch.histogram(weight.float().flatten(), torch.tensor(EDGES)).hist
+    kl, gap_N = gap_VN.mean(), gap_VN.mean(dim=0)
+    off_by_answer = torch.zeros(int(answer_N.max()) + 1).index_add_(0, answer_N, gap_N - kl)
     return {
-        "tokens": len(gap),
-        "kl": gap.mean().item(),
-        "kl_error": (gap.std(correction=0) / len(gap) ** 0.5).item(),
-        "gap_deviation": gap.std(correction=0).item(),
+        "tokens": len(gap_N),
+        "kl": kl.item(),
+        "kl_error": (off_by_answer.square().sum().sqrt() / len(gap_N)).item(),
+        "gap_deviation": gap_VN.std(correction=0).item(),
         "weight_mean": weight.mean().item(),
-        "ess": (weight.sum().square() / (len(weight) * weight.square().sum())).item(),
+        "ess": (weight.sum().square() / (weight.numel() * weight.square().sum())).item(),
         "above_cap": (weight > CAP).double().mean().item(),
-        "histogram": (counts / len(gap)).tolist(),
+        "histogram": (counts / weight.numel()).tolist(),
     }
 
 
@@ -75,13 +80,23 @@ def measure(task: Task, name: str, model: MaskedDiffusionLM, gamma: float, promp
     rule = EntropyBounded(gamma, "confidence")
     texts = [task.prompt(problem) for problem in problems]
     trajectory = generate(model, texts, task.gen_length, task.block_length, rule, temperature=1.0, seed=0).trajectory
+    quarter = ((trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None])[trajectory.scored]
+    answer = torch.arange(len(trajectory))[:, None].expand_as(trajectory.tokens)[trajectory.scored]
     rows = []
     for m in M:
-        gap, quarter = gaps(model, trajectory, m, views)
-        by_quarter = [describe(gap[quarter == q]) for q in range(QUARTERS)]
+        gap = gaps(model, trajectory, m, views)
+        by_quarter = [describe(gap[:, quarter == q], answer[quarter == q]) for q in range(QUARTERS)]
         rows.append({"model": name, "task": task.name, "gamma": gamma, "m": m or "T", "nfe": trajectory.nfe.float().mean().item(),
-                     "all": describe(gap), "quarters": by_quarter})  # fmt: skip
+                     "all": describe(gap, answer), "quarters": by_quarter})  # fmt: skip
     return rows
+
+
+def by_name(rows: list[dict]) -> dict:
+    """{model: {bound: {"m1": KL in nats per token, ...}}}, for the README."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        found.setdefault(row["model"], {}).setdefault(f"{row['gamma']:g}", {})[f"m{row['m']}"] = row["all"]["kl"]
+    return found
 
 
 def reading(rows: list[dict]) -> list[str]:
@@ -89,17 +104,24 @@ def reading(rows: list[dict]) -> list[str]:
     found = []
     for model, gamma in dict.fromkeys((row["model"], row["gamma"]) for row in rows):
         of = {row["m"]: row for row in rows if (row["model"], row["gamma"]) == (model, gamma)}
-        mean_field = of[1]["all"]["kl"]
-        if mean_field <= 0:  # every answer took one evaluation: mean field is exact
-            found.append(f"{model}, bound {gamma:g}, {of[1]['nfe']:.1f} NFE: no gap.")
+        start, every = f"{model}, bound {gamma:g}, {of[1]['nfe']:.2f} NFE: ", of[1]["all"]
+        if of[1]["nfe"] == 1:
+            found.append(start + "no gap, mean field is exact in one evaluation.")
             continue
-        removed = (f"m = {m} {1 - row['all']['kl'] / mean_field:.0%}" for m, row in of.items() if m not in (1, "T"))
+        kls = ", ".join(f"{row['all']['kl']:.3f} ({row['all']['kl_error']:.3f})" for row in of.values())
         quarters = " ".join(f"{quarter['kl']:.2f}" if quarter else "-" for quarter in of[1]["quarters"])
         found.append(
-            f"{model}, bound {gamma:g}, {of[1]['nfe']:.1f} NFE: KL(true || mean field) {mean_field:.3f} nats a token (by quarter of the steps {quarters}); of it "
-            f"{', '.join(removed)} is removed. Weights of m = 1 and 2: effective sample size {of[1]['all']['ess']:.2f} and {of[2]['all']['ess']:.2f}, "
-            f"{of[1]['all']['above_cap']:.1%} and {of[2]['all']['above_cap']:.1%} above the cap."
+            f"{start}KL(true || surrogate) for m = {', '.join(map(str, of))}: {kls} nats a token (standard errors); of mean field by quarter of the steps {quarters}. "
+            f"Weights of m = 1 and 2: mean {every['weight_mean']:.2f} and {of[2]['all']['weight_mean']:.2f}, effective sample size {every['ess']:.2f} and "
+            f"{of[2]['all']['ess']:.2f}, {every['above_cap']:.1%} and {of[2]['all']['above_cap']:.1%} above the cap."
         )  # fmt: skip
+    for task in dict.fromkeys(row["task"] for row in rows):
+        models = list(dict.fromkeys(row["model"] for row in rows if row["task"] == task))
+        for before, after in pairwise(models):
+            pairs = (f"bound {gamma:g}: {by_name(rows)[before][f'{gamma:g}']['m1']:.2f} to {by_name(rows)[after][f'{gamma:g}']['m1']:.2f}" for gamma in GAMMAS)  # fmt: skip
+            found.append(
+                f"{task}, mean field's gap before ({before}) and after training ({after}): {', '.join(pairs)}."
+            )
     return found
 
 
@@ -170,10 +192,19 @@ def main() -> None:
         for gamma in GAMMAS
         for row in measure(get_task(task), name, model, gamma, prompts, views)
     ]
-    document = {"edges": EDGES, "cap": CAP, "prompts": prompts, "views": views, "rows": rows, "reading": reading(rows)}
+    document = {
+        "edges": EDGES,
+        "cap": CAP,
+        "prompts": prompts,
+        "views": views,
+        "rows": rows,
+        "kl": by_name(rows),
+        "reading": reading(rows),
+    }
     write(given.output / "surrogate_gap.json", document | {"provenance": provenance({"rollouts": 0})})
     draw(rows, given.output / "surrogate_gap.png")
     report(rows, console)
+    console.print(*document["reading"], sep="\n")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", "--output", str(tmp_path)]
     document = run_smoke(name, command, tmp_path)
     assert document["rows"]
+    assert document["reading"]
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert document["provenance"]["git_commit"] is None or len(document["provenance"]["git_commit"]) >= 40
     if name == "group_sharing":
         assert all(row["calls"]["shared"] < row["calls"]["unshared"] for row in document["rows"])
@@ -120,6 +122,23 @@ def test_estimators_pair_the_seeds_and_say_so(given) -> None:
     assert paired["values"] == pytest.approx([5.0, 5.0])
     assert summary["countdown"]["2mf"]["accuracy"]["n"] == 3
     assert any("2mf against mf" in sentence and "above zero" in sentence for sentence in estimators.reading(summary))
+
+
+def test_the_gap_of_an_answer_is_one_observation() -> None:
+    import torch
+    from surrogate_gap import describe
+
+    gap = torch.tensor([[0.0, 2.0, 2.0, 2.0]])
+    apart, together = (describe(gap, torch.tensor(answer))["kl_error"] for answer in ([0, 1, 2, 3], [0, 1, 1, 1]))
+    assert together == pytest.approx(2 * (1.5**2) ** 0.5 / 4 / 2**0.5)
+    assert together > apart
+    assert describe(gap.expand(8, 4), torch.arange(4))["kl_error"] == pytest.approx(apart), "views are no new answers"
+
+
+def test_a_study_without_runs_is_refused(given, capsys) -> None:
+    with pytest.raises(SystemExit):
+        study.train_all("s", [], given, lambda run: 1.0)
+    assert "tasks and arms" in capsys.readouterr().err
 
 
 def test_seconds_are_compared_on_the_processor_of_most_runs(given) -> None:

@@ -34,7 +34,9 @@ def test_the_table_of_kernels_agrees_with_the_results() -> None:
 
 
 def test_the_numbers_of_experiments_agree_with_the_results() -> None:
-    assert readme_numbers.differences((ROOT / "README.md").read_text()) == []
+    text = (ROOT / "README.md").read_text()
+    assert len(readme_numbers.checked(text)) >= 6
+    assert readme_numbers.differences(text) == []
 
 
 TABLE = """Text.
@@ -93,3 +95,25 @@ def test_a_paragraph_is_checked_like_a_table(results: Path) -> None:
     assert readme_numbers.differences(text, results) == []
     assert readme_numbers.differences(text.replace("650,000", "7"), results) == [("7** calls.", "650,000** calls.")]
     assert readme_numbers.filled(text.replace("\n650,000", "\n7"), results) == text
+
+
+@pytest.mark.parametrize(
+    ("right", "broken"),
+    [
+        (
+            "| joint | {a[arms][2mf-is][mean]:.1%} ({a[values][1]:.2f}) | {b[calls]:,} |\n-->",
+            "| joint | {b[calls]:,} | -->",
+        ),
+        ("<!-- table", "<!--table"),
+        ("<!-- table", "  <!-- table"),
+    ],
+)
+def test_nothing_is_written_where_a_comment_is_malformed(results: Path, right: str, broken: str) -> None:
+    text = TABLE.replace(right, broken) + TABLE
+    with pytest.raises(ValueError, match="1 are well-formed"):
+        readme_numbers.filled(text, results)
+
+
+def test_a_comment_or_heading_is_never_overwritten(results: Path) -> None:
+    text = "<!-- text b=b.json\n{b[calls]}\n-->\n## Heading\n"
+    assert readme_numbers.filled(text, results) == "<!-- text b=b.json\n{b[calls]}\n-->\n650000\n## Heading\n"
