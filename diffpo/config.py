@@ -105,7 +105,7 @@ class RolloutConfig(Config):
     decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen tokens; where rollouts
     at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
     speed_exponent: Nats = 1.0
-    """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent; 0 = correctness alone"""
+    """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent, a wrong one at most L ** -speed_exponent; 0 = the task reward alone"""
 
 
 class OptimizerConfig(Config):

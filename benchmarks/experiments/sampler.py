@@ -4,7 +4,7 @@ Arms (sampler_arms.py): joint (on countdown the defaults of `diffpo.train`), mod
 and d1-2 (rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. speed-E and proxy-P: joint with bounds from .1 to 4 nats to
 choose from, at speed exponent E, and with other orders of commitment. What led to the defaults: half-* (bins from half a nat up, the default before) and fresh-*
 (these, and boundaries drawn anew for each inner update, the default before that); -fast: a high price of time; joint-long is fresh with four times the rollouts and
-a higher learning rate. joint-4 and model-4 roll out at four nats. Each trained model decodes 1,000 test problems over a sweep of
+a higher learning rate. model-0.5-priced (Sudoku): the model alone for joint's own reward. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.

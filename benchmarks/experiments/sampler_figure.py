@@ -17,12 +17,11 @@ FRONT_ARMS = (
     "model-2",
     "model-0.5",
     "joint-long",
-    "joint-4",
+    "d1-2",
     "sampler",
     "model-0.1",
-    "joint-fast",
+    "model-0.5-priced",
 )
-THRESHOLD_ARM = {"sudoku": "joint-fast"}  # else joint: where a difference by difficulty is to be expected most
 COLOURS = dict(zip(FRONT_ARMS, PALETTE, strict=False))
 
 
@@ -40,7 +39,7 @@ def draw(results: list[dict], bases: dict, summary: dict, path: Path) -> None:
             mine = [result for result in results if result["task"] == task]
             draw_fronts(line[0], mine, bases[task], numbers["limit"])
             draw_areas(line[1], numbers)
-            draw_thresholds(line[2], numbers["arms"], THRESHOLD_ARM.get(task, "joint"))
+            draw_thresholds(line[2], numbers["arms"].get("joint", {}).get("threshold"))
             draw_speed(line[3], numbers["arms"])
             for axis in filter(lambda axis: axis.axison, line):
                 axis.set_title(f"{task}: {axis.get_title(loc='left')}")
@@ -102,13 +101,12 @@ def draw_areas(axis, numbers: dict) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def draw_thresholds(axis, arms: dict, arm: str) -> None:
-    """Share of each difficulty quartile's problems by the threshold that an arm chose."""
-    spread = arms.get(arm, {}).get("threshold")
+def draw_thresholds(axis, spread: dict | None) -> None:
+    """Share of each difficulty quartile's problems by the threshold that joint chose."""
     if spread is None:
         axis.set_axis_off()
         return
-    axis.set_title(f"{arm}'s threshold by difficulty")
+    axis.set_title("joint's threshold by difficulty")
     bins, width = spread["bins"], 0.8 / GROUPS
     for group, shares in enumerate(spread["histogram"]):
         name = {0: "easiest quarter", GROUPS - 1: "hardest quarter"}.get(group, f"quarter {group + 1}")

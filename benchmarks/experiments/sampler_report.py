@@ -11,20 +11,20 @@ from study import on_one_processor
 
 from diffpo.config import RolloutConfig
 
-TRAINED = ("joint", "joint-4", "joint-long")  # the arms that the targets are for
+TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 # what their areas are divided by
-AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-2", "model-4", "sampler", "base")
+AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-0.5-priced", "model-2", "sampler", "base")
 VARIANTS = (
     "speed-0", "speed-0.25", "speed-0.5", "speed-2", "proxy-entropy", "proxy-margin",
-    "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8", "joint-fast",
+    "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8",
 )  # fmt: skip
 # What the variants' are divided by: the model alone at the bound that joint settles on; over wide bins, exponent 1 in confidence order.
-REFERENCE = {"countdown": "model-2", "sudoku": "model-0.5"}
+REFERENCE = "model-2"
 WIDE_REFERENCE = "speed-1"
 
 
-def reference(arm: str, task: str) -> str:
-    return WIDE_REFERENCE if arm.startswith(("speed-", "proxy-")) else REFERENCE[task]
+def reference(arm: str) -> str:
+    return WIDE_REFERENCE if arm.startswith(("speed-", "proxy-")) else REFERENCE
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -62,7 +62,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm], mine) for arm, of in arms.items()},
             "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
-            | {arm: ratios(arm, areas, (reference(arm, task),)) for arm in VARIANTS if arm in arms},
+            | {arm: ratios(arm, areas, (reference(arm),)) for arm in VARIANTS if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
             "best": best_against_d1(arms),

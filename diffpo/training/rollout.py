@@ -16,7 +16,7 @@ from diffpo.tasks import Task
 class Rollout:
     """B = prompts x G rollouts, the members of a group adjacent.
 
-    task_reward, reward (the task's, times the speed factor where correct; NaN = dropped): fp32 [B]; correct: bool [B]; on the CPU.
+    task_reward, reward (the task's at the price of time, see `priced`; NaN = dropped): fp32 [B]; correct: bool [B]; on the CPU.
     """
 
     trajectory: Trajectory
@@ -42,9 +42,19 @@ def collect(
     )
     task_reward = torch.tensor([task.reward(p, text) for p, text in zip(problems, out.text, strict=True)])
     correct = torch.tensor([task.correct(p, text) for p, text in zip(problems, out.text, strict=True)])
-    # only a right answer is worth more when it is fast: otherwise being wrong quickly would pay
-    factor = torch.where(correct, speed(out.nfe.cpu(), task.gen_length) ** speed_exponent, 1.0)
-    return Rollout(out.trajectory, task_reward, task_reward * factor, correct)
+    reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)
+    return Rollout(out.trajectory, task_reward, reward, correct)
+
+
+def priced(task_reward: Tensor, correct: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:
+    """Rewards [B]: a right answer's task_reward * speed ** speed_exponent, a wrong one's partial credit, at most L ** -speed_exponent.
+
+    The cap is what the slowest right answer is worth. Only a right answer gains by being fast, or being wrong quickly would pay; partial credit above the
+    worth of a slow right answer would have the same effect. Exponent 0: the task's own rewards.
+    """
+    right = task_reward * speed(nfe, gen_length) ** speed_exponent
+    slowest = speed(torch.tensor(gen_length), gen_length) ** speed_exponent
+    return torch.where(correct, right, torch.minimum(task_reward, slowest))
 
 
 def speed(nfe: Tensor, gen_length: int) -> Tensor:

@@ -156,10 +156,10 @@ def test_seconds_are_compared_on_the_processor_of_most_runs(given) -> None:
 def test_an_arm_has_its_own_number_of_seeds() -> None:
     import sampler_arms
 
-    runs = sampler_arms.runs(5, ("countdown", "sudoku"), ("joint", "speed-0", "joint-fast"))
+    runs = sampler_arms.runs(5, ("countdown", "sudoku"), ("joint", "speed-0", "model-0.5-priced"))
     assert sum(run.arm == "joint" and run.task == "countdown" for run in runs) == 5
     assert [run.seed for run in runs if run.arm == "speed-0"] == [0]
-    assert {run.task for run in runs if run.arm == "joint-fast"} == {"sudoku"}
+    assert {run.task for run in runs if run.arm == "model-0.5-priced"} == {"sudoku"}
     assert {run.seed for run in sampler_arms.runs(1, ("countdown",))} == {0}
 
 

@@ -6,7 +6,7 @@ import torch
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
-from diffpo.training.rollout import collect, speed
+from diffpo.training.rollout import collect, priced, speed
 
 
 @pytest.fixture
@@ -39,7 +39,21 @@ def test_only_a_right_answer_is_worth_less_when_it_is_slow(rollouts, monkeypatch
     factor = speed(rollout.trajectory.nfe, 16)
     assert rollout.correct.any()
     assert not rollout.correct.all()
-    expected = torch.where(rollout.correct, rollout.task_reward * factor, rollout.task_reward)
+    expected = torch.where(rollout.correct, rollout.task_reward * factor, rollout.task_reward.clamp(max=1 / 16))
     assert torch.equal(rollout.reward, expected)
     unscaled = rollouts(speed_exponent=0.0)
     assert torch.equal(unscaled.reward, unscaled.task_reward)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.4, 1.0, 4.0])
+def test_no_wrong_answer_is_worth_more_than_a_right_one(exponent):
+    nfe = torch.arange(1, 17).repeat(2)
+    correct = torch.arange(32) < 16
+    task_reward = torch.where(correct, 1.0, torch.linspace(0, 0.99, 32))
+    reward = priced(task_reward, correct, nfe, 16, exponent)
+    assert reward[correct].min() >= reward[~correct].max() * (1 - 1e-6)  # equal at the slowest, up to rounding
+    assert (reward[~correct] <= task_reward[~correct]).all()
+
+
+def test_a_dropped_reward_stays_dropped():
+    assert priced(torch.tensor([torch.nan]), torch.tensor([False]), torch.tensor([3]), 16, 1.0).isnan().all()
