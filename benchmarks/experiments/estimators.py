@@ -166,7 +166,7 @@ def draw(results: list[dict], path: Path) -> None:
                     mine = on_one_processor(arms[arm], results) if x == "seconds" else arms[arm]
                     if mine:
                         draw_band(axis, [result["curve"] for result in mine], x, name, colour, arm)
-                axis.set_xlabel(label)
+                axis.set_xlabel(f"{label}, runs on one processor" if x == "seconds" else label)
                 axis.grid(color="0.92", linewidth=0.8)
             line[0].set(ylabel=f"training {name}", title=f"{task}: training {name}, rollouts at T = 1")
             line[1].xaxis.set_major_formatter(EngFormatter())

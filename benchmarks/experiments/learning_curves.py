@@ -58,7 +58,8 @@ def race(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict:
     mean of either side first reaches it; ratio = ours / theirs, None if `ours` never do. by_seed: the same ratio, each seed by itself
     (its own level, its own smoothed curve), None if that seed never does; text: all of this in words.
     """
-    level = float(mean_curve(theirs, "denoiser_calls", "accuracy")[1].max())
+    grid, mean, _ = mean_curve(theirs, "denoiser_calls", "accuracy")
+    level = float(mean.max())
     ours_calls, theirs_calls = cost_to_reach(ours, level), cost_to_reach(theirs, level)
     by_seed = []
     for mine, other in zip(ours, theirs, strict=False):
@@ -73,7 +74,8 @@ def race(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict:
         "their_calls": theirs_calls,
         "ratio": ratio,
         "by_seed": by_seed,
-        "text": f"{'never' if ratio is None else f'{ratio:.2f}'} on the mean curves, by seed {each}",
+        "text": f"{'never' if ratio is None else f'{ratio:.2f}'} on the mean curves, by seed {each}"
+        + (" (no race: that best is the first value)" if theirs_calls == grid[0] else ""),
     }
 
 
