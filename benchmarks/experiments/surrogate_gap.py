@@ -36,7 +36,7 @@ GAMMAS = (
     2.0,
 )  # one token at a time; the rollouts of d1, of the shipped model's training, of today's defaults
 M = (1, 2, 4, 8, EXACT)
-MINUTES = 8
+MINUTES = 25
 PROMPTS, VIEWS, QUARTERS, CAP = 512, 8, 4, 2.0
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, float("inf"))  # of the histogram of w
 
