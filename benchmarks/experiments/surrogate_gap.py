@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from study import RESULTS, provenance, write
 
+from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.decoding.trajectory import Trajectory
@@ -36,7 +37,7 @@ GAMMAS = (
     2.0,
 )  # one token at a time; the rollouts of d1, of the shipped model's training, of today's defaults
 M = (1, 2, 4, 8, EXACT)
-MINUTES = 25
+MINUTES = 20
 PROMPTS, VIEWS, QUARTERS, CAP = 512, 8, 4, 2.0
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, float("inf"))  # of the histogram of w
 
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders of sampler.py")
     given = parser.parse_args()
+    keep_freed_memory()
     console = Console(width=160, highlight=False)
     prompts, views = (16, 2) if given.smoke else (PROMPTS, VIEWS)
     if not given.smoke:
