@@ -145,7 +145,10 @@ def test_a_cached_step_is_one_evaluation_of_fewer_positions(random_model, random
 def test_a_prompt_may_be_empty(random_model, random_prompts, mode, shift):
     model = random_model(seed=1, logit_shift=shift, eos_token_id=None)
     # drawn, as all positions of an empty prompt's completion are alike at first: greedily, rounding would decide the order
-    empty, options = torch.zeros(0, dtype=torch.int64), {"rule": diffpo.FixedSchedule(2), "cache": mode, "temperature": 1.0}
+    empty, options = (
+        torch.zeros(0, dtype=torch.int64),
+        {"rule": diffpo.FixedSchedule(2), "cache": mode, "temperature": 1.0},
+    )
     alone = diffpo.generate(model, [empty], 4, **options)
     padded = diffpo.generate(model, [empty, *random_prompts(model, [5])], 4, **options)
     torch.testing.assert_close(padded.trajectory.logprob[0].sort()[0], alone.trajectory.logprob[0].sort()[0])
