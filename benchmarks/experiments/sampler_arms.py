@@ -79,7 +79,7 @@ SUDOKU_ARMS = {
     "d1": D1 | {"algorithm.prompts-per-update": 32, "rollout.gamma": 0.1, "updates": 60},
     "sampler": ARMS["sampler"] | {"algorithm.prompts-per-update": 32, "updates": 60} | SUDOKU_WIDE,
 }
-SUDOKU_SEEDS = {**dict.fromkeys(SUDOKU_ARMS, 1), **dict.fromkeys(("joint", "model-0.5-priced"), 2)}
+SUDOKU_SEEDS = {**dict.fromkeys(SUDOKU_ARMS, 1), **dict.fromkeys(("joint", "model-0.5", "model-0.5-priced", "d1"), 5)}
 PLAN = {"countdown": (ARMS, SEEDS), "sudoku": (SUDOKU_ARMS, SUDOKU_SEEDS)}
 NAMES = tuple(dict.fromkeys((*ARMS, *SUDOKU_ARMS)))
 
