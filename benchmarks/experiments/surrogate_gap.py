@@ -3,7 +3,9 @@
 Rollouts at temperature 1 of base and trained models; for m = 1 (mean field, d1), 2 (DiFFPO), 4, 8 and T (exact), by quarter of the denoising
 steps: KL(true || surrogate), the mean of log pi_true - log pi_surrogate over the tokens (nats per token), its standard deviation, and the
 importance weights w = pi_surrogate / pi_true: mean, effective sample size, share above the cap 2, histogram. For m = 2, 4 and 8 the boundaries are drawn
-anew `VIEWS` times. The trained Sudoku model is sampler.py's (`TRAINED_SUDOKU`, below --runs); without it these rows are left out, and said to be. Writes surrogate_gap.json and surrogate_gap.png.
+anew `VIEWS` times. The trained Sudoku model is sampler.py's (`TRAINED_SUDOKU`, below --runs); without it these rows are left out, and said to be.
+
+Writes surrogate_gap.json and surrogate_gap.png.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ def collect(
 def priced(task_reward: Tensor, correct: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:
     """Rewards [B]: a right answer's task_reward * speed ** speed_exponent, a wrong one's partial credit, at most L ** -speed_exponent.
 
+    task_reward: fp32 [B], NaN stays NaN; correct: bool [B]; nfe: int64 [B]; gen_length: L, tokens.
     The cap is what the slowest right answer is worth. Only a right answer gains by being fast, or being wrong quickly would pay; partial credit above the
     worth of a slow right answer would have the same effect. Exponent 0: the task's own rewards.
     """
