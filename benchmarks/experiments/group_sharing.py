@@ -8,16 +8,16 @@ group_sharing.json and group_sharing.png.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from learning_curves import PALETTE, STYLE
 from rich.console import Console
 from rich.table import Table
-from study import RESULTS, provenance, write
+from study import in_parts, measurement, provenance, write
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
@@ -111,20 +111,18 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="4 prompts, 2 rounds")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
-    given = parser.parse_args()
+    given = measurement(__doc__, "4 prompts, 2 rounds")
     keep_freed_memory()
     torch.set_num_threads(1)  # said in the figure
     if not given.smoke:
         print(f"group_sharing: about {MINUTES} minutes on one core")
     model, task = load("tiny-countdown").train(), get_task("countdown")
     prompts, rounds = (4, 2) if given.smoke else (64, 6)
-    rows = [compare(model, task, group, prompts, rounds) for group in GROUPS]
-    document = {"m": M, "prompts": prompts, "rows": rows, "reading": reading(rows)}
-    write(given.output / "group_sharing.json", document | {"provenance": provenance({"rollouts": 0})})
-    draw(rows, given.output / "group_sharing.png")
+    parts = {f"{group}": partial(compare, model, task, group, prompts, rounds) for group in GROUPS}
+    with in_parts(given.runs / "group_sharing", {"m": M, "prompts": prompts, "rounds": rounds}, parts) as rows:
+        document = {"m": M, "prompts": prompts, "rows": rows, "reading": reading(rows)}
+        write(given.output / "group_sharing.json", document | {"provenance": provenance({"rollouts": 0})})
+        draw(rows, given.output / "group_sharing.png")
     table = Table("G", "rows", "calls, unshared", "calls, shared", "seconds, unshared", "seconds, shared", "log-prob off by", "gradient off by",
                   title="two-times mean field, forward and backward, tiny-countdown")  # fmt: skip
     for row in rows:

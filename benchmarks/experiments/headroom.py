@@ -10,7 +10,7 @@ Writes headroom.json and headroom.png.
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from learning_curves import PALETTE, STYLE
 from rich.console import Console
 from rich.table import Table
-from study import RESULTS, provenance, write
+from study import in_parts, measurement, provenance, write
 from torch import Tensor
 
 from diffpo.config import RolloutConfig
@@ -132,6 +132,12 @@ def compare(data: Outcomes) -> list[dict]:
     return rows
 
 
+def measure(task_name: str, name: str, count: int) -> list[dict]:
+    """One row per price."""
+    task = get_task(task_name)
+    return [{"model": name, **row} for row in compare(outcomes(load(name), task, fixed_problems(task, count)))]
+
+
 def reading(rows: list[dict]) -> list[str]:
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -165,21 +171,17 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one model, few problems")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
-    given = parser.parse_args()
+    given = measurement(__doc__, "one model, few problems")
     keep_freed_memory()
     count = 100 if given.smoke else PROBLEMS
     if not given.smoke:
         print(f"headroom: about {MINUTES} minutes on one core")
-    rows = []
-    for task_name, name in MODELS[: 1 if given.smoke else None]:
-        model, task = load(name), get_task(task_name)
-        rows += [{"model": name, **row} for row in compare(outcomes(model, task, fixed_problems(task, count)))]
-    document = {"gammas": GAMMAS, "problems": count, "rows": rows, "reading": reading(rows)}
-    write(given.output / "headroom.json", document | {"provenance": provenance({"problems": 0})})
-    draw(rows, given.output / "headroom.png")
+    parts = {name: partial(measure, task, name, count) for task, name in MODELS[: 1 if given.smoke else None]}
+    with in_parts(given.runs / "headroom", {"problems": count}, parts) as of_models:
+        rows = [row for of_model in of_models for row in of_model]
+        document = {"gammas": GAMMAS, "problems": count, "rows": rows, "reading": reading(rows)}
+        write(given.output / "headroom.json", document | {"provenance": provenance({"problems": 0})})
+        draw(rows, given.output / "headroom.png")
     table = Table("model", "price", *WAYS, "fitted - fixed, value", title="accuracy @ NFE on test problems")
     for row in rows:
         points = (f"{row[way]['accuracy']:.1%} @ {row[way]['nfe']:.2f}" for way in WAYS)

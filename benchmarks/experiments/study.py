@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ from rich.console import Console
 from diffpo.config import fail
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from provenance import provenance
+from provenance import git_commit, provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
+RUNS = Path("runs/experiments")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
@@ -76,9 +79,36 @@ def parser(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown"
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="of the training runs")
     parser.add_argument("--smoke", action="store_true", help="two updates of one seed: does everything run?")
     parser.add_argument("--report", action="store_true", help="train nothing: summarise the results that are there")
+    return with_folders(parser)
+
+
+def with_folders(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders, to resume from")
+    parser.add_argument("--runs", type=Path, default=RUNS, help=f"folder to resume from (default {RUNS})")
     return parser
+
+
+def measurement(description: str, smoke: str) -> argparse.Namespace:
+    """The command line of an experiment that trains nothing: smoke, output, runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help=smoke)
+    return with_folders(parser).parse_args()
+
+
+@contextmanager
+def in_parts(folder: Path, settings: dict, parts: Mapping[str, Callable[[], Any]]) -> Iterator[list]:
+    """The values of `parts` in their order, each JSON and kept in `folder` from when it is known until the block ends without an error.
+
+    So what was interrupted goes on where it stopped; a part of other settings or of another commit is computed again.
+    """
+    made_by, values = json.loads(json.dumps(settings | {"git_commit": git_commit()})), []
+    for name, compute in parts.items():
+        path = folder / f"{name}.json"
+        if not path.exists() or json.loads(path.read_text())["made_by"] != made_by:
+            write(path, {"made_by": made_by, "value": compute()})
+        values.append(json.loads(path.read_text())["value"])
+    yield values
+    shutil.rmtree(folder)
 
 
 def read(given: argparse.Namespace) -> Options:

@@ -10,7 +10,7 @@ Writes surrogate_gap.json and surrogate_gap.png.
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from learning_curves import STYLE
 from rich.console import Console
 from rich.table import Table
-from study import RESULTS, provenance, write
+from study import in_parts, measurement, provenance, write
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
@@ -172,11 +172,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="16 prompts, 2 views")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="run folders of sampler.py")
-    given = parser.parse_args()
+    given = measurement(__doc__, "16 prompts, 2 views")
     keep_freed_memory()
     console = Console(width=160, highlight=False)
     prompts, views = (16, 2) if given.smoke else (PROMPTS, VIEWS)
@@ -190,23 +186,24 @@ def main() -> None:
         console.print(
             f"{TRAINED_SUDOKU} is left out: run sampler.py --tasks sudoku first, or give its folder with --runs"
         )
-    rows = [
-        row
+    parts = {
+        f"{name}-{gamma:g}": partial(measure, get_task(task), name, model, gamma, prompts, views)
         for task, name, model in models
         for gamma in GAMMAS
-        for row in measure(get_task(task), name, model, gamma, prompts, views)
-    ]
-    document = {
-        "edges": EDGES,
-        "cap": CAP,
-        "prompts": prompts,
-        "views": views,
-        "rows": rows,
-        "kl": by_name(rows),
-        "reading": reading(rows),
     }
-    write(given.output / "surrogate_gap.json", document | {"provenance": provenance({"rollouts": 0})})
-    draw(rows, given.output / "surrogate_gap.png")
+    with in_parts(given.runs / "surrogate_gap", {"prompts": prompts, "views": views}, parts) as of_parts:
+        rows = [row for of_part in of_parts for row in of_part]
+        document = {
+            "edges": EDGES,
+            "cap": CAP,
+            "prompts": prompts,
+            "views": views,
+            "rows": rows,
+            "kl": by_name(rows),
+            "reading": reading(rows),
+        }
+        write(given.output / "surrogate_gap.json", document | {"provenance": provenance({"rollouts": 0})})
+        draw(rows, given.output / "surrogate_gap.png")
     report(rows, console)
     console.print(*document["reading"], sep="\n")
 

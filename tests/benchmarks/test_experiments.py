@@ -43,8 +43,8 @@ def test_smoke_of_a_study(name: str, flags: tuple[str, ...], tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["surrogate_gap", "group_sharing", "headroom"])
 def test_smoke(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", "--output", str(tmp_path)]
-    document = run_smoke(name, command, tmp_path)
+    folders = ["--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    document = run_smoke(name, [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", *folders], tmp_path)
     assert document["rows"]
     assert document["reading"]
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -133,6 +133,38 @@ def test_the_gap_of_an_answer_is_one_observation() -> None:
     assert together == pytest.approx(2 * (1.5**2) ** 0.5 / 4 / 2**0.5)
     assert together > apart
     assert describe(gap.expand(8, 4), torch.arange(4))["kl_error"] == pytest.approx(apart), "views are no new answers"
+
+
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    computed, folder = [], tmp_path / "measurement"
+
+    def part(name: str, fails: bool = False):
+        def compute() -> dict:
+            computed.append(name)
+            if fails:
+                raise KeyboardInterrupt
+            return {"value": name}
+
+        return compute
+
+    def run(settings: dict, fails: str = "", report=lambda: None) -> list:
+        parts = {name: part(name, name == fails) for name in "abc"}
+        with study.in_parts(folder, settings, parts) as values:
+            report()
+        return values
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"prompts": 4}, fails="b")
+    with pytest.raises(ZeroDivisionError):  # a report that fails loses nothing either
+        run({"prompts": 4}, report=lambda: 1 / 0)
+    assert run({"prompts": 4}) == [{"value": name} for name in "abc"]
+    assert computed == ["a", "b", "b", "c"]
+    assert not folder.exists()  # done: the next run measures anew
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"prompts": 4}, fails="c")
+    run({"prompts": 8})  # other settings: nothing is taken over
+    assert computed[4:] == [*"abc", *"abc"]
 
 
 def test_a_study_without_runs_is_refused(given, capsys) -> None:
