@@ -33,7 +33,7 @@ D1 = {
     "optimizer.lr": 1e-4,
 }
 
-# Updates: about 300,000 denoiser calls for joint, model-2 and half-short, 1.65 M for joint-long, about 500,000 for the others but the wide ones.
+# Updates: about 300,000 denoiser calls for joint, model-2, model-4 and half-short, 1.65 M for joint-long, about 500,000 for the others but the wide ones.
 # Ratios are reported with their share of calls.
 ARMS = {
     "joint-long": FRESH | {"algorithm.prompts-per-update": 128, "optimizer.lr": 3e-4, "updates": 1000},
@@ -44,6 +44,7 @@ ARMS = {
     },
     "model-0.5": ALONE | {"rollout.gamma": 0.5, "updates": 600},
     "model-2": ALONE | {"rollout.gamma": 2.0},
+    "model-4": ALONE | {"rollout.gamma": 4.0, "updates": 1400},  # everything in one evaluation from about update 150 on
     "d1": D1 | {"rollout.gamma": 0.1, "updates": 240},
     "d1-2": D1 | {"rollout.gamma": 2.0, "updates": 400},
     "sampler": {
@@ -65,7 +66,7 @@ ARMS = {
 # How many seeds each has: the arms that the targets are about all five, what led to them what it took.
 SEEDS = {
     **dict.fromkeys(ARMS, 1),
-    **dict.fromkeys(("joint-long", "joint", "model-2", "d1"), 5),
+    **dict.fromkeys(("joint-long", "joint", "model-2", "model-4", "d1"), 5),
     **{"half": 3, "half-short": 2, "fresh": 2, "fresh-model-0.5": 2, "model-0.5": 2},
 }
 # Sudoku: an update takes five times as long, so there are fewer. Exponent 4: there an evaluation costs about a tenth of a solved problem, which is where
@@ -79,7 +80,7 @@ SUDOKU_ARMS = {
     "d1": D1 | {"algorithm.prompts-per-update": 32, "rollout.gamma": 0.1, "updates": 60},
     "sampler": ARMS["sampler"] | {"algorithm.prompts-per-update": 32, "updates": 60} | SUDOKU_WIDE,
 }
-SUDOKU_SEEDS = {**dict.fromkeys(SUDOKU_ARMS, 1), **dict.fromkeys(("joint", "model-0.5", "model-0.5-priced", "d1"), 5)}
+SUDOKU_SEEDS = {"joint": 5, "model-0.5": 5, "model-0.5-priced": 3, "d1": 5, "sampler": 1}
 PLAN = {"countdown": (ARMS, SEEDS), "sudoku": (SUDOKU_ARMS, SUDOKU_SEEDS)}
 NAMES = tuple(dict.fromkeys((*ARMS, *SUDOKU_ARMS)))
 

@@ -13,7 +13,7 @@ from diffpo.config import RolloutConfig
 
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 # what their areas are divided by
-AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-0.5-priced", "model-2", "sampler", "base")
+AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-0.5-priced", "model-2", "model-4", "sampler", "base")
 VARIANTS = (
     "speed-0", "speed-0.25", "speed-0.5", "speed-2", "proxy-entropy", "proxy-margin",
     "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8",
