@@ -1,8 +1,9 @@
 """``python benchmarks/experiments/estimators.py``: which likelihood estimator trains best, per update, per denoiser call, per second?
 
 {MF, MF + IS, 2-MF, 2-MF + IS, 4-MF + IS, exact} x {countdown, sudoku}. Everything else is equal: the model alone is trained, at a fixed entropy bound, by
-the same clipped loss with the same KL, on correctness alone. MF without correction is d1's estimator. Runs that exist are not repeated;
-``--report`` summarises what is there. Writes estimators.json, estimators.png (learning curves) and estimators_weights.png.
+the same clipped loss with the same KL, on correctness alone. MF without correction is d1's estimator. "untrained" is the base model on the same training
+prompts, which tells a rise of the training reward from a run of easy prompts. Runs that exist are not repeated; ``--report`` summarises what
+is there. Writes estimators.json, estimators.png (learning curves) and estimators_weights.png.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from study import QUARTERS, Options, Run, existing, on_one_processor, options, p
 
 from diffpo_kernels.surrogate_loss import WEIGHT_EDGES
 
+UNTRAINED = "untrained"
 ESTIMATORS = {
-    "mf": (1, False),
-    "mf-is": (1, True),
-    "2mf": (2, False),
-    "2mf-is": (2, True),
-    "4mf-is": (4, True),
-    "exact": (0, False),
+    arm: {"algorithm.m": m, "algorithm.importance-correction": corrected}
+    for arm, m, corrected in (
+        ("mf", 1, False),
+        ("mf-is", 1, True),
+        ("2mf", 2, False),
+        ("2mf-is", 2, True),
+        ("4mf-is", 4, True),
+        ("exact", 0, False),
+        (UNTRAINED, 1, False),
+    )
 }
+ESTIMATORS[UNTRAINED]["optimizer.lr"] = 1e-30  # moves no weight
 SMOKE_ARMS = ("2mf-is",)
 SEEDS = 5
 REFERENCES = ("mf", "2mf")  # what every arm is compared with
@@ -47,7 +54,7 @@ OF_TASK = {"countdown": {}, "sudoku": {"algorithm.prompts-per-update": 16, "upda
 
 def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ESTIMATORS)) -> list[Run]:
     return [
-        Run(arm, task, seed, COMMON | OF_TASK[task] | {"algorithm.m": ESTIMATORS[arm][0], "algorithm.importance-correction": ESTIMATORS[arm][1]})
+        Run(arm, task, seed, COMMON | OF_TASK[task] | ESTIMATORS[arm])
         for seed in range(seeds)
         for task in tasks
         for arm in arms
@@ -68,8 +75,8 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
     """Final test accuracy and NFE, costs, gain in training reward, weights, and the paired differences to the references.
 
     accuracy: at the trained entropy bound, greedy. gain_points: over the base model one token at a time, in percentage points.
-    reward_gain: mean training reward of the last fifth of the curve less the first fifth's. to_<reference>_points: accuracy less the
-    reference's of the same seed, in percentage points; calls_<reference>: denoiser calls to the reference's best training accuracy.
+    reward_gain: mean training reward of the last fifth of the curve less the untrained model's on the same prompts. to_<reference>_points:
+    accuracy less the reference's of the same seed, in percentage points; calls_<reference>: denoiser calls to the reference's best training accuracy.
     """
     mine, everyone = arms[arm], [result for of in arms.values() for result in of]
     found = {
@@ -80,7 +87,7 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
         ),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in mine]),
         "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(mine, everyone)]),
-        "reward_gain": estimate([gain(r["curve"]["reward"]) for r in mine]),
+        "reward_gain": difference(*({r["seed"]: late_reward(r) for r in of} for of in (mine, arms.get(UNTRAINED, [])))),
         "weights": mean_weights([r["weights"] for r in mine if r.get("weights")]),
     }
     for reference in REFERENCES:
@@ -96,10 +103,10 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
     return found
 
 
-def gain(values: list[float]) -> float:
-    """Mean of the last fifth less the mean of the first."""
-    width = max(len(values) // 5, 1)
-    return sum(values[-width:]) / width - sum(values[:width]) / width
+def late_reward(result: dict) -> float:
+    """Mean training reward over the last fifth of the curve."""
+    values = result["curve"]["reward"]
+    return _mean(values[-max(len(values) // 5, 1) :])
 
 
 def mean_weights(of_seeds: list[dict]) -> dict | None:
@@ -126,11 +133,14 @@ def reading(summary: dict) -> list[str]:
     found = []
     for task, arms in summary.items():
         for arm, numbers in arms.items():
-            change, n = numbers["reward_gain"], numbers["reward_gain"]["n"]
             found.append(
-                f"{task}, {arm}: {text(numbers['accuracy'], 100, 1)}% at {text(numbers['nfe'])} NFE, {text(numbers['gain_points'], 1, 1, '+')} points over the base one token at a "
-                f"time; its own training reward changed by {text(change, 1, 3, '+')} ({verdict(change)}; n = {n})."
+                f"{task}, {arm}: {text(numbers['accuracy'], 100, 1)}% at {text(numbers['nfe'])} NFE, {text(numbers['gain_points'], 1, 1, '+')} points over the base one token at a time (n = {numbers['accuracy']['n']})."
             )
+            change = numbers["reward_gain"]
+            if arm != UNTRAINED and change:
+                found.append(
+                    f"{task}, {arm}: its own training reward at the end is {text(change, 1, 3, '+')} from the untrained model's on the same prompts ({verdict(change)}; n = {change['n']})."
+                )
             weights = numbers["weights"]
             if arm.endswith("-is") and weights:
                 means = " ".join("-" if mean is None else f"{mean:.2f}" for mean in weights["weight_mean"])

@@ -124,6 +124,25 @@ def test_estimators_pair_the_seeds_and_say_so(given) -> None:
     assert any("2mf against mf" in sentence and "above zero" in sentence for sentence in estimators.reading(summary))
 
 
+def test_the_reward_is_compared_with_the_untrained_models_on_the_same_prompts() -> None:
+    import estimators
+
+    rewards = {
+        ("mf", 0): [0.1, 0.9, 0.5],
+        ("mf", 1): [0.1, 0.9, 0.8],
+        ("untrained", 0): [0.1, 0.2, 0.4],
+        ("2mf", 1): [0.0] * 3,
+    }
+    runs = {(run.arm, run.seed): run for run in estimators.runs(2, ("sudoku",))}
+    results = [fake_result(runs[key]) for key in rewards]
+    for result, values in zip(results, rewards.values(), strict=True):
+        result["curve"]["reward"] = values
+    summary = estimators.summarise(results)["sudoku"]
+    assert summary["mf"]["reward_gain"]["values"] == pytest.approx([0.1])  # easier prompts at the end are no gain
+    assert summary["2mf"]["reward_gain"] is None  # its seed has no untrained run
+    assert any("mf: its own training reward" in sentence for sentence in estimators.reading({"sudoku": summary}))
+
+
 def test_the_gap_of_an_answer_is_one_observation() -> None:
     import torch
     from surrogate_gap import describe
