@@ -1,13 +1,14 @@
 """``python benchmarks/experiments/estimators.py``: which likelihood estimator trains best, per update, per denoiser call, per second?
 
 {MF, MF + IS, 2-MF, 2-MF + IS, 4-MF + IS, exact} x {countdown, sudoku}. Everything else is equal: the model alone is trained, at a fixed entropy bound, by
-the same clipped loss with the same KL, on correctness alone. MF without correction is d1's estimator. "untrained" is the base model on the same training
-prompts, which tells a rise of the training reward from a run of easy prompts. Runs that exist are not repeated; ``--report`` summarises what
-is there. Writes estimators.json, estimators.png (learning curves) and estimators_weights.png.
+the same clipped loss with the same KL, on correctness alone. MF without correction is d1's estimator. Beside them runs the base model, untrained, on the
+same training prompts: training rewards and accuracies are taken over its own, so that a run of easy prompts is not mistaken for learning. Runs that
+exist are not repeated; ``--report`` summarises what is there. Writes estimators.json, estimators.png (learning curves) and estimators_weights.png.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from learning_curves import AXES, BESIDE, PALETTE, SMOOTHED_UPDATES, STYLE, draw_band, race
@@ -18,7 +19,6 @@ from study import QUARTERS, Options, Run, existing, on_one_processor, options, p
 
 from diffpo_kernels.surrogate_loss import WEIGHT_EDGES
 
-UNTRAINED = "untrained"
 ESTIMATORS = {
     arm: {"algorithm.m": m, "algorithm.importance-correction": corrected}
     for arm, m, corrected in (
@@ -28,11 +28,12 @@ ESTIMATORS = {
         ("2mf-is", 2, True),
         ("4mf-is", 4, True),
         ("exact", 0, False),
-        (UNTRAINED, 1, False),
     )
 }
-ESTIMATORS[UNTRAINED]["optimizer.lr"] = 1e-30  # moves no weight
-SMOKE_ARMS = ("2mf-is",)
+UNTRAINED = "untrained"
+ARMS = ESTIMATORS | {UNTRAINED: ESTIMATORS["mf"] | {"optimizer.lr": 1e-30}}  # moves no weight
+COLOURS = dict(zip(ESTIMATORS, PALETTE, strict=False))
+SMOKE_ARMS = ("2mf-is", UNTRAINED)
 SEEDS = 5
 REFERENCES = ("mf", "2mf")  # what every arm is compared with
 MINUTES = {"countdown": 2.5, "sudoku": 2.0}  # one run, one core; exact three times as long
@@ -52,9 +53,9 @@ COMMON = {
 OF_TASK = {"countdown": {}, "sudoku": {"algorithm.prompts-per-update": 16, "updates": 60}}
 
 
-def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ESTIMATORS)) -> list[Run]:
+def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ARMS)) -> list[Run]:
     return [
-        Run(arm, task, seed, COMMON | OF_TASK[task] | ESTIMATORS[arm])
+        Run(arm, task, seed, COMMON | OF_TASK[task] | ARMS[arm])
         for seed in range(seeds)
         for task in tasks
         for arm in arms
@@ -67,16 +68,29 @@ def summarise(results: list[dict]) -> dict:
     for task in dict.fromkeys(result["task"] for result in results):
         mine = [result for result in results if result["task"] == task]
         arms = {arm: [r for r in mine if r["arm"] == arm] for arm in ESTIMATORS if any(r["arm"] == arm for r in mine)}
-        found[task] = {arm: describe(arm, arms) for arm in arms}
+        untrained = {r["seed"]: r for r in mine if r["arm"] == UNTRAINED}
+        found[task] = {arm: describe(arm, arms, untrained) for arm in arms}
     return found
 
 
-def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
+def over_untrained(results: list[dict], untrained: dict[int, dict]) -> dict[int, dict]:
+    """By seed the curves with training reward and accuracy less the untrained model's on the same prompts, for the seeds that have one."""
+    return {
+        r["seed"]: r["curve"] | {
+            name: [ours - base for ours, base in zip(r["curve"][name], untrained[r["seed"]]["curve"][name], strict=True)]
+            for name in ("reward", "accuracy")
+        }
+        for r in results if r["seed"] in untrained
+    }  # fmt: skip
+
+
+def describe(arm: str, arms: dict[str, list[dict]], untrained: dict[int, dict]) -> dict:
     """Final test accuracy and NFE, costs, gain in training reward, weights, and the paired differences to the references.
 
-    accuracy: at the trained entropy bound, greedy. gain_points: over the base model one token at a time, in percentage points.
-    reward_gain: mean training reward of the last fifth of the curve less the untrained model's on the same prompts. to_<reference>_points:
-    accuracy less the reference's of the same seed, in percentage points; calls_<reference>: denoiser calls to the reference's best training accuracy.
+    accuracy: at the trained entropy bound, greedy. gain_points and to_untrained_points: over the base model one token at a time, and at the same
+    bound, in percentage points. reward_over_untrained: mean over the last fifth of the curve. to_<reference>_points: accuracy less the
+    reference's of the same seed, in percentage points; calls_<reference>: denoiser calls to the reference's best training accuracy over
+    the untrained model's.
     """
     mine, everyone = arms[arm], [result for of in arms.values() for result in of]
     found = {
@@ -87,25 +101,29 @@ def describe(arm: str, arms: dict[str, list[dict]]) -> dict:
         ),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in mine]),
         "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(mine, everyone)]),
-        "reward_gain": difference(*({r["seed"]: late_reward(r) for r in of} for of in (mine, arms.get(UNTRAINED, [])))),
+        "reward_over_untrained": estimate(
+            [late(curve["reward"]) for curve in over_untrained(mine, untrained).values()]
+        ),
+        "to_untrained_points": difference(points(mine), points(untrained.values())),
         "weights": mean_weights([r["weights"] for r in mine if r.get("weights")]),
     }
     for reference in REFERENCES:
         if reference in arms and reference != arm:
-            ours, theirs = (
-                {r["seed"]: 100 * r["trained"]["accuracy"] for r in arms[name]} for name in (arm, reference)
-            )
-            found[f"to_{reference}_points"] = difference(ours, theirs)
-            common = [{r["seed"]: r["curve"] for r in arms[name]} for name in (arm, reference)]
+            found[f"to_{reference}_points"] = difference(points(mine), points(arms[reference]))
+            common = [over_untrained(arms[name], untrained) for name in (arm, reference)]
             seeds = sorted(common[0].keys() & common[1].keys())
             if seeds:
                 found[f"calls_{reference}"] = race(*([curves[seed] for seed in seeds] for curves in common))
     return found
 
 
-def late_reward(result: dict) -> float:
-    """Mean training reward over the last fifth of the curve."""
-    values = result["curve"]["reward"]
+def points(results: Iterable[dict]) -> dict[int, float]:
+    """Test accuracy in percent by seed."""
+    return {r["seed"]: 100 * r["trained"]["accuracy"] for r in results}
+
+
+def late(values: list[float]) -> float:
+    """Mean of the last fifth."""
     return _mean(values[-max(len(values) // 5, 1) :])
 
 
@@ -133,14 +151,12 @@ def reading(summary: dict) -> list[str]:
     found = []
     for task, arms in summary.items():
         for arm, numbers in arms.items():
+            over, change = numbers["to_untrained_points"], numbers["reward_over_untrained"]
             found.append(
-                f"{task}, {arm}: {text(numbers['accuracy'], 100, 1)}% at {text(numbers['nfe'])} NFE, {text(numbers['gain_points'], 1, 1, '+')} points over the base one token at a time (n = {numbers['accuracy']['n']})."
+                f"{task}, {arm}: {text(numbers['accuracy'], 100, 1)}% at {text(numbers['nfe'])} NFE, {text(numbers['gain_points'], 1, 1, '+')} points over the base one token at "
+                f"a time, {text(over, 1, 1, '+')} at the same bound (n = {numbers['accuracy']['n']}); its own training reward at the end is "
+                f"{text(change, 1, 3, '+')} from the base's on the same prompts ({verdict(change)}; n = {change['n'] if change else 0})."
             )
-            change = numbers["reward_gain"]
-            if arm != UNTRAINED and change:
-                found.append(
-                    f"{task}, {arm}: its own training reward at the end is {text(change, 1, 3, '+')} from the untrained model's on the same prompts ({verdict(change)}; n = {change['n']})."
-                )
             weights = numbers["weights"]
             if arm.endswith("-is") and weights:
                 means = " ".join("-" if mean is None else f"{mean:.2f}" for mean in weights["weight_mean"])
@@ -148,17 +164,17 @@ def reading(summary: dict) -> list[str]:
         for reference in REFERENCES:
             for arm, numbers in arms.items():
                 against, cost = numbers.get(f"to_{reference}_points"), numbers.get(f"calls_{reference}")
-                if against is None or cost is None:
+                if against is None:
                     continue
                 found.append(
                     f"{task}, {arm} against {reference}: {text(against, 1, 1, '+')} points ({verdict(against)}; n = {against['n']}); "
-                    f"denoiser calls to {reference}'s best smoothed training accuracy, over {reference}'s own: {cost['text']}."
+                    f"denoiser calls to {reference}'s best smoothed training accuracy over the base's, over {reference}'s own: {cost['text'] if cost else '-'}."
                 )
     return found
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """Training reward and accuracy of each task (rows) against updates, denoiser calls and seconds (columns)."""
+    """Training reward and accuracy over the untrained model's of each task (rows) against updates, denoiser calls and seconds (columns)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,15 +186,20 @@ def draw(results: list[dict], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(rows), len(AXES), figsize=(13, 2.7 * len(rows) + 0.6), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
         for line, (task, name) in zip(axes, rows, strict=True):
-            arms = {arm: [r for r in results if (r["task"], r["arm"]) == (task, arm)] for arm in ESTIMATORS}
+            mine = [result for result in results if result["task"] == task]
+            untrained = {r["seed"]: r for r in mine if r["arm"] == UNTRAINED}
             for axis, (x, label) in zip(line, AXES.items(), strict=True):
-                for colour, arm in zip(PALETTE, arms, strict=False):
-                    mine = on_one_processor(arms[arm], results) if x == "seconds" else arms[arm]
-                    if mine:
-                        draw_band(axis, [result["curve"] for result in mine], x, name, colour, arm)
+                for arm, colour in COLOURS.items():
+                    drawn = [r for r in (on_one_processor(mine, mine) if x == "seconds" else mine) if r["arm"] == arm]
+                    curves = list(over_untrained(drawn, untrained).values())
+                    if curves:
+                        draw_band(axis, curves, x, name, colour, arm)
                 axis.set_xlabel(f"{label}, runs on one processor" if x == "seconds" else label)
                 axis.grid(color="0.92", linewidth=0.8)
-            line[0].set(ylabel=f"training {name}", title=f"{task}: training {name}, rollouts at T = 1")
+            line[0].set(
+                ylabel=f"training {name}",
+                title=f"{task}: training {name} over the untrained model's, rollouts at T = 1",
+            )
             line[1].xaxis.set_major_formatter(EngFormatter())
             line[-1].legend(*line[0].get_legend_handles_labels(), **BESIDE)
         figure.suptitle(
@@ -204,14 +225,14 @@ def draw_weights(summary: dict, path: Path) -> None:
         figure, axes = plt.subplots(len(tasks), QUARTERS, figsize=(14, 2.8 * len(tasks) + 0.4), layout="constrained", squeeze=False, sharey="row")  # fmt: skip
         for line, task in zip(axes, tasks, strict=True):
             for q, axis in enumerate(line):
-                for colour, (arm, numbers) in zip(PALETTE, summary[task].items(), strict=False):
+                for arm, numbers in summary[task].items():
                     shares = numbers["weights"] and numbers["weights"]["weight_histogram"][q]
                     if shares:
                         axis.step(
                             range(len(shares)),
                             shares,
                             where="mid",
-                            color=colour,
+                            color=COLOURS[arm],
                             label=f"{arm} (n = {numbers['accuracy']['n']})",
                         )
                 axis.set(
@@ -229,14 +250,14 @@ def draw_weights(summary: dict, path: Path) -> None:
 
 def print_tables(summary: dict, console: Console) -> None:
     for task, arms in summary.items():
-        table = Table("arm", "n", "accuracy, %", "NFE", "calls", "seconds", "- mf, points", "- 2mf, points", "calls to mf's best", "ESS by quarter",
+        table = Table("arm", "n", "accuracy, %", "NFE", "calls", "seconds", "- base, points", "- mf, points", "- 2mf, points", "calls to mf's best", "ESS by quarter",
                       title=f"{task}: 95% intervals over seeds")  # fmt: skip
         for arm, numbers in arms.items():
             weights, race_to_mf = numbers["weights"], numbers.get("calls_mf")
             table.add_row(
                 arm, str(numbers["accuracy"]["n"]), text(numbers["accuracy"], 100, 1), text(numbers["nfe"]),
                 f"{numbers['denoiser_calls']['mean']:,.0f}", text(numbers["seconds"], 1, 0),
-                *(text(numbers.get(f"to_{reference}_points"), 1, 1, "+") for reference in REFERENCES),
+                *(text(numbers.get(f"to_{reference}_points"), 1, 1, "+") for reference in (UNTRAINED, *REFERENCES)),
                 "" if race_to_mf is None else race_to_mf["text"],
                 "-" if weights is None else " ".join("-" if ess is None else f"{ess:.2f}" for ess in weights["ess"]),
             )  # fmt: skip
@@ -247,6 +268,7 @@ def report(results: list[dict], given: Options) -> None:
     summary = summarise(results)
     document = {
         "tasks": summary,
+        "untrained": {r["task"]: r["trained"] for r in results if r["arm"] == UNTRAINED},
         "smoothed_updates": SMOOTHED_UPDATES,
         "weight_edges": WEIGHT_EDGES,
         "reading": reading(summary),
@@ -262,7 +284,7 @@ def report(results: list[dict], given: Options) -> None:
 
 def main() -> None:
     given = options(__doc__, SEEDS)
-    wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(ESTIMATORS))
+    wanted = runs(given.seeds, given.tasks, SMOKE_ARMS if given.smoke else tuple(ARMS))
     results = train_all("estimators", wanted, given, lambda run: MINUTES[run.task] * (3 if run.arm == "exact" else 1))
     if not given.smoke:  # the summary is of all that is there, whatever was trained just now
         results = existing("estimators", runs(SEEDS, tuple(OF_TASK)), given.output)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 from learning_curves import PALETTE, STYLE
 from rich.console import Console
 from rich.table import Table
-from study import in_parts, measurement, provenance, write
+from study import measurement, provenance, write
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
@@ -118,11 +117,10 @@ def main() -> None:
         print(f"group_sharing: about {MINUTES} minutes on one core")
     model, task = load("tiny-countdown").train(), get_task("countdown")
     prompts, rounds = (4, 2) if given.smoke else (64, 6)
-    parts = {f"{group}": partial(compare, model, task, group, prompts, rounds) for group in GROUPS}
-    with in_parts(given.runs / "group_sharing", {"m": M, "prompts": prompts, "rounds": rounds}, parts) as rows:
-        document = {"m": M, "prompts": prompts, "rows": rows, "reading": reading(rows)}
-        write(given.output / "group_sharing.json", document | {"provenance": provenance({"rollouts": 0})})
-        draw(rows, given.output / "group_sharing.png")
+    rows = [compare(model, task, group, prompts, rounds) for group in GROUPS]  # in one go: seconds are to be compared
+    document = {"m": M, "prompts": prompts, "rows": rows, "reading": reading(rows)}
+    write(given.output / "group_sharing.json", document | {"provenance": provenance({"rollouts": 0})})
+    draw(rows, given.output / "group_sharing.png")
     table = Table("G", "rows", "calls, unshared", "calls, shared", "seconds, unshared", "seconds, shared", "log-prob off by", "gradient off by",
                   title="two-times mean field, forward and backward, tiny-countdown")  # fmt: skip
     for row in rows:

@@ -132,10 +132,10 @@ def compare(data: Outcomes) -> list[dict]:
     return rows
 
 
-def measure(task_name: str, name: str, count: int) -> list[dict]:
+def measure(task_name: str, model: str, count: int) -> list[dict]:
     """One row per price."""
     task = get_task(task_name)
-    return [{"model": name, **row} for row in compare(outcomes(load(name), task, fixed_problems(task, count)))]
+    return [{"model": model, **row} for row in compare(outcomes(load(model), task, fixed_problems(task, count)))]
 
 
 def reading(rows: list[dict]) -> list[str]:

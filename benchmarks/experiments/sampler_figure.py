@@ -17,12 +17,12 @@ FRONT_ARMS = (
     "model-2",
     "model-0.5",
     "joint-long",
-    "d1-2",
+    "model-4",
     "sampler",
     "model-0.1",
     "model-0.5-priced",
 )
-COLOURS = dict(zip(FRONT_ARMS, PALETTE, strict=False))
+COLOURS = dict(zip(FRONT_ARMS, PALETTE, strict=True))
 
 
 def draw(results: list[dict], bases: dict, summary: dict, path: Path) -> None:

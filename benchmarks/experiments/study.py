@@ -1,19 +1,21 @@
-"""What every experiment shares: many training runs, resumed where they stopped, one JSON file per run.
+"""What every experiment shares: a command line, and results that are resumed where they stopped, one JSON file per run.
 
 A study is a list of runs, each a name, a seed and the flags of ``python -m diffpo.train``. A run whose result exists is not repeated, one that was
-interrupted continues from its last checkpoint. Runs go side by side, one thread each.
+interrupted continues from its last checkpoint. Runs go side by side, one thread each. What trains nothing is a `measurement`, computed `in_parts`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +27,14 @@ from rich.console import Console
 from diffpo.config import fail
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from provenance import git_commit, provenance
+from provenance import provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
 RUNS = Path("runs/experiments")
+SOURCES = [
+    Path(__file__).resolve().parent,
+    *(Path(__file__).resolve().parents[2] / name for name in ("diffpo", "diffpo_kernels")),
+]
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
@@ -83,35 +89,56 @@ def parser(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown"
 
 
 def with_folders(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results/experiments)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help=f"folder to resume from (default {RUNS})")
+    parser.add_argument("--output", type=Path, help="folder (default benchmarks/results/experiments)")
+    parser.add_argument("--runs", type=Path, help=f"folder of trained models, and to resume from (default {RUNS})")
     return parser
+
+
+def settle_folders(given: argparse.Namespace) -> None:
+    """A smoke run leaves the results and the runs of a full one alone: what it is not given is a new temporary folder."""
+    output, runs = RESULTS, RUNS
+    if given.smoke and None in (given.output, given.runs):
+        output = runs = Path(tempfile.mkdtemp(prefix="diffpo-smoke-"))
+        print(f"smoke: results and runs not placed by --output and --runs go to {output}")
+    given.output, given.runs = given.output or output, given.runs or runs
 
 
 def measurement(description: str, smoke: str) -> argparse.Namespace:
     """The command line of an experiment that trains nothing: smoke, output, runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help=smoke)
-    return with_folders(parser).parse_args()
+    given = with_folders(parser).parse_args()
+    settle_folders(given)
+    return given
 
 
 @contextmanager
 def in_parts(folder: Path, settings: dict, parts: Mapping[str, Callable[[], Any]]) -> Iterator[list]:
-    """The values of `parts` in their order, each JSON and kept in `folder` from when it is known until the block ends without an error.
+    """The values of `parts`, JSON, in their order. Each is written to `folder` when it is known; the folder is deleted when the block ends without an error.
 
-    So what was interrupted goes on where it stopped; a part of other settings or of another commit is computed again.
+    So what was interrupted goes on where it stopped. A part made with other settings (JSON too) or other code is computed again.
     """
-    made_by, values = json.loads(json.dumps(settings | {"git_commit": git_commit()})), []
+    made_by, values = settings | {"code": digest(path for source in SOURCES for path in source.rglob("*.py"))}, []
     for name, compute in parts.items():
         path = folder / f"{name}.json"
-        if not path.exists() or json.loads(path.read_text())["made_by"] != made_by:
-            write(path, {"made_by": made_by, "value": compute()})
-        values.append(json.loads(path.read_text())["value"])
+        kept = json.loads(path.read_text()) if path.exists() else None
+        if kept is not None and kept["made_by"] == made_by:
+            print(f"  {name} is there")
+        else:
+            kept = {"made_by": made_by, "value": compute()}
+            write(path, kept)
+        values.append(kept["value"])
     yield values
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' contents."""
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(files))).hexdigest()
 
 
 def read(given: argparse.Namespace) -> Options:
+    settle_folders(given)
     return Options(
         tasks=tuple(given.tasks), seeds=1 if given.smoke else given.seeds, jobs=given.jobs, device=given.device,
         smoke=given.smoke, report=given.report, output=given.output, runs=given.runs,

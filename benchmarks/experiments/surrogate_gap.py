@@ -18,7 +18,7 @@ import torch
 from learning_curves import STYLE
 from rich.console import Console
 from rich.table import Table
-from study import in_parts, measurement, provenance, write
+from study import digest, in_parts, measurement, provenance, write
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
@@ -180,6 +180,7 @@ def main() -> None:
         console.print(f"surrogate_gap: about {MINUTES} minutes on one core")
     models = [(task, name, load(name)) for task, name in MODELS]
     trained = given.runs / "sampler" / TRAINED_SUDOKU / "model"
+    settings = {"prompts": prompts, "views": views, "trained": digest(trained.glob("*"))}
     if trained.exists():
         models.append(("sudoku", TRAINED_SUDOKU, load(str(trained))))
     else:
@@ -191,7 +192,7 @@ def main() -> None:
         for task, name, model in models
         for gamma in GAMMAS
     }
-    with in_parts(given.runs / "surrogate_gap", {"prompts": prompts, "views": views}, parts) as of_parts:
+    with in_parts(given.runs / "surrogate_gap", settings, parts) as of_parts:
         rows = [row for of_part in of_parts for row in of_part]
         document = {
             "edges": EDGES,

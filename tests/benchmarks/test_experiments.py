@@ -124,23 +124,44 @@ def test_estimators_pair_the_seeds_and_say_so(given) -> None:
     assert any("2mf against mf" in sentence and "above zero" in sentence for sentence in estimators.reading(summary))
 
 
-def test_the_reward_is_compared_with_the_untrained_models_on_the_same_prompts() -> None:
+def test_training_is_measured_against_the_untrained_model_on_the_same_prompts(tmp_path: Path) -> None:
     import estimators
 
     rewards = {
         ("mf", 0): [0.1, 0.9, 0.5],
         ("mf", 1): [0.1, 0.9, 0.8],
-        ("untrained", 0): [0.1, 0.2, 0.4],
+        ("untrained", 0): [0.1, 0.95, 0.4],  # easy prompts in the middle
+        ("2mf", 0): [0.1, 0.95, 0.9],
         ("2mf", 1): [0.0] * 3,
     }
     runs = {(run.arm, run.seed): run for run in estimators.runs(2, ("sudoku",))}
     results = [fake_result(runs[key]) for key in rewards]
     for result, values in zip(results, rewards.values(), strict=True):
-        result["curve"]["reward"] = values
-    summary = estimators.summarise(results)["sudoku"]
-    assert summary["mf"]["reward_gain"]["values"] == pytest.approx([0.1])  # easier prompts at the end are no gain
-    assert summary["2mf"]["reward_gain"] is None  # its seed has no untrained run
-    assert any("mf: its own training reward" in sentence for sentence in estimators.reading({"sudoku": summary}))
+        result["curve"] |= {"reward": values, "accuracy": values, "update": [20, 40, 60]}
+    document = estimators.summarise(results)
+    summary = document["sudoku"]
+    assert set(summary) == {"mf", "2mf"}  # the untrained model is no competitor
+    assert summary["mf"]["reward_over_untrained"]["values"] == pytest.approx([0.1])
+    assert summary["2mf"]["calls_mf"]["level"] == pytest.approx(0.1)  # at the end, not where the prompts were easy
+    assert summary["2mf"]["calls_mf"]["their_calls"] == pytest.approx(300)
+    alone = estimators.summarise([result for result in results if result["arm"] != "untrained"])
+    assert alone["sudoku"]["mf"]["reward_over_untrained"] is None
+    assert estimators.reading(alone)
+    estimators.draw(results, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_the_untrained_arm_is_mean_field_that_moves_no_weight() -> None:
+    import estimators
+    import torch
+
+    mf, untrained = estimators.ARMS["mf"], estimators.ARMS["untrained"]
+    assert {name for name in mf | untrained if mf.get(name) != untrained.get(name)} == {"optimizer.lr"}
+    weight = torch.nn.Parameter(torch.randn(1000) * 1e-8)
+    before = weight.detach().clone()
+    weight.grad = torch.randn(1000)
+    torch.optim.AdamW([weight], lr=untrained["optimizer.lr"]).step()
+    assert torch.equal(weight, before)
 
 
 def test_the_gap_of_an_answer_is_one_observation() -> None:
@@ -154,7 +175,7 @@ def test_the_gap_of_an_answer_is_one_observation() -> None:
     assert describe(gap.expand(8, 4), torch.arange(4))["kl_error"] == pytest.approx(apart), "views are no new answers"
 
 
-def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path: Path, monkeypatch) -> None:
     computed, folder = [], tmp_path / "measurement"
 
     def part(name: str, fails: bool = False):
@@ -182,8 +203,29 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         run({"prompts": 4}, fails="c")
-    run({"prompts": 8})  # other settings: nothing is taken over
+    with pytest.raises(KeyboardInterrupt):
+        run({"prompts": 8}, fails="c")  # other settings: nothing is taken over
     assert computed[4:] == [*"abc", *"abc"]
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "changed.py").write_text("")
+    monkeypatch.setattr(study, "SOURCES", [source])
+    run({"prompts": 8})  # nor from other code
+    assert computed[10:] == [*"abc"]
+
+
+def test_a_smoke_run_leaves_the_results_of_a_full_one_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def folders(*flags: str) -> tuple[Path, Path]:
+        given = study.read(study.parser("").parse_args(flags))
+        return given.output, given.runs
+
+    assert folders() == (study.RESULTS, study.RUNS)
+    assert study.RESULTS not in folders("--smoke")
+    assert folders("--smoke")[0] != folders("--smoke")[0]  # each anew
+    assert folders("--smoke", "--output", str(tmp_path))[0] == tmp_path
+    assert study.RUNS not in folders("--smoke", "--output", str(tmp_path))
 
 
 def test_a_study_without_runs_is_refused(given, capsys) -> None:
