@@ -117,6 +117,17 @@ def describe(arm: str, arms: dict[str, list[dict]], untrained: dict[int, dict]) 
     return found
 
 
+def together(summary: dict) -> dict:
+    """{arm: {"to_<reference>_points": estimate}}: the paired differences of all tasks as one sample, a value for each task and seed."""
+    found: dict[str, dict] = {}
+    for arm in dict.fromkeys(arm for arms in summary.values() for arm in arms):
+        for name in (f"to_{reference}_points" for reference in REFERENCES):
+            of_tasks = [arms[arm][name] for arms in summary.values() if arms.get(arm, {}).get(name)]
+            if of_tasks:
+                found.setdefault(arm, {})[name] = estimate([value for of in of_tasks for value in of["values"]])
+    return found
+
+
 def points(results: Iterable[dict]) -> dict[int, float]:
     """Test accuracy in percent by seed."""
     return {r["seed"]: 100 * r["trained"]["accuracy"] for r in results}
@@ -170,6 +181,13 @@ def reading(summary: dict) -> list[str]:
                     f"{task}, {arm} against {reference}: {text(against, 1, 1, '+')} points ({verdict(against)}; n = {against['n']}); "
                     f"denoiser calls to {reference}'s best smoothed training accuracy over the base's, over {reference}'s own: {cost['text'] if cost else '-'}."
                 )
+    if len(summary) > 1:
+        found += [
+            f"{' and '.join(summary)} together, {arm} against {reference}: {text(against, 1, 1, '+')} points ({verdict(against)}; n = {against['n']})."
+            for reference in REFERENCES
+            for arm, of in together(summary).items()
+            if (against := of.get(f"to_{reference}_points"))
+        ]
     return found
 
 
@@ -269,6 +287,7 @@ def report(results: list[dict], given: Options) -> None:
     document = {
         "tasks": summary,
         "untrained": {r["task"]: r["trained"] for r in results if r["arm"] == UNTRAINED},
+        "together": together(summary),
         "smoothed_updates": SMOOTHED_UPDATES,
         "weight_edges": WEIGHT_EDGES,
         "reading": reading(summary),
