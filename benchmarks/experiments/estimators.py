@@ -118,12 +118,15 @@ def describe(arm: str, arms: dict[str, list[dict]], untrained: dict[int, dict]) 
 
 
 def together(summary: dict) -> dict:
-    """{arm: {"to_<reference>_points": estimate}}: the paired differences of all tasks as one sample, a value for each task and seed."""
+    """{arm: {"to_<reference>_points": estimate}}: the paired differences of all tasks as one sample, a value for each task and seed.
+
+    Only where every task has the difference.
+    """
     found: dict[str, dict] = {}
     for arm in dict.fromkeys(arm for arms in summary.values() for arm in arms):
         for name in (f"to_{reference}_points" for reference in REFERENCES):
             of_tasks = [arms[arm][name] for arms in summary.values() if arms.get(arm, {}).get(name)]
-            if of_tasks:
+            if len(of_tasks) == len(summary):
                 found.setdefault(arm, {})[name] = estimate([value for of in of_tasks for value in of["values"]])
     return found
 

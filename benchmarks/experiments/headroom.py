@@ -177,7 +177,7 @@ def main() -> None:
     if not given.smoke:
         print(f"headroom: about {MINUTES} minutes on one core")
     parts = {name: partial(measure, task, name, count) for task, name in MODELS[: 1 if given.smoke else None]}
-    with in_parts(given.runs / "headroom", {"problems": count}, parts) as of_models:
+    with in_parts(given.runs / f"headroom{'-smoke' * given.smoke}", {"problems": count}, parts) as of_models:
         rows = [row for of_model in of_models for row in of_model]
         document = {"gammas": GAMMAS, "problems": count, "rows": rows, "reading": reading(rows)}
         write(given.output / "headroom.json", document | {"provenance": provenance({"problems": 0})})

@@ -12,7 +12,19 @@ import numpy as np
 SMOOTHED_UPDATES = 15
 AXES = {"update": "gradient updates", "denoiser_calls": "denoiser calls (sequences)", "seconds": "seconds of training"}
 # Okabe and Ito's colours, told apart with any colour vision
-PALETTE = ("#5A5A5A", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800", "#7F3C8D")
+PALETTE = (
+    "#5A5A5A",
+    "#E69F00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#D55E00",
+    "#56B4E9",
+    "#000000",
+    "#B8A800",
+    "#7F3C8D",
+    "#882255",
+)
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
 BESIDE = {
     "frameon": False,

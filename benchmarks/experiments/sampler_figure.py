@@ -17,10 +17,11 @@ FRONT_ARMS = (
     "model-2",
     "model-0.5",
     "joint-long",
-    "model-4",
+    "d1-2",
     "sampler",
     "model-0.1",
     "model-0.5-priced",
+    "model-4",
 )
 COLOURS = dict(zip(FRONT_ARMS, PALETTE, strict=True))
 

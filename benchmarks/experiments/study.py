@@ -33,8 +33,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
 RUNS = Path("runs/experiments")
 SOURCES = [
     Path(__file__).resolve().parent,
-    *(Path(__file__).resolve().parents[2] / name for name in ("diffpo", "diffpo_kernels")),
+    *(Path(__file__).resolve().parents[2] / name for name in ("diffpo", "diffpo_kernels", "csrc")),
 ]
+SUFFIXES = (".py", ".cpp", ".h", ".safetensors")  # of code and shipped models
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
@@ -116,9 +117,10 @@ def measurement(description: str, smoke: str) -> argparse.Namespace:
 def in_parts(folder: Path, settings: dict, parts: Mapping[str, Callable[[], Any]]) -> Iterator[list]:
     """The values of `parts`, JSON, in their order. Each is written to `folder` when it is known; the folder is deleted when the block ends without an error.
 
-    So what was interrupted goes on where it stopped. A part made with other settings (JSON too) or other code is computed again.
+    So what was interrupted goes on where it stopped. A part made with other settings (JSON too), code or shipped models is computed again.
     """
-    made_by, values = settings | {"code": digest(path for source in SOURCES for path in source.rglob("*.py"))}, []
+    sources = (path for source in SOURCES for path in source.rglob("*") if path.suffix in SUFFIXES)
+    made_by, values = settings | {"code": digest(sources)}, []
     for name, compute in parts.items():
         path = folder / f"{name}.json"
         kept = json.loads(path.read_text()) if path.exists() else None

@@ -192,7 +192,7 @@ def main() -> None:
         for task, name, model in models
         for gamma in GAMMAS
     }
-    with in_parts(given.runs / "surrogate_gap", settings, parts) as of_parts:
+    with in_parts(given.runs / f"surrogate_gap{'-smoke' * given.smoke}", settings, parts) as of_parts:
         rows = [row for of_part in of_parts for row in of_part]
         document = {
             "edges": EDGES,

@@ -124,6 +124,7 @@ def test_estimators_pair_the_seeds_and_say_so(given) -> None:
     assert any("2mf against mf" in sentence and "above zero" in sentence for sentence in estimators.reading(summary))
     both = summary | {"sudoku": {"2mf": {"to_mf_points": {"values": [2.0, 3.0]}}}}
     assert estimators.together(both)["2mf"]["to_mf_points"]["values"] == pytest.approx([5.0, 5.0, 2.0, 3.0])
+    assert "mf" not in estimators.together(both)  # on one task only
 
 
 def test_training_is_measured_against_the_untrained_model_on_the_same_prompts(tmp_path: Path) -> None:
