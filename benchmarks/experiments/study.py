@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,8 @@ def train_all(study: str, runs: Sequence[Run], given: Options, minutes: Callable
     """
     if not runs:
         fail(f"{study}: no run has the tasks and arms asked for")
+    if given.smoke:  # in its flags too, so that its result is never taken for a full run's
+        runs = [replace(run, flags=run.flags | SMOKE_FLAGS) for run in runs]
     console = Console(highlight=False)
     folder = given.output / study
     done = {(result["arm"], result["task"], result["seed"]) for result in existing(study, runs, given.output)}
@@ -211,7 +213,7 @@ def train(study: str, run: Run, given: Options) -> None:
         "seed": run.seed,
         "device": given.device,
     }
-    flags |= {"name": run.name, "runs": str(folder.parent), "sweep": False} | (SMOKE_FLAGS if given.smoke else {})
+    flags |= {"name": run.name, "runs": str(folder.parent), "sweep": False}
     command = [sys.executable, "-m", "diffpo.train", *([str(CONFIGS / run.recipe)] if run.recipe else [])]
     command += [part for flag, value in flags.items() for part in as_flag(flag, value)]
     if (folder / "config.json").exists():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,18 @@ def test_results_of_other_settings_are_refused(given, capsys) -> None:
         study.train_all("s", [study.Run("a", "countdown", 0, {"updates": 4})], given, lambda run: 1.0)
     assert stopped.value.code == 2
     assert "updates: 3 -> 4" in capsys.readouterr().err
+
+
+def test_a_smoke_result_is_refused_by_the_full_study(given, monkeypatch, capsys) -> None:
+    run = study.Run("a", "countdown", 0, {"updates": 300})
+    monkeypatch.setattr(
+        study, "train", lambda name, run, given: study.write(given.output / name / f"{run.name}.json", fake_result(run))
+    )
+    (result,) = study.train_all("s", [run], replace(given, smoke=True, report=False), lambda run: 1.0)
+    assert result["flags"] == run.flags | study.SMOKE_FLAGS
+    with pytest.raises(SystemExit):
+        study.train_all("s", [run], given, lambda run: 1.0)
+    assert "updates: 2 -> 300" in capsys.readouterr().err
 
 
 def test_late_weights_are_the_last_tenth_by_quarter() -> None:
