@@ -13,6 +13,8 @@ from diffpo.decoding.trajectory import Trajectory
 from diffpo.likelihood.mean_field import trajectory_logprobs
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
+from diffpo.tasks.grading import grade
+from diffpo.tasks.task import Grade
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,12 +23,14 @@ __all__ = [
     "FactorThreshold",
     "FixedSchedule",
     "Generation",
+    "Grade",
     "MaskedDiffusionLM",
     "ModelConfig",
     "PromptThreshold",
     "Rule",
     "Trajectory",
     "generate",
+    "grade",
     "load",
     "trajectory_logprobs",
 ]

@@ -289,13 +289,13 @@ def scored(evaluation: Evaluation, index: int, generation: Generation, seconds: 
     """The line of one problem. tokens: up to and including the first EOS; seconds: of decoding, since the row before."""
     task, problem, trajectory = evaluation.task, evaluation.problems[index], generation.trajectory
     completion = generation.text[0]
-    turn = task.prefill + completion if evaluation.config.format == "chat" else completion
+    grade = task.grade(problem, task.prefill + completion if evaluation.config.format == "chat" else completion)
     return {
         "index": index,
         "problem": dataclasses.asdict(problem),
         "completion": completion,
-        "correct": task.correct(problem, turn),
-        "reward": task.reward(problem, turn),
+        "correct": grade.correct,
+        "reward": grade.reward,
         "nfe": trajectory.nfe.item(),
         "tokens": trajectory.length.item(),
         "prompt_tokens": len(evaluation.prompts[index]),

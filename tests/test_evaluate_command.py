@@ -132,8 +132,8 @@ def test_a_run_on_a_tiny_model(run, tmp_path):
     for item in items:
         problem = problems[item["index"]]
         assert item["problem"] == {"numbers": list(problem.numbers), "target": problem.target}
-        assert item["correct"] is task.correct(problem, item["completion"])
-        assert item["reward"] == task.reward(problem, item["completion"])
+        assert item["correct"] is task.grade(problem, item["completion"]).correct
+        assert item["reward"] == task.grade(problem, item["completion"]).reward
         assert item["gamma"] == pytest.approx(0.01)
         assert 1 <= item["nfe"] <= 12
     right, nfe = sum(item["correct"] for item in items), sum(item["nfe"] for item in items)
@@ -175,7 +175,8 @@ def test_rewards_see_the_begun_answer(run, chat_flags, tmp_path, monkeypatch):
 def test_undecided_answers_are_counted_and_not_right(run, chat_model, tmp_path, monkeypatch, capsys):
     data = tmp_path / "math.jsonl"
     data.write_text("".join(json.dumps({"problem": "q", "answer": answer}) + "\n" for answer in "12"))
-    monkeypatch.setattr(Math500, "correct", lambda self, problem, text: None if problem.answer == "1" else True)
+    grades = {"1": diffpo.Grade(None, None), "2": diffpo.Grade(2.25, True)}
+    monkeypatch.setattr(Math500, "grade", lambda self, problem, text: grades[problem.answer])
     flags = ["--model", chat_model, "--task", "math500", "--data", data, "--gen-length", "8", "--block-length", "8"]
     assert run(*flags) == 0
     summary = summary_in(tmp_path / "run")

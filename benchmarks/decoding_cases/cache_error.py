@@ -74,7 +74,9 @@ def _decode(
 
 
 def _accuracy(task: Task, problems: list, out: Generation) -> float:
-    return sum(task.correct(problem, text) for problem, text in zip(problems, out.text, strict=True)) / len(problems)
+    return sum(task.grade(problem, text).correct for problem, text in zip(problems, out.text, strict=True)) / len(
+        problems
+    )
 
 
 @torch.no_grad()

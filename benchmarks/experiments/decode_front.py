@@ -28,7 +28,7 @@ def decode(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule)
     prompts = [task.prompt(problem) for problem in problems]
     out = generate(model, prompts, task.gen_length, task.block_length, rule, batch_size=BATCH)
     trajectory = out.trajectory
-    solved = sum(task.correct(problem, text) for problem, text in zip(problems, out.text, strict=True))
+    solved = sum(task.grade(problem, text).correct for problem, text in zip(problems, out.text, strict=True))
     learned = isinstance(rule, PromptThreshold)
     return {
         "rule": repr(rule.resolve(model)),

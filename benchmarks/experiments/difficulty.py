@@ -32,7 +32,7 @@ def solve_rates(model: str, task_name: str, heldout: int, samples: int = SAMPLES
     out = generate(
         loaded, prompts, task.gen_length, task.block_length, rule, temperature=1.0, seed=0, batch_size=_CHUNK
     )
-    solved = [task.correct(problem, text) for problem, text in zip(problems, out.text, strict=True)]
+    solved = [task.grade(problem, text).correct for problem, text in zip(problems, out.text, strict=True)]
     return np.array(solved).reshape(-1, samples).mean(axis=1).tolist()
 
 

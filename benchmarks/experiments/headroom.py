@@ -54,7 +54,9 @@ def outcomes(model, task, problems: list) -> Outcomes:
     for gamma in GAMMAS:
         rule = EntropyBounded(gamma, RolloutConfig().proxy)
         out = generate(model, prompts, task.gen_length, task.block_length, rule, batch_size=BATCH)
-        solved.append([float(task.correct(problem, text)) for problem, text in zip(problems, out.text, strict=True)])
+        solved.append(
+            [float(task.grade(problem, text).correct) for problem, text in zip(problems, out.text, strict=True)]
+        )
         nfe.append(out.nfe.double())
     rows = out.trajectory
     features = []

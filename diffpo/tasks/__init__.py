@@ -10,7 +10,7 @@ from .countdown4 import Countdown4
 from .gsm8k import GSM8K, GSM8KProblem
 from .math import Math500, MathProblem
 from .sudoku import Sudoku, SudokuProblem
-from .task import ChatTask, Split, Task
+from .task import ChatTask, Grade, Protocol, Split, Task
 
 _TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown, Countdown4, Sudoku)}
 _CHAT_TASKS: dict[str, type[ChatTask]] = _TASKS | {task.name: task for task in (GSM8K, Math500)}
@@ -22,8 +22,10 @@ __all__ = [
     "Countdown4",
     "CountdownProblem",
     "GSM8KProblem",
+    "Grade",
     "Math500",
     "MathProblem",
+    "Protocol",
     "Split",
     "Sudoku",
     "SudokuProblem",
@@ -50,9 +52,9 @@ def get_task(name: str, **options: Any) -> Task:
     return _named(name, _TASKS)(**options)
 
 
-def get_chat_task(name: str) -> ChatTask:
-    """The task called `name`, whether it generates its problems or reads them. ValueError if there is no such task."""
-    return _named(name, _CHAT_TASKS)()
+def get_chat_task(name: str, protocol: Protocol = "strict") -> ChatTask:
+    """The task called `name`, whether it generates its problems or reads them. ValueError if there is no such task or protocol."""
+    return _named(name, _CHAT_TASKS)(protocol=protocol)
 
 
 def _named(name: str, tasks: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import evaluate
-from .task import Split, Task, chat_answer, check_request, stable_hash
+from .task import Grade, Split, Task, chat_answer, check_request, stable_hash
 
 MAX_NUMBER = 20
 MAX_VALUE = 99  # of the target and of every intermediate value
@@ -142,14 +142,12 @@ class Countdown(Task[CountdownQuestion]):
             raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {self.prompt(problem)!r}")
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
-    def reward(self, problem: CountdownQuestion, text: str) -> float:
-        if not chat_answer(text) and not _equations(self.count - 1).fullmatch(text):
-            return 0.0
-        return 1.0 if self.correct(problem, text) else 0.1
-
-    def correct(self, problem: CountdownQuestion, text: str) -> bool:
+    def grade(self, problem: CountdownQuestion, text: str) -> Grade:
         answer = chat_answer(text)
-        return _steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
+        if not answer and not _equations(self.count - 1).fullmatch(text):
+            return Grade(0.0, False)
+        correct = _steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
+        return Grade(1.0 if correct else 0.1, correct)
 
 
 @functools.cache

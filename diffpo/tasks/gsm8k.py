@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from .boxed import boxed_spans, last_boxed
-from .task import CHAT_FORMAT, ChatTask, chat_answer
+from .task import CHAT_FORMAT, ChatTask, Grade, chat_answer
 
 BOXED_FORMAT = (
     "Solve the math problem step by step and put the final answer inside \\boxed{}.\n"
@@ -57,17 +57,10 @@ class GSM8K(ChatTask[GSM8KProblem]):
     def question(self, problem: GSM8KProblem) -> str:
         return problem.text
 
-    def reward(self, problem: GSM8KProblem, text: str) -> float:
-        return (
-            tag_reward(text)
-            + 0.5 * is_soft_format(text)
-            + 0.5 * is_strict_format(text)
-            + 0.5 * _is_integer(chat_answer(text))
-            + 2.0 * self.correct(problem, text)
-        )
-
-    def correct(self, problem: GSM8KProblem, text: str) -> bool:
-        return read_number(text) == problem.answer
+    def grade(self, problem: GSM8KProblem, text: str) -> Grade:
+        correct = read_number(text) == problem.answer
+        form = 0.5 * (is_soft_format(text) + is_strict_format(text) + _is_integer(chat_answer(text)))
+        return Grade(tag_reward(text) + form + 2.0 * correct, correct)
 
 
 def read_number(text: str) -> Decimal | None:

@@ -8,7 +8,7 @@ from typing import Any
 from .boxed import last_boxed
 from .gsm8k import BOXED_FORMAT
 from .math_equivalence import MathEquivalence
-from .task import ChatTask, chat_answer
+from .task import ChatTask, Grade, Protocol, chat_answer
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Math500(ChatTask[MathProblem]):
     hub_file = ("HuggingFaceH4/MATH-500", "test.jsonl")
     instruction = BOXED_FORMAT
 
-    def __init__(self, equivalence: MathEquivalence | None = None) -> None:
+    def __init__(self, equivalence: MathEquivalence | None = None, *, protocol: Protocol = "strict") -> None:
+        super().__init__(protocol=protocol)
         self.equivalence = equivalence or MathEquivalence()
 
     def problem_from_row(self, row: dict[str, Any]) -> MathProblem:
@@ -47,13 +48,10 @@ class Math500(ChatTask[MathProblem]):
     def question(self, problem: MathProblem) -> str:
         return problem.text
 
-    def reward(self, problem: MathProblem, text: str) -> float | None:
-        correct = self.correct(problem, text)
-        return None if correct is None else 2.0 * correct + format_reward(text)
-
-    def correct(self, problem: MathProblem, text: str) -> bool | None:
+    def grade(self, problem: MathProblem, text: str) -> Grade:
         answer = last_boxed(text)
-        return bool(answer) and self.equivalence(problem.answer, answer)
+        correct = bool(answer) and self.equivalence(problem.answer, answer)
+        return Grade(None if correct is None else 2.0 * correct + format_reward(text), correct)
 
 
 def format_reward(text: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .task import Split, Task, chat_answer, check_request, stable_hash
+from .task import Grade, Protocol, Split, Task, chat_answer, check_request, stable_hash
 
 CELLS = 16
 MIN_CLUES = 4  # fewer clues never determine a 4x4 grid
@@ -58,8 +58,9 @@ class Sudoku(Task[SudokuProblem]):
     block_length = CELLS
     ends_with_eos = False
 
-    def __init__(self, clues: tuple[int, int] = (4, 8)) -> None:
+    def __init__(self, clues: tuple[int, int] = (4, 8), *, protocol: Protocol = "strict") -> None:
         """`clues`: least and greatest number of given cells, within 4..15."""
+        super().__init__(protocol=protocol)
         low, high = clues
         if not MIN_CLUES <= low <= high < CELLS:
             raise ValueError(f"clues must be (low, high) with {MIN_CLUES} <= low <= high < {CELLS}, got {clues}")
@@ -128,13 +129,11 @@ class Sudoku(Task[SudokuProblem]):
         """The one solution; nothing is random about it."""
         return " ".join(problem.solution)
 
-    def reward(self, problem: SudokuProblem, text: str) -> float:
-        cells = zip(problem.puzzle, problem.solution, _answer(text), strict=True)
+    def grade(self, problem: SudokuProblem, text: str) -> Grade:
+        answer = _answer(text)
+        cells = zip(problem.puzzle, problem.solution, answer, strict=True)
         right = [given == digit for clue, digit, given in cells if clue == "0"]
-        return sum(right) / len(right)
-
-    def correct(self, problem: SudokuProblem, text: str) -> bool:
-        return _answer(text) == problem.solution
+        return Grade(sum(right) / len(right), answer == problem.solution)
 
 
 def _check_puzzle(puzzle: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
 Split = Literal["train", "validation", "test"]
+Protocol = Literal["strict", "d1"]
 ProblemT = TypeVar("ProblemT", bound=Hashable)
 
 CHAT_FORMAT = """Respond in the following format:
@@ -20,10 +22,19 @@ your answer
 </answer>"""
 
 
+@dataclass(frozen=True)
+class Grade:
+    """What a text is worth. reward: for training, None if it could not be decided; correct: whether it solves the problem, None likewise."""
+
+    reward: float | None
+    correct: bool | None
+
+
 class ChatTask(ABC, Generic[ProblemT]):
     """Problems for instruction models: one user turn, answered inside `<answer>` tags.
 
-    `reward` and `correct` read the assistant's turn: decoded, cut at the first EOS, without special tokens, `prefill` in front.
+    `grade` reads the assistant's turn: decoded, cut at the first EOS, without special tokens, `prefill` in front.
+    protocol: "strict", what is mathematically right; "d1", what d1's own scripts say (arXiv 2504.12216).
     """
 
     name: str
@@ -31,6 +42,12 @@ class ChatTask(ABC, Generic[ProblemT]):
     hub_file: tuple[str, str] | None = None  # dataset and file on the hub that hold the published test split
     instruction: str = CHAT_FORMAT
     prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model (d1 protocol)
+
+    def __init__(self, *, protocol: Protocol = "strict") -> None:
+        """ValueError for an unknown protocol."""
+        if protocol not in get_args(Protocol):
+            raise ValueError(f"unknown protocol {protocol!r}: use {', '.join(map(repr, get_args(Protocol)))}")
+        self.protocol = protocol
 
     @abstractmethod
     def problem_from_row(self, row: dict[str, Any]) -> ProblemT:
@@ -41,12 +58,8 @@ class ChatTask(ABC, Generic[ProblemT]):
         """The question in plain English."""
 
     @abstractmethod
-    def reward(self, problem: ProblemT, text: str) -> float | None:
-        """Training reward; None if it could not be decided. Never raises, whatever the text."""
-
-    @abstractmethod
-    def correct(self, problem: ProblemT, text: str) -> bool | None:
-        """Whether the text solves the problem; None if that could not be decided. Never raises, whatever the text."""
+    def grade(self, problem: ProblemT, text: str) -> Grade:
+        """Reward and verdict. Never raises and never hangs, whatever the text."""
 
     def chat(self, problem: ProblemT) -> list[dict[str, str]]:
         """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
@@ -57,8 +70,8 @@ class Task(ChatTask[ProblemT]):
     """Generated problems with their prompts, solutions and rewards.
 
     Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
-    `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is that of `ChatTask`. `reward` and
-    `correct` read both: a text with `<answer>...</answer>` as chat, any other as compact.
+    `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is that of `ChatTask`. `grade` reads
+    both: a text with `<answer>...</answer>` as chat, any other as compact. Rewards are in [0, 1].
     """
 
     vocabulary: tuple[str, ...]  # every compact word; special tokens are the tokenizer's own
@@ -90,14 +103,6 @@ class Task(ChatTask[ProblemT]):
     @abstractmethod
     def solution(self, problem: ProblemT, rng: np.random.Generator) -> str:
         """A random correct compact completion, without EOS. ValueError if the problem has none."""
-
-    @abstractmethod
-    def reward(self, problem: ProblemT, text: str) -> float:
-        """Training reward in [0, 1]. Never raises, whatever the text."""
-
-    @abstractmethod
-    def correct(self, problem: ProblemT, text: str) -> bool:
-        """Whether the text solves the problem. Never raises, whatever the text."""
 
 
 def chat_answer(text: str) -> str | None:

@@ -34,7 +34,7 @@ def evaluate(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rul
         model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, batch_size=batch_size
     )
     seconds = time.perf_counter() - started
-    correct = sum(task.correct(p, text) for p, text in zip(problems, out.text, strict=True))
+    correct = sum(task.grade(p, text).correct for p, text in zip(problems, out.text, strict=True))
     gamma = out.trajectory.gamma.mean().item()
     return Evaluation(
         rule=repr(rule),

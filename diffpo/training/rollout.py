@@ -1,6 +1,7 @@
 """Rollouts: fresh problems, G completions each, their rewards and advantages."""
 
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch import Tensor
@@ -40,8 +41,9 @@ def collect(
     out = generate(
         model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, temperature, seed
     )
-    task_reward = torch.tensor([task.reward(p, text) for p, text in zip(problems, out.text, strict=True)])
-    correct = torch.tensor([task.correct(p, text) for p, text in zip(problems, out.text, strict=True)])
+    grades = [task.grade(problem, text) for problem, text in zip(problems, out.text, strict=True)]
+    task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])
+    correct = torch.tensor([grade.correct is True for grade in grades])
     reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)
     return Rollout(out.trajectory, task_reward, reward, correct)
 

@@ -41,7 +41,7 @@ def test_split_is_frozen():
 
 def test_examples_are_correct_and_varied():
     examples = TASK.examples(5000, seed=0)
-    assert all(TASK.correct(read(prompt), completion) for prompt, completion in examples)
+    assert all(TASK.grade(read(prompt), completion).correct for prompt, completion in examples)
     assert {sign for _, completion in examples for sign in "+-*/" if sign in completion} == set("+-*/")
     second_steps = [completion.split(" , ")[1].split()[0] == completion.split()[4] for _, completion in examples]
     assert 0.2 < np.mean(second_steps) < 0.8  # the first result stands on either side
@@ -58,7 +58,7 @@ def test_solutions_cover_every_way():
 def test_own_problems():
     assert key(TASK.problem(np.array([20, 1, 20]), np.int64(99))) == ((1, 20, 20), 99)
     unsolvable = TASK.problem([1, 1, 1], 99)
-    assert TASK.reward(unsolvable, "1 + 1 = 2 , 2 + 1 = 3") == 0.1
+    assert TASK.grade(unsolvable, "1 + 1 = 2 , 2 + 1 = 3").reward == 0.1
     with pytest.raises(ValueError, match="1 1 1 -> 99"):
         TASK.solution(unsolvable, np.random.default_rng(0))
     for numbers, target in [((0, 1, 2), 3), ((1, 2, 21), 3), ((1, 2), 3), ((1, 2, 3, 4), 3), ((1, 2, 3), 0)]:
@@ -102,8 +102,8 @@ def test_prompts():
     ],
 )
 def test_compact_rewards(text, reward):
-    assert TASK.reward(PROBLEM, text) == reward
-    assert TASK.correct(PROBLEM, text) == (reward == 1)
+    assert TASK.grade(PROBLEM, text).reward == reward
+    assert TASK.grade(PROBLEM, text).correct == (reward == 1)
 
 
 @pytest.mark.parametrize(
@@ -132,27 +132,27 @@ def test_compact_rewards(text, reward):
 )
 def test_chat_rewards(answer, reward):
     text = f"7 times 3 is 21.\n</reasoning>\n<answer>\n{answer}\n</answer>"
-    assert TASK.reward(PROBLEM, text) == reward
-    assert TASK.correct(PROBLEM, text) == (reward == 1)
+    assert TASK.grade(PROBLEM, text).reward == reward
+    assert TASK.grade(PROBLEM, text).correct == (reward == 1)
 
 
 def test_first_step_may_not_borrow_its_own_result():
     problem = TASK.problem((1, 3, 11), 33)
-    assert TASK.reward(problem, "21 * 1 = 21 , 3 * 11 = 33") == 0.1
-    assert TASK.reward(problem, "3 * 1 = 3 , 3 * 11 = 33") == 1
+    assert TASK.grade(problem, "21 * 1 = 21 , 3 * 11 = 33").reward == 0.1
+    assert TASK.grade(problem, "3 * 1 = 3 , 3 * 11 = 33").reward == 1
 
 
 def test_chat_values_are_exact():
     """12 * 15 / 20 = 9 passes through 180 or a fraction, which only the chat form allows."""
     problem = TASK.problem((12, 15, 20), 9)
     for answer in ("12 * 15 / 20", "12 / 20 * 15", "12 / (20 / 15)"):
-        assert TASK.correct(problem, f"<answer>{answer}</answer>")
+        assert TASK.grade(problem, f"<answer>{answer}</answer>").correct
 
 
 def test_untagged_chat_text_is_no_answer():
-    assert TASK.reward(PROBLEM, "The answer is 7 * 3 + 11 = 32") == 0
-    assert TASK.reward(PROBLEM, "<answer>7 * 3 + 11") == 0
-    assert TASK.reward(PROBLEM, "<answer>7 * 3</answer> no: <answer>7 * 3 + 11</answer>") == 1
+    assert TASK.grade(PROBLEM, "The answer is 7 * 3 + 11 = 32").reward == 0
+    assert TASK.grade(PROBLEM, "<answer>7 * 3 + 11").reward == 0
+    assert TASK.grade(PROBLEM, "<answer>7 * 3</answer> no: <answer>7 * 3 + 11</answer>").reward == 1
 
 
 def accepted_by_definition(problem, text):
@@ -199,6 +199,6 @@ def test_agrees_with_an_independent_checker_on_mutated_solutions():
             text = with_true_results(text)
             target = int(text[10]) if text[10].isdigit() else 0
             problem = TASK.problem(problem.numbers, target) if 1 <= target <= 99 else problem
-        verdicts.append(TASK.correct(problem, " ".join(text)))
+        verdicts.append(TASK.grade(problem, " ".join(text)).correct)
         assert verdicts[-1] == accepted_by_definition(problem, " ".join(text)), (prompt, text)
     assert 0.2 < np.mean(verdicts) < 0.8

@@ -66,7 +66,7 @@ def test_problems_are_uniform_over_the_keys(chi_square):
 def test_examples_are_right_varied_and_outside_the_test_split():
     test = set(map(tuple, _keys("test").tolist()))
     examples = [(read(prompt), completion) for prompt, completion in TASK.examples(3000, seed=0)]
-    assert all(TASK.correct(problem, completion) for problem, completion in examples)
+    assert all(TASK.grade(problem, completion).correct for problem, completion in examples)
     assert not any(key(problem) in test for problem, _ in examples)
     assert {sign for _, text in examples for sign in "+-*/" if sign in text} == set("+-*/")
     first, second = ([text.split(" , ")[i].split() for _, text in examples] for i in (0, 1))
@@ -95,8 +95,8 @@ def test_examples_are_right_varied_and_outside_the_test_split():
 )
 def test_rewards(text, reward):
     problem = TASK.problem((7, 3, 11, 5), 27)
-    assert TASK.reward(problem, text) == reward
-    assert TASK.correct(problem, text) == (reward == 1)
+    assert TASK.grade(problem, text).reward == reward
+    assert TASK.grade(problem, text).correct == (reward == 1)
 
 
 def test_three_numbers_are_refused():

@@ -57,8 +57,8 @@ def test_countdown_items_of_d1(write):
     assert large == CountdownQuestion((30, 100, 93), 23)
     assert isinstance(small, CountdownProblem)
     assert "[30, 100, 93]" in task.chat(large)[0]["content"]
-    assert task.correct(large, "<reasoning>x</reasoning><answer>30 - (100 - 93) = 23</answer>")
-    assert task.reward(large, "<answer>30 - 93</answer>") == 0.1
+    assert task.grade(large, "<reasoning>x</reasoning><answer>30 - (100 - 93) = 23</answer>").correct
+    assert task.grade(large, "<answer>30 - 93</answer>").reward == 0.1
     assert task.prompt(small) == "7 3 11 -> 32"
     with pytest.raises(ValueError, match="no compact form"):
         task.prompt(large)

@@ -55,9 +55,9 @@ def test_the_number_of_a_text(text, number):
 
 
 def test_correct_compares_values():
-    assert TASK.correct(PROBLEM, r"\boxed{72.00}")
-    assert not TASK.correct(PROBLEM, r"\boxed{720}")
-    assert not TASK.correct(PROBLEM, "nothing")
+    assert TASK.grade(PROBLEM, r"\boxed{72.00}").correct
+    assert not TASK.grade(PROBLEM, r"\boxed{720}").correct
+    assert not TASK.grade(PROBLEM, "nothing").correct
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_correct_compares_values():
     ],
 )
 def test_reward_is_the_published_sum(text, reward):
-    assert TASK.reward(PROBLEM, text) == pytest.approx(reward)
+    assert TASK.grade(PROBLEM, text).reward == pytest.approx(reward)
 
 
 def test_the_perfect_text_has_every_part():
@@ -109,17 +109,17 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
 def test_any_text_has_a_reward(text):
-    reward = TASK.reward(PROBLEM, text)
+    reward = TASK.grade(PROBLEM, text).reward
     assert reward <= 4
-    assert (reward >= 2 - 0.001 * len(text)) if TASK.correct(PROBLEM, text) else reward <= 2
+    assert (reward >= 2 - 0.001 * len(text)) if TASK.grade(PROBLEM, text).correct else reward <= 2
 
 
 @pytest.mark.parametrize(
     "text", ["<reasoning>" + "</reasoning> " * 10**5, "\\boxed{" * 10**5, "<answer>" + "1," * 10**5]
 )
 def test_hostile_texts_are_wrong_at_once(text):
-    assert not TASK.correct(PROBLEM, text)
-    assert TASK.reward(PROBLEM, text) < 1
+    assert not TASK.grade(PROBLEM, text).correct
+    assert TASK.grade(PROBLEM, text).reward < 1
 
 
 def test_chat_asks_for_a_box_after_the_format():

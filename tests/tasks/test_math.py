@@ -102,10 +102,10 @@ def test_rows_hold_the_answer_or_a_solution(task):
 
 def test_the_last_box_is_the_answer(task):
     problem = task.problem_from_row({"problem": "q", "answer": r"\frac{1}{2}"})
-    assert task.correct(problem, r"\boxed{1} no, \boxed{0.5}") is True
-    assert task.correct(problem, r"\boxed{0.5} no, \boxed{1}") is False
-    assert task.correct(problem, "<answer>0.5</answer>") is False
-    assert task.correct(problem, r"\boxed{}") is False
+    assert task.grade(problem, r"\boxed{1} no, \boxed{0.5}").correct is True
+    assert task.grade(problem, r"\boxed{0.5} no, \boxed{1}").correct is False
+    assert task.grade(problem, "<answer>0.5</answer>").correct is False
+    assert task.grade(problem, r"\boxed{}").correct is False
     assert "\\boxed{your answer}" in task.chat(problem)[0]["content"]
 
 
@@ -122,12 +122,12 @@ def test_the_last_box_is_the_answer(task):
 def test_format_reward(task, text, reward):
     assert format_reward(text) == reward
     problem = task.problem_from_row({"problem": "q", "answer": "1"})
-    assert task.reward(problem, text) == reward + 2.0 * (r"\boxed" in text)
+    assert task.grade(problem, text).reward == reward + 2.0 * (r"\boxed" in text)
 
 
 def test_an_undecided_answer_has_no_reward():
     task = Math500(lambda gold, answer: None)
     problem = task.problem_from_row({"problem": "q", "answer": "1"})
-    assert task.correct(problem, r"\boxed{2}") is None
-    assert task.reward(problem, r"\boxed{2}") is None
-    assert task.reward(problem, "no box") == 0.25
+    assert task.grade(problem, r"\boxed{2}").correct is None
+    assert task.grade(problem, r"\boxed{2}").reward is None
+    assert task.grade(problem, "no box").reward == 0.25

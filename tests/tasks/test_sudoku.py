@@ -121,8 +121,8 @@ def test_prompts():
 )
 @pytest.mark.parametrize("form", ["{}", "easy</reasoning>\n<answer>\n{}\n</answer>"], ids=["compact", "chat"])
 def test_rewards(text, reward, correct, form):
-    assert TASK.reward(PROBLEM, form.format(text)) == reward
-    assert TASK.correct(PROBLEM, form.format(text)) == correct
+    assert TASK.grade(PROBLEM, form.format(text)).reward == reward
+    assert TASK.grade(PROBLEM, form.format(text)).correct == correct
 
 
 def test_agrees_with_the_rules_on_mutated_solutions():
@@ -135,6 +135,6 @@ def test_agrees_with_the_rules_on_mutated_solutions():
             cells[random_cells.randrange(16)] = random_cells.choice("01234")
         keeps = all(clue in ("0", cell) for clue, cell in zip(problem.puzzle, cells, strict=True))
         legal = all(sorted(cells[i] for i in unit) == list("1234") for unit in UNITS)
-        verdicts.append(TASK.correct(problem, " ".join(cells)))
+        verdicts.append(TASK.grade(problem, " ".join(cells)).correct)
         assert verdicts[-1] == (keeps and legal)
     assert 0.2 < np.mean(verdicts) < 0.8

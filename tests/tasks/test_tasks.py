@@ -38,8 +38,8 @@ def test_solutions_are_right(task):
             solution = task.solution(problem, rng)
             assert set(task.prompt(problem).split()) | set(solution.split()) <= set(task.vocabulary)
             for text in (solution, solution.replace(" ", ""), f"\n {solution}\n"):
-                assert task.correct(problem, text) is True
-                assert task.reward(problem, text) == 1.0
+                assert task.grade(problem, text).correct is True
+                assert task.grade(problem, text).reward == 1.0
 
 
 @every_task
@@ -83,10 +83,10 @@ TEXTS = st.one_of(
 @given(text=TEXTS)
 def test_any_text_has_a_reward(task, text):
     problem = task.problems("test", 1, seed=0)[0]
-    reward = task.reward(problem, text)
+    reward = task.grade(problem, text).reward
     assert math.isfinite(reward)
     assert 0 <= reward <= 1
-    assert reward == 1 or not task.correct(problem, text)
+    assert reward == 1 or not task.grade(problem, text).correct
 
 
 @every_task
@@ -101,8 +101,8 @@ def test_any_text_has_a_reward(task, text):
 )
 def test_hostile_texts_are_wrong_at_once(task, text):
     problem = task.problems("test", 1, seed=0)[0]
-    assert task.correct(problem, text) is False
-    assert task.reward(problem, text) < 1
+    assert task.grade(problem, text).correct is False
+    assert task.grade(problem, text).reward < 1
 
 
 @pytest.mark.parametrize(

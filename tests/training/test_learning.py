@@ -8,7 +8,7 @@ import torch
 
 from diffpo.config import ModelSize, TrainConfig
 from diffpo.pretrain import build_model
-from diffpo.tasks import Task
+from diffpo.tasks import Grade, Task
 from diffpo.training.trainer import Trainer
 
 DIGITS = "0123"
@@ -37,11 +37,9 @@ class Echo(Task[str]):
     def question(self, problem):
         return f"Repeat {problem}."
 
-    def reward(self, problem, text):
-        return sum(a == b for a, b in zip(problem, text.split(), strict=False)) / 2
-
-    def correct(self, problem, text):
-        return text.split() == list(problem)
+    def grade(self, problem, text):
+        reward = sum(a == b for a, b in zip(problem, text.split(), strict=False)) / 2
+        return Grade(reward, text.split() == list(problem))
 
 
 GAMMAS = (0.5, 0.75, 1.0, 1.5)  # nats; below the entropy of an untrained token, so that decoding starts slow

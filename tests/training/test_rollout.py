@@ -5,7 +5,7 @@ import torch
 
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.models.checkpoints import load
-from diffpo.tasks import get_task
+from diffpo.tasks import Grade, Sudoku, get_task
 from diffpo.training.rollout import collect, priced, speed
 
 
@@ -34,7 +34,8 @@ def test_rollouts_are_keyed_by_their_seed_and_not_by_the_global_generator(rollou
 
 
 def test_only_a_right_answer_is_worth_less_when_it_is_slow(rollouts, monkeypatch):
-    monkeypatch.setattr("diffpo.tasks.Sudoku.correct", lambda self, problem, text: text.startswith("1"))
+    graded = Sudoku.grade
+    monkeypatch.setattr(Sudoku, "grade", lambda *asked: Grade(graded(*asked).reward, asked[2].startswith("1")))
     rollout = rollouts(speed_exponent=1.0)
     factor = speed(rollout.trajectory.nfe, 16)
     assert rollout.correct.any()
