@@ -9,12 +9,12 @@ from diffpo.decoding.rules import (
     PromptThreshold,
     Rule,
 )
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.likelihood.mean_field import trajectory_logprobs
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.tasks.grading import grade
 from diffpo.tasks.task import Grade
+from diffpo.trajectory import Trajectory
 
 __version__ = "0.1.0"
 __all__ = [

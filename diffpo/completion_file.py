@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from diffpo.decoding.generation import Generation
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.prompt_file import Prompt
+from diffpo.trajectory import Trajectory
 
 _ROW_START = '{"index": '  # of every line that `completion_record` makes
 

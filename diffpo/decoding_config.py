@@ -27,8 +27,8 @@ _OF_RULE = {
 _DEFAULT_GAMMA = 0.1
 
 
-class DecodingConfig(Config):
-    """How completions are decoded. A setting of another rule than the chosen one is an error."""
+class RuleConfig(Config):
+    """Which tokens are committed in a step. A setting of another rule than the chosen one is an error."""
 
     rule: RuleName = "auto"
     """which tokens are committed in a step: entropy-bounded (gamma, proxy), confidence (p), factor, fixed (steps) or the threshold that
@@ -43,25 +43,15 @@ class DecodingConfig(Config):
     """of factor; must be given"""
     steps: int | None = Field(None, gt=0)
     """of fixed"""
-    batch_size: int = Field(8, gt=0)
-    """prompts decoded together; it does not change the results"""
-    cache: Literal["none", "prefix", "dual"] = "none"
-    """keys and values kept between refreshes, an approximation: of what stands before the active block, or on both sides of it"""
-    cache_refresh: int | None = Field(None, gt=0)
-    """of cache: steps between exact passes within a block; default only at each block's start"""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """of the weights; default as stored"""
 
     @model_validator(mode="after")
-    def _settings_that_apply(self) -> "DecodingConfig":
+    def _settings_that_apply(self) -> "RuleConfig":
         for name in ("gamma", "proxy", "p", "factor", "steps"):
             if getattr(self, name) is not None and name not in _OF_RULE[self.rule]:
                 owners = ", ".join(rule for rule, names in _OF_RULE.items() if name in names and rule != "auto")
                 raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
         if self.rule == "factor" and self.factor is None:
             raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
-        if self.cache_refresh is not None and self.cache == "none":
-            raise ValueError("cache_refresh: nothing is kept without a cache: add --cache prefix or --cache dual")
         return self
 
     def commit_rule(self, model: MaskedDiffusionLM, gen_length: int) -> Rule:
@@ -81,6 +71,25 @@ class DecodingConfig(Config):
                 return FixedSchedule(self.steps or gen_length)
             case "learned":
                 return PromptThreshold(self.proxy)
+
+
+class DecodingConfig(RuleConfig):
+    """How completions are decoded."""
+
+    batch_size: int = Field(8, gt=0)
+    """prompts decoded together; it does not change the results"""
+    cache: Literal["none", "prefix", "dual"] = "none"
+    """keys and values kept between refreshes, an approximation: of what stands before the active block, or on both sides of it"""
+    cache_refresh: int | None = Field(None, gt=0)
+    """of cache: steps between exact passes within a block; default only at each block's start"""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """of the weights; default as stored"""
+
+    @model_validator(mode="after")
+    def _a_cache_to_refresh(self) -> "DecodingConfig":
+        if self.cache_refresh is not None and self.cache == "none":
+            raise ValueError("cache_refresh: nothing is kept without a cache: add --cache prefix or --cache dual")
+        return self
 
     def stream_options(self) -> dict[str, Any]:
         """What ``stream`` takes beside prompts, lengths and rule."""

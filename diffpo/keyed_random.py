@@ -13,14 +13,16 @@ def uniform(*key: int | Tensor) -> Tensor:
 
     A chain of splitmix64 finalisers (Steele, Lea, Flood 2014) over the key; multiplication wraps modulo 2^64.
     """
-    state = torch.zeros((), dtype=torch.int64)
-    for part in key:
-        part = torch.as_tensor(part, dtype=torch.int64)
-        state = _mix(
-            state + _mix(part + _GOLDEN) + _GOLDEN
-        )  # numbers are no tensors of a device: nothing is copied to it
     # the top 23 bits, centred in their cell: exact in fp32, and never 0 or 1
-    return (_shift_right(state, 41).float() + 0.5) * 2.0**-23
+    return (_shift_right(hashed(*key), 41).float() + 0.5) * 2.0**-23
+
+
+def hashed(*key: int | Tensor) -> Tensor:
+    """64 pseudo-random bits, int64, for each element of the broadcast key parts (ints or int64 tensors)."""
+    state = torch.zeros((), dtype=torch.int64)
+    for part in key:  # numbers are no tensors of a device: nothing is copied to it
+        state = _mix(state + _mix(torch.as_tensor(part, dtype=torch.int64) + _GOLDEN) + _GOLDEN)
+    return state
 
 
 def integer(low: int, high: int, *key: int) -> int:
@@ -30,10 +32,7 @@ def integer(low: int, high: int, *key: int) -> int:
 
 def derive(*key: int) -> int:
     """A 63-bit seed for another generator (numpy, torch) out of a key."""
-    state = torch.zeros((), dtype=torch.int64)
-    for part in key:
-        state = _mix(state + _mix(torch.as_tensor(part, dtype=torch.int64) + _GOLDEN) + _GOLDEN)
-    return int(_shift_right(state, 1).item())
+    return int(_shift_right(hashed(*key), 1).item())
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from safetensors import SafetensorError
 
-from diffpo.config import TrainConfig, fail, nearest, parse
+from diffpo.config import fail
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, write_atomically
-from diffpo.objectives import OBJECTIVES
 from diffpo.tasks import get_task
 from diffpo.training.checkpointing import checkpoints, load_state, save_state
+from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.evaluation import (
     Evaluation,
     check_vocabulary,
@@ -47,7 +47,7 @@ PROGRESS_COLUMNS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done or interrupted with everything saved, 1 diverged; 2 (SystemExit) a user's mistake."""
-    config = parse(TrainConfig, arguments, algorithm_defaults)
+    config = parse_train(arguments)
     try:
         task = get_task(config.task)
         if config.dry_run:
@@ -61,13 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     trainer = Trainer(config, model, task)
     return Run(config, RunFolder(config), trainer, problems).execute()
-
-
-def algorithm_defaults(name: str) -> dict:
-    """The published settings of an objective, by table of the configuration."""
-    if name not in OBJECTIVES:
-        fail(f"algorithm.name: unknown objective {name!r}; nearest: {', '.join(nearest(name, OBJECTIVES))}")
-    return OBJECTIVES[name].defaults
 
 
 class Run:
@@ -170,7 +163,9 @@ class Run:
         if self.interrupted:
             return
         trained, *swept = evaluations
-        draw_curves(lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {config.algorithm.mode}")
+        draw_curves(
+            lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}"
+        )
         best = max(base, key=lambda e: (e.accuracy, -e.nfe))
         summary = {
             "base": {"one_at_a_time": _point(base[0]), "best": {"rule": best.rule, **_point(best)}},

@@ -2,8 +2,8 @@
 
 import pytest
 
-from diffpo.config import PretrainConfig, TrainConfig, nearest, parse
-from diffpo.train import algorithm_defaults
+from diffpo.config import PretrainConfig, nearest, parse
+from diffpo.training.config import TrainConfig, parse_train
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def toml(tmp_path):
 
 
 def train_config(*arguments: str) -> TrainConfig:
-    return parse(TrainConfig, list(arguments), algorithm_defaults)
+    return parse_train(list(arguments))
 
 
 def test_later_sources_win(toml):
     path = toml('seed = 3\n[algorithm]\nname = "d1"\nclip = 0.4\ninner_updates = 5\n')
     config = train_config(path, "--algorithm.inner-updates", "6", "--optimizer.lr", "1e-3")
     assert config.seed == 3
-    assert (config.algorithm.m, config.algorithm.group_size) == (1, 6)  # d1's own
+    assert config.algorithm.group_size == 6  # d1's own
     assert config.algorithm.clip == 0.4  # the file's
     assert config.algorithm.inner_updates == 6  # the flag's
     assert config.optimizer.lr == 1e-3
@@ -37,7 +37,7 @@ def test_the_algorithm_of_a_flag_brings_its_defaults_below_the_file(toml):
     path = toml("[algorithm]\nclip = 0.4\n")
     for flag in (["--algorithm.name", "d1"], ["--algorithm.name=d1"]):
         algorithm = train_config(path, *flag).algorithm
-        assert (algorithm.name, algorithm.mode, algorithm.clip) == ("d1", "model", 0.4)
+        assert (algorithm.name, algorithm.train, algorithm.clip) == ("d1", ("model",), 0.4)
 
 
 def test_without_arguments_the_defaults_hold():
@@ -54,8 +54,15 @@ def test_without_arguments_the_defaults_hold():
         ('updates = "many"', "updates"),
         ("updates = 0", "updates"),
         ("[algorithm]\nclip = nan", "algorithm.clip"),
-        ('[algorithm]\nmode = "jiont"', "algorithm.mode"),
-        ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown objective 'dffpo'; nearest: diffpo"),
+        ('[algorithm]\ntrain = ["modle"]', "algorithm.train.0"),
+        ('[algorithm]\nname = "d1"\nm = 2', "'algorithm.m'"),
+        ('[algorithm]\nname = "d1"\ntrain = ["threshold"]', "algorithm.train.0"),
+        ("[algorithm]\ntrain = []", "algorithm.train"),
+        ("[rollout]\ngamma = 1.0", "rollout.gamma: the threshold is learned"),
+        ('[rollout]\nrule = "fixed"', "rollout.rule: a threshold is trained on rollouts that use it"),
+        ('[algorithm]\nname = "espo"\n[rollout]\nthreshold_gammas = [1.0]', "rollout.threshold_gammas: no threshold"),
+        ('[algorithm]\nname = "d1"\n[rollout]\np = 0.5', "p: is a setting of rule confidence"),
+        ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown algorithm 'dffpo'; nearest: diffpo"),
         ("[algorithm]\nname = 3", "algorithm.name"),
         ('rollout = 3\n[algorithm]\nname = "d1"', "rollout: must be a table, got 3"),
         ("[algorithm]\ngroup_size = 1", "algorithm.group_size"),

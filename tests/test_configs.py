@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import diffpo.train
-from diffpo.config import PretrainConfig, TrainConfig, parse
+from diffpo.config import PretrainConfig, parse
+from diffpo.training.config import parse_train
 
 EVERY = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 PRETRAINING = [path for path in EVERY if path.stem.endswith("-pretrain")]
@@ -41,9 +42,9 @@ def check_values(path: Path, defaults) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path, capsys):
-    config = parse(TrainConfig, [str(path)], diffpo.train.algorithm_defaults)
+    config = parse_train([str(path)])
     assert config.name == path.stem
-    defaults = parse(TrainConfig, ["--algorithm.name", config.algorithm.name], diffpo.train.algorithm_defaults)
+    defaults = parse_train(["--algorithm.name", config.algorithm.name])
     check_values(path, defaults)
     assert diffpo.train.main([str(path), "--dry-run"]) == 0
     assert f'"name": "{path.stem}"' in capsys.readouterr().out
@@ -61,5 +62,5 @@ def test_the_harder_task_trains_the_model_that_its_pretraining_writes():
     base = parse(PretrainConfig, [str(folder / "countdown4-pretrain.toml")])
     for path in folder.glob("countdown4-*.toml"):
         if path not in PRETRAINING:
-            config = parse(TrainConfig, [str(path)], diffpo.train.algorithm_defaults)
+            config = parse_train([str(path)])
             assert (config.model, config.task) == (base.output, base.task)

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
-from diffpo.config import TrainConfig
 from diffpo.decoding.generation import stream
 from diffpo.evaluate import EvaluateConfig, main, wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
+from diffpo.training.config import TrainConfig
 from diffpo.training.item_log import ItemLog
 
 SPECIAL = ["<|endoftext|>", "<|mdm_mask|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

@@ -12,9 +12,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 import diffpo
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.lm_eval_adapter import DiffpoLM, cut, left_to_right
 from diffpo.tasks import Countdown
+from diffpo.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")

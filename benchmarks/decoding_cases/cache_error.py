@@ -13,11 +13,11 @@ import torch
 
 from diffpo.decoding.generation import Generation, generate
 from diffpo.decoding.rules import EntropyBounded, FixedSchedule, Rule
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task, get_task
 from diffpo.training.evaluation import fixed_problems
+from diffpo.trajectory import Trajectory
 
 MODELS = {"tiny-countdown": "countdown", "tiny-sudoku": "sudoku"}
 BLOCK_LENGTH = 4  # of the tasks' 12 and 16 tokens: with a single block there is nothing after it to keep

@@ -29,7 +29,8 @@ from sampler_report import operating_point, pairs
 from seed_statistics import difference, estimate, ratio, text, verdict
 from study import Options, parser, provenance, read, write
 
-from diffpo.config import OptimizerConfig, PretrainConfig, RolloutConfig, fail
+from diffpo.config import PretrainConfig, fail
+from diffpo.training.config import ROLLOUT_PROXY, OptimizerConfig
 
 RATES = {"pretraining's rate": PretrainConfig().lr, "rl's rate": OptimizerConfig().lr}
 BOUND = 0.1  # nats, of the comparison at a fixed bound
@@ -98,7 +99,7 @@ def train(run: Continuation, given: Options) -> None:
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{run.name} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    swept = sweep(str(folder), run.task, RolloutConfig().proxy, heldout, gammas)
+    swept = sweep(str(folder), run.task, ROLLOUT_PROXY, heldout, gammas)
     about = {"arm": run.arm, "task": run.task, "seed": run.seed, "denoiser_calls": run.calls, "flags": run.flags()}
     write(path, about | {"front": swept, "provenance": provenance({"run": FIRST_SEED + run.seed})})
 
@@ -113,7 +114,7 @@ def bases(tasks: tuple[str, ...], given: Options) -> dict[str, dict]:
         ]
         if not any(path.exists() for path in paths):
             heldout, gammas = (16, SMOKE_GAMMAS) if given.smoke else (HELDOUT, GAMMAS)
-            write(paths[1], sweep(f"tiny-{task}", task, RolloutConfig().proxy, heldout, gammas) | {"provenance": provenance({"heldout": 0})})  # fmt: skip
+            write(paths[1], sweep(f"tiny-{task}", task, ROLLOUT_PROXY, heldout, gammas) | {"provenance": provenance({"heldout": 0})})  # fmt: skip
         found[task] = json.loads(next(path for path in paths if path.exists()).read_text())
     return found
 

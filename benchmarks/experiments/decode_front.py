@@ -37,7 +37,7 @@ def decode(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule)
         "nfe": trajectory.nfe.double().mean().item(),
         "tokens_per_forward": (trajectory.length.sum() / trajectory.nfe.sum()).item(),
         "gamma": trajectory.gamma.double().mean().item(),
-        "chosen": trajectory.gamma_bin.tolist() if learned else None,
+        "chosen": trajectory.actions["gamma"].choice.tolist() if learned else None,
     }
 
 

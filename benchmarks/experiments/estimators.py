@@ -38,10 +38,10 @@ SEEDS = 5
 REFERENCES = ("mf", "2mf")  # what every arm is compared with
 MINUTES = {"countdown": 2.5, "sudoku": 2.0}  # one run, one core; exact three times as long
 COMMON = {
-    "algorithm.mode": "model",
+    "algorithm.train": "model",
     "algorithm.kl-coefficient": 0.05,
     "algorithm.prompts-per-update": 32,
-    "algorithm.fresh-views": False,
+    "algorithm.fresh-latents": False,
     "optimizer.lr": 2.5e-4,
     "rollout.proxy": "confidence",
     "updates": 150,

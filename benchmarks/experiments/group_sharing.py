@@ -21,12 +21,12 @@ from study import measurement, provenance, write
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.likelihood.mean_field import trajectory_logprobs
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives.diffpo import draw_boundaries
 from diffpo.tasks import get_task
+from diffpo.trajectory import Trajectory
 
 GROUPS = (4, 8, 16)
 M = 2

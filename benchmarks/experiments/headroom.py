@@ -22,13 +22,13 @@ from rich.table import Table
 from study import in_parts, measurement, provenance, write
 from torch import Tensor
 
-from diffpo.config import RolloutConfig
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.models.checkpoints import load
 from diffpo.models.shared_pass import completion_hidden
 from diffpo.tasks import get_task
+from diffpo.training.config import ROLLOUT_PROXY
 from diffpo.training.evaluation import fixed_problems
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
@@ -52,7 +52,7 @@ class Outcomes(NamedTuple):
 def outcomes(model, task, problems: list) -> Outcomes:
     prompts, solved, nfe = [task.prompt(problem) for problem in problems], [], []
     for gamma in GAMMAS:
-        rule = EntropyBounded(gamma, RolloutConfig().proxy)
+        rule = EntropyBounded(gamma, ROLLOUT_PROXY)
         out = generate(model, prompts, task.gen_length, task.block_length, rule, batch_size=BATCH)
         solved.append(
             [float(task.grade(problem, text).correct) for problem, text in zip(problems, out.text, strict=True)]

@@ -28,9 +28,10 @@ from sampler_figure import draw
 from sampler_report import print_tables, reading, summarise
 from study import Options, Run, existing, parser, provenance, read, train_all, write
 
-from diffpo.config import RolloutConfig, fail
+from diffpo.config import fail
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
+from diffpo.training.config import ROLLOUT_PROXY
 from diffpo.training.evaluation import fixed_problems
 
 SMOKE_ARMS = ("joint",)
@@ -46,7 +47,7 @@ def minutes(run: Run) -> float:
 
 def proxy_of(flags: dict) -> str:
     """The order of commitment a run was trained with."""
-    return flags.get("rollout.proxy", RolloutConfig().proxy)
+    return flags.get("rollout.proxy", ROLLOUT_PROXY)
 
 
 def decode_all(results: list[dict], given: Options) -> None:
@@ -86,7 +87,7 @@ def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool, 
     """`sweep` of the base model in the default order, and every untrained rule of nfe_pareto.py, for its best accuracy of all."""
     from nfe_pareto import rules
 
-    found = sweep(model, task, RolloutConfig().proxy, heldout, gammas, device)
+    found = sweep(model, task, ROLLOUT_PROXY, heldout, gammas, device)
     loaded, its_task = load(model, device), get_task(task)
     problems = fixed_problems(its_task, heldout)
     every = [decode(loaded, its_task, problems, rule) for _, rule in rules(its_task, loaded, quick=smoke)]

@@ -8,7 +8,7 @@ from diffpo.models.threshold import ENTROPY_BOUND_GRID
 
 COMMON = {"heldout": 1000, "compile": True}
 PARALLEL = {
-    "algorithm.fresh-views": False,
+    "algorithm.fresh-latents": False,
     "algorithm.kl-coefficient": 0.01,
     "algorithm.prompts-per-update": 64,
     "optimizer.lr": 2e-4,
@@ -17,9 +17,9 @@ PARALLEL = {
 }
 JOINT = PARALLEL | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
 HALF = JOINT | {"rollout.threshold-gammas": (0.5, 0.75, 1.0, 1.5), "updates": 600}
-FRESH = HALF | {"algorithm.fresh-views": True, "updates": 500}
+FRESH = HALF | {"algorithm.fresh-latents": True, "updates": 500}
 FAST = {"rollout.speed-exponent": 8.0, "rollout.threshold-gammas": (0.5, 1.0, 2.0, 4.0), "updates": 680}
-ALONE = PARALLEL | {"algorithm.mode": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
+ALONE = PARALLEL | {"algorithm.train": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
 WIDE = PARALLEL | {
     "rollout.threshold-gammas": (0.1, 0.5, 1.0, 2.0, 4.0),
     "algorithm.prompts-per-update": 32,
@@ -29,7 +29,7 @@ D1 = {
     "algorithm.name": "d1",
     "rollout.speed-exponent": 0.0,
     "rollout.proxy": "confidence",
-    "algorithm.fresh-views": True,
+    "algorithm.fresh-latents": True,
     "optimizer.lr": 1e-4,
 }
 
@@ -40,7 +40,7 @@ ARMS = {
     "joint": JOINT,
     # at d1's bound, and at larger ones
     "model-0.1": ALONE | {
-        "rollout.gamma": 0.1, "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "algorithm.fresh-views": True, "updates": 220,
+        "rollout.gamma": 0.1, "algorithm.kl-coefficient": 0.05, "optimizer.lr": 2.5e-4, "algorithm.fresh-latents": True, "updates": 220,
     },
     "model-0.5": ALONE | {"rollout.gamma": 0.5, "updates": 600},
     "model-2": ALONE | {"rollout.gamma": 2.0},
@@ -48,7 +48,7 @@ ARMS = {
     "d1": D1 | {"rollout.gamma": 0.1, "updates": 240},
     "d1-2": D1 | {"rollout.gamma": 2.0, "updates": 400},
     "sampler": {
-        "algorithm.mode": "sampler", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100,
+        "algorithm.train": "threshold", "rollout.speed-exponent": 1.0, "rollout.proxy": "confidence", "updates": 100,
         "rollout.threshold-gammas": ENTROPY_BOUND_GRID,
     },
     # the speed reward and the order of commitment, where small and large bounds are to choose from
@@ -61,7 +61,7 @@ ARMS = {
     "fresh": FRESH,
     "fresh-fast": FRESH | FAST,
     "fresh-speed-8": FRESH | {"rollout.speed-exponent": 8.0},
-    "fresh-model-0.5": ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-views": True, "updates": 500},
+    "fresh-model-0.5": ALONE | {"rollout.gamma": 0.5, "algorithm.fresh-latents": True, "updates": 500},
 }  # fmt: skip
 # How many seeds each has: the arms that the targets are about all five, what led to them what it took.
 SEEDS = {

@@ -9,7 +9,7 @@ from rich.table import Table
 from seed_statistics import estimate, ratio, text
 from study import on_one_processor
 
-from diffpo.config import RolloutConfig
+from diffpo.training.config import RolloutConfig
 
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 # what their areas are divided by

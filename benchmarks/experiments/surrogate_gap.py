@@ -23,12 +23,12 @@ from study import digest, in_parts, measurement, provenance, write
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.likelihood.mean_field import trajectory_logprobs
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives.diffpo import EXACT, draw_boundaries
 from diffpo.tasks import Task, get_task
+from diffpo.trajectory import Trajectory
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
 TRAINED_SUDOKU = "sudoku-joint-seed0"
@@ -49,7 +49,7 @@ def gaps(model: MaskedDiffusionLM, trajectory: Trajectory, m: int, views: int) -
     """log pi_true - log pi_surrogate of every scored token [N] in every view: [views, N]; one view where nothing is drawn."""
     found = []
     for view in range(views if m not in (1, EXACT) else 1):
-        logprob = trajectory_logprobs(model, trajectory, draw_boundaries(trajectory.nfe, m, 0, view))
+        logprob = trajectory_logprobs(model, trajectory, draw_boundaries(trajectory.nfe, trajectory.key, m, 0, view))
         found.append((trajectory.logprob - logprob)[trajectory.scored])
     return torch.stack(found)
 

@@ -19,8 +19,8 @@ from diffpo.decoding.rows import Rows, filled_holes
 from diffpo.decoding.rules import Rule
 from diffpo.decoding.step import Hidden, Sampling, commit, exact_hidden, first_position, set_thresholds, without_prompt
 from diffpo.decoding.stopping import StopStrings
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.trajectory import Action, Trajectory
 
 _WIDTHS = 64  # prompt widths of static steps are multiples of this
 
@@ -236,8 +236,26 @@ class Decoder:
             tokens.masked_fill_(rows.commit_step == 0, eos_id)
             length = (first_position(tokens, eos_id) + 1).clamp(max=rows.gen_length)
         ids = ids.to(tokens.device)
-        return Trajectory(self.prompt_ids[ids], self.prompt_mask[ids], tokens, rows.commit_step, rows.logprob, rows.entropy, rows.gamma,
-                          rows.gamma_bin, rows.gamma_logprob, rows.nfe, length, self.model.mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip
+        actions = {"gamma": Action(rows.gamma_bin, rows.gamma_logprob)} if self.settings.rule.draws_gamma else {}
+        return Trajectory(
+            prompt_ids=self.prompt_ids[ids],
+            prompt_mask=self.prompt_mask[ids],
+            tokens=tokens,
+            commit_step=rows.commit_step,
+            logprob=rows.logprob,
+            entropy=rows.entropy,
+            gamma=rows.gamma,
+            nfe=rows.nfe,
+            length=length,
+            key=rows.row_id,
+            group=rows.row_id,
+            version=torch.zeros_like(rows.row_id),
+            mask_id=self.model.mask_id,
+            temperature=sampling.temperature,
+            block_length=self.settings.block_length,
+            cfg_scale=sampling.cfg_scale,
+            actions=actions,
+        )
 
 
 def _halved(rows: int, error: str, settings: Settings) -> int:

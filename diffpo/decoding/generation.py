@@ -12,8 +12,8 @@ from diffpo.decoding.decoder import Finished, Settings, denoise
 from diffpo.decoding.rules import FixedSchedule, Rule
 from diffpo.decoding.step import Sampling
 from diffpo.decoding.stopping import check_stop, cut
-from diffpo.decoding.trajectory import Trajectory
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.trajectory import Trajectory
 
 Prompts = Sequence[str] | Sequence[list[dict[str, str]]] | Sequence[Tensor] | Tensor
 

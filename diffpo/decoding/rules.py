@@ -60,9 +60,11 @@ class Threshold(NamedTuple):
 
 
 class Rule:
-    """A commit rule. ``stops_at_eos``: a row ends once every token before its first EOS is committed."""
+    """A commit rule. ``stops_at_eos``: a row ends once every token before its first EOS is committed; ``draws_gamma``: `thresholds`
+    are the bins of a learned threshold, which a trajectory records among its actions."""
 
     stops_at_eos = True
+    draws_gamma = False
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         """ValueError if the rule cannot decode this many prompts with this model and these lengths."""
@@ -196,6 +198,8 @@ class PromptThreshold(Rule):
 
     ``proxy``: the order of commitment; None takes the one the threshold was trained with.
     """
+
+    draws_gamma = True
 
     def __init__(self, proxy: str | None = None, sample: bool = False):
         self.proxy, self.sample = proxy if proxy is None else _checked_proxy(proxy), sample

@@ -5,93 +5,58 @@ tau_j < s(k):
 
     m = 1          log pi(o_k | c, z_0)                       mean field (d1)
     m = 2          from z_0 if s(k) <= tau, else from z_tau    two-times mean field (DiFFPO, arXiv 2510.02212)
+    every s steps  from z_{s j}                               merged trace (TraceRL, d2)
     all T steps    log pi(o_k | c, z_{s(k)-1})                the true likelihood
 
-Shapes: B rollouts, L completion positions, P prompt positions, U distinct prompts, N tokens to score, D hidden size.
+Shapes: B rollouts, L completion positions, P latents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from diffpo.decoding.trajectory import Trajectory
-from diffpo.models.shared_pass import completion_hidden
+from diffpo.likelihood.latents import Latents
+from diffpo.likelihood.score import score
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo_kernels import linear_logprob
+from diffpo.trajectory import Trajectory
 
 
-@dataclass(frozen=True)
-class Scores:
-    """logprob: fp32 [B, L], nats, 0 where nothing was committed; gamma_logprob: fp32 [B], log pi(gamma | c), 0 without one."""
-
-    logprob: Tensor
-    gamma_logprob: Tensor
-
-    def detach(self) -> "Scores":
-        return Scores(self.logprob.detach(), self.gamma_logprob.detach())
-
-
-def trajectory_logprobs(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Tensor:
+def trajectory_logprobs(
+    model: MaskedDiffusionLM,
+    trajectory: Trajectory,
+    boundaries: Sequence[int | Tensor],
+    tokens_at_once: int | None = None,
+) -> Tensor:
     """Log-probs [B, L] (fp32, nats) of the committed tokens; boundaries [0] = mean field, range(T) = exact.
 
     Each boundary is an int or an int64 tensor [B]; the first is 0 and they never decrease within a row. Tokens are scored at
     the trajectory's temperature (at 1 for a greedy one) with the mask token excluded, as they were drawn. Equal latents are
-    evaluated once: rows that share a prompt share z_0, so m boundaries cost at most B (m - 1) + U denoiser calls.
-    Differentiable.
+    evaluated once: rows that share a prompt share z_0, so m boundaries cost at most B (m - 1) + U denoiser calls for U distinct prompts.
+    tokens_at_once: as in `score`. Differentiable.
     """
-    return score(model, trajectory, boundaries).logprob
+    return score(model, trajectory, mean_field(trajectory, boundaries), tokens_at_once).tokens()
 
 
-def score(model: MaskedDiffusionLM, trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Scores:
-    """As ``trajectory_logprobs``, with the log-probs of the learned thresholds, which come with the z_0 pass."""
-    _check_boundaries(boundaries, len(trajectory))
-    if trajectory.cfg_scale != 0:
-        raise ValueError(
-            f"the trajectory was decoded with cfg_scale {trajectory.cfg_scale}: guided draws have no model likelihood"
-        )
-    steps = trajectory.commit_step
-    boundaries = [torch.as_tensor(tau, device=steps.device).expand(len(steps))[:, None] for tau in boundaries]
-    ends = [*boundaries[1:], torch.full_like(boundaries[0], torch.iinfo(torch.int64).max)]
-    positions = torch.arange(steps.shape[1], device=steps.device)
-    hidden, hidden_rows = [], 0  # [U L, D] of each latent, together [hidden_rows, D]
-    hidden_row_BL = torch.zeros_like(steps)  # where each token is scored from
-    gamma_logprob = None
-    for tau, end in zip(boundaries, ends, strict=True):
+def mean_field(trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> Latents:
+    """The latents z_{tau_j}, each of which scores the tokens committed after it and by the next; a latent that scores none is left out.
+
+    boundaries: as in `trajectory_logprobs`; ValueError if they are not so.
+    """
+    steps, rollouts = trajectory.commit_step, len(trajectory)
+    _check_boundaries(boundaries, rollouts)
+    device = steps.device
+    taus = [torch.as_tensor(tau, device=device).expand(rollouts)[:, None] for tau in boundaries]
+    ends = [*taus[1:], torch.full_like(taus[0], torch.iinfo(torch.int64).max)]
+    row, masked, span = [], [], []
+    for tau, end in zip(taus, ends, strict=True):
         span_BL = (steps > tau) & (steps <= end)
-        rows = span_BL.any(dim=1) if hidden else torch.ones_like(trajectory.nfe, dtype=torch.bool)
-        if not rows.any():
-            continue
-        part = trajectory[rows]
-        hidden_ULD, source_R = completion_hidden(model, part.prompt_ids, part.prompt_mask, part.latent(tau[rows, 0]))
-        if not hidden:  # z_0, the pass from which the threshold was read
-            gamma_logprob = _gamma_logprob(model, trajectory, hidden_ULD, source_R)
-        source_B = torch.zeros_like(trajectory.nfe).masked_scatter_(rows, source_R)
-        row_BL = hidden_rows + source_B[:, None] * len(positions) + positions
-        hidden_row_BL = torch.where(span_BL, row_BL, hidden_row_BL)
-        hidden.append(hidden_ULD.flatten(0, 1))
-        hidden_rows += len(hidden[-1])
-    # one call, so that what it keeps for the backward pass is bounded once and not once per boundary
-    logprob_N = linear_logprob(
-        hidden,
-        model.lm_head.weight,
-        trajectory.tokens[trajectory.committed],
-        temperature=trajectory.temperature or 1.0,
-        banned_ids=[model.mask_id],
-        rows=hidden_row_BL[trajectory.committed],
-    )
-    logprob_BL = logprob_N.new_zeros(steps.shape).masked_scatter(trajectory.committed, logprob_N)
-    return Scores(logprob_BL, gamma_logprob)
-
-
-def _gamma_logprob(model, trajectory: Trajectory, hidden_ULD: Tensor, source_B: Tensor) -> Tensor:
-    chosen = trajectory.gamma_bin >= 0
-    if model.threshold is None or not chosen.any():
-        return torch.zeros_like(trajectory.gamma_logprob)
-    logprob_BG = model.threshold(hidden_ULD)[source_B]
-    return torch.where(chosen, logprob_BG.gather(1, trajectory.gamma_bin.clamp(min=0)[:, None])[:, 0], 0.0)
+        kept = span_BL.any(dim=1).nonzero()[:, 0]
+        row.append(kept)
+        span.append(span_BL[kept])
+        masked.append((steps[kept] == 0) | (steps[kept] > tau[kept]))
+    return Latents(torch.cat(row), torch.cat(masked), torch.cat(span).float())
 
 
 def _check_boundaries(boundaries: Sequence[int | Tensor], rows: int) -> None:

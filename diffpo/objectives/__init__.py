@@ -1,8 +1,13 @@
-"""RL objectives, one file each: a likelihood estimator, a loss and its defaults; selected by name."""
+"""RL algorithms, one file each: settings, latents, signal and loss; selected by name."""
 
-from diffpo.objectives import d1, diffpo
-from diffpo.objectives.objective import Objective
+from diffpo.objectives import d1, diffpo, espo, tracerl
+from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective
 
-OBJECTIVES: dict[str, type[Objective]] = {"diffpo": diffpo.Diffpo, "d1": d1.D1}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "diffpo": diffpo.Diffpo,
+    "d1": d1.D1,
+    "espo": espo.Espo,
+    "tracerl": tracerl.TraceRL,
+}
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = ["OBJECTIVES", "AlgorithmConfig", "Batch", "Loss", "Objective"]

@@ -4,29 +4,52 @@
     J     = E mean over the batch's tokens of  min( rho_k A_i, clip(rho_k, 1 - eps, 1 + eps) A_i )  -  beta KL(pi_theta || pi_ref)
 
 c' is the prompt with each token masked independently with probability .15, drawn anew for each inner update and shared by a
-group, theta, old and reference. This is DiFFPO's loss with m = 1, so only the settings differ.
+group, theta, old and reference.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from diffpo.objectives.diffpo import Diffpo
+from pydantic import Field
+
+from diffpo.config import Nats, Positive
+from diffpo.likelihood.latents import Latents
+from diffpo.likelihood.mean_field import mean_field
+from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective, masked_prompts
+from diffpo_kernels import surrogate_loss
 
 
-class D1(Diffpo):
+class D1Config(AlgorithmConfig):
     """d1's published settings."""
 
-    defaults: ClassVar[dict[str, dict[str, Any]]] = {
-        "algorithm": {
-            "m": 1,
-            "importance_correction": False,
-            "mode": "model",
-            "clip": 0.5,
-            "kl_coefficient": 0.04,
-            "inner_updates": 12,
-            "fresh_views": True,
-            "group_size": 6,
-            "normalisation": "token",
-            "prompt_mask_probability": 0.15,
-        },
-        "rollout": {"speed_exponent": 0.0},  # correctness alone
-    }
+    name: Literal["d1"] = "d1"
+    train: tuple[Literal["model"]] = ("model",)
+    clip: Positive = 0.5
+    kl_coefficient: Nats = 0.04
+    inner_updates: int = Field(12, gt=0)
+    group_size: int = Field(6, ge=2)
+    fresh_latents: bool = True
+    prompt_mask_probability: float = Field(0.15, ge=0, le=1)
+
+
+class D1(Objective):
+    """The model alone, by the mean-field likelihood."""
+
+    Config = D1Config
+    rollout: ClassVar[dict[str, Any]] = {"speed_exponent": 0.0}  # correctness alone
+    separable = True
+
+    def latents(self, batch, *key) -> Latents:
+        return masked_prompts(mean_field(batch.trajectory, [0]), batch, self.config.prompt_mask_probability, *key)
+
+    def loss(self, batch, signal, new, old, reference) -> Loss:
+        return Loss(*surrogate_loss(
+            logprob=new.tokens(),
+            old=old.tokens(),
+            advantage=signal,
+            mask=batch.trajectory.scored,
+            reference=reference.tokens() if reference else None,
+            clip=self.config.clip,
+            kl_coefficient=self.config.kl_coefficient if reference else 0.0,
+            normalisation="token",
+            importance_correction=False,
+        ))  # fmt: skip

@@ -1,53 +1,97 @@
-"""What an objective offers the trainer: a random view of the rollouts to score, and a loss on that view."""
+"""What an algorithm is: its settings, the latents to score, what each rollout's score is pushed by, and a loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from diffpo.config import AlgorithmConfig
-from diffpo.decoding.trajectory import Trajectory
-from diffpo.likelihood.mean_field import Scores, score
-from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo_kernels.surrogate_loss import SurrogateLoss
+from diffpo.config import Config, Nats
+from diffpo.keyed_random import uniform
+from diffpo.likelihood.latents import Latents, Scores
+from diffpo.trajectory import Trajectory
+
+
+class AlgorithmConfig(Config):
+    """What every algorithm has. Each adds its own settings; one that it does not have is refused."""
+
+    name: str
+    train: tuple[Literal["model", "threshold"], ...] = Field(("model",), min_length=1)
+    """what is trained: the model, the threshold policy, or both; the rest is frozen"""
+    advantage: Literal["mean", "std", "leave_one_out"] = "mean"
+    """reward less the group's mean, also divided by its standard deviation, or less the mean of the others"""
+    group_size: int = Field(8, ge=2)
+    prompts_per_update: int = Field(64, gt=0)
+    inner_updates: int = Field(2, gt=0)
+    """optimizer steps per batch of rollouts"""
+    fresh_latents: bool = False
+    """draw what is random about the latents anew for each inner update; without it once per batch, so that old and reference scores are
+    computed once: a quarter fewer denoiser calls an update"""
+    kl_coefficient: Nats = 0.01
+    """weight of the KL to the starting model"""
 
 
 @dataclass(frozen=True)
-class View:
-    """The random part of one inner update, or of all of a batch's: theta, old and reference must all be scored on the very same view.
-
-    trajectory: the rollouts, their prompts possibly masked; boundaries: of the mean-field family, ints or [B].
-    """
+class Batch:
+    """B rollouts to learn from, whole groups. reward, advantage: fp32 [B]."""
 
     trajectory: Trajectory
-    boundaries: Sequence[int | Tensor]
+    reward: Tensor
+    advantage: Tensor
 
-    def score(self, model: MaskedDiffusionLM) -> Scores:
-        return score(model, self.trajectory, self.boundaries)
+    def __len__(self) -> int:
+        return len(self.trajectory)
+
+    def __getitem__(self, rows) -> "Batch":
+        return Batch(self.trajectory[rows], self.reward[rows], self.advantage[rows])
+
+
+class Loss(NamedTuple):
+    """value: differentiable scalar; metrics: detached tensors by name."""
+
+    value: Tensor
+    metrics: dict[str, Tensor]
 
 
 class Objective(ABC):
-    """An RL algorithm. ``defaults``: its published settings, by table of ``config.TrainConfig``, applied before the user's own."""
+    """An RL algorithm.
 
-    defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    Config: its settings, with the published defaults; rollout: the published settings of its rollouts, below the user's own;
+    separable: the loss is a sum over tokens, each scored from one latent, whose normalisers do not depend on the scores: its gradient can
+    then be taken part by part (``training/update.py``).
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]]
+    rollout: ClassVar[dict[str, Any]] = {}
+    separable: ClassVar[bool] = False
 
     def __init__(self, config: AlgorithmConfig):
         self.config = config
 
     @abstractmethod
-    def view(self, trajectory: Trajectory, *key: int) -> View:
-        """Draw a view, for one inner update or all of a batch's (``AlgorithmConfig.fresh_views``); ``key`` seeds it."""
+    def latents(self, batch: Batch, *key: int) -> Latents:
+        """What is scored, the same for theta, old and reference. Random draws are keyed by ``key`` and the rollouts' own keys."""
+
+    def signal(self, batch: Batch, old: Scores | None, reference: Scores | None) -> Tensor:
+        """[B] or [B, L], once a batch, over whole groups and without a gradient; the advantage by default.
+
+        old is None in the first inner update, where it equals theta's own.
+        """
+        return batch.advantage
 
     @abstractmethod
-    def loss(
-        self, trajectory: Trajectory, advantage: Tensor, new: Scores, old: Scores, reference: Scores | None
-    ) -> SurrogateLoss:
-        """Loss and diagnostics, a pure function. advantage: [B]; new, old, reference: scores of one and the same view."""
+    def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
+        """A pure function of the whole batch, differentiable in ``new`` alone; all scores are of the same latents."""
 
 
-def threshold_first(gamma_value_B: Tensor, token_values_BL: Tensor) -> Tensor:
-    """[B, 1 + L]: the threshold is one more token, in front of the completion's."""
-    return torch.cat([gamma_value_B[:, None], token_values_BL], dim=1)
+def masked_prompts(latents: Latents, batch: Batch, probability: float, *key: int) -> Latents:
+    """The latents behind prompts whose tokens are masked with a probability each, alike for the members of a group."""
+    if probability == 0:
+        return latents
+    trajectory = batch.trajectory
+    # counted from the prompt's end, so that padding plays no part
+    position = torch.arange(trajectory.prompt_ids.shape[1], 0, -1, device=trajectory.tokens.device)
+    masked = uniform(*key, trajectory.group[:, None], position) < probability
+    return replace(latents, prompt_masked=masked[latents.row])

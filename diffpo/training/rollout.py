@@ -1,16 +1,17 @@
 """Rollouts: fresh problems, G completions each, their rewards and advantages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import torch
 from torch import Tensor
 
-from diffpo.decoding.generation import generate
+from diffpo.decoding.generation import encode_prompts, generate
 from diffpo.decoding.rules import Rule
-from diffpo.decoding.trajectory import Trajectory
+from diffpo.keyed_random import derive
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
+from diffpo.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,43 @@ def collect(
     temperature: float,
     speed_exponent: float,
     seed: int,
+    update: int = 0,
+    tokens_at_once: int | None = None,
 ) -> Rollout:
-    """Decode ``group_size`` completions of each of ``prompts`` fresh training problems; ``seed`` keys problems and draws."""
-    problems = [problem for problem in task.problems("train", prompts, seed) for _ in range(group_size)]
+    """Decode ``group_size`` completions of each of ``prompts`` fresh training problems, the problems keyed by (seed, update).
+
+    A rollout's key is its number in the run, a group's likewise; ``seed`` and the key decide its draws. update: of the weights, and the
+    trajectory's version. tokens_at_once: of the network, prompt and completion together; None: all at once.
+    """
+    problems = [problem for problem in task.problems("train", prompts, derive(seed, update)) for _ in range(group_size)]
+    texts = [task.prompt(problem) for problem in problems]
+    key = torch.arange(len(problems)) + update * len(problems)
     out = generate(
-        model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, temperature, seed
-    )
+        model, texts, task.gen_length, task.block_length, rule, temperature, seed, row_ids=key,
+        batch_size=rows_at_once(model, texts, task.gen_length, tokens_at_once),
+    )  # fmt: skip
+    trajectory = out.trajectory
+    version = torch.full_like(trajectory.key, update)
+    trajectory = replace(trajectory, group=trajectory.key // group_size, version=version)
     grades = [task.grade(problem, text) for problem, text in zip(problems, out.text, strict=True)]
     task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])
     correct = torch.tensor([grade.correct is True for grade in grades])
     reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)
-    return Rollout(out.trajectory, task_reward, reward, correct)
+    return Rollout(trajectory, task_reward, reward, correct)
+
+
+def rows_at_once(
+    model: MaskedDiffusionLM, prompts: list[str], gen_length: int, tokens_at_once: int | None
+) -> int | None:
+    """How many prompts may be decoded together. ValueError if not even one may."""
+    if tokens_at_once is None:
+        return None
+    width = encode_prompts(model, prompts)[0].shape[1] + gen_length
+    if tokens_at_once < width:
+        raise ValueError(
+            f"update.tokens_at_once: must be at least {width}, the length of one sequence, got {tokens_at_once}"
+        )
+    return tokens_at_once // width
 
 
 def priced(task_reward: Tensor, correct: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffpo.config import TrainConfig, fail
+from diffpo.config import fail
 from diffpo.models.file_replacement import write_atomically
+from diffpo.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from diffpo.evaluate import EvaluateConfig

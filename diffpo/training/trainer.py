@@ -9,16 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from diffpo.config import TrainConfig
-from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
 from diffpo.keyed_random import derive
+from diffpo.likelihood.score import score
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.objectives import OBJECTIVES
+from diffpo.objectives import OBJECTIVES, Batch
 from diffpo.tasks import Task
+from diffpo.training.config import TrainConfig
 from diffpo.training.rollout import Rollout, collect, group_advantage
+from diffpo.training.update import accumulate_gradient
 
 MAX_CONSECUTIVE_SKIPS = 3
-_ROLLOUT, _VIEW = 0, 1  # purposes in the random key
+_ROLLOUT, _LATENTS = 0, 1  # purposes in the random key
 
 
 class TrainingDivergedError(RuntimeError):
@@ -32,16 +33,12 @@ class Trainer:
         self.config, self.model, self.task = config, model, task
         algorithm = config.algorithm
         self.objective = OBJECTIVES[algorithm.name](algorithm)
-        if algorithm.mode == "model":
-            self.rule: Rule = EntropyBounded(config.rollout.gamma, config.rollout.proxy)
-            self.evaluation_rule: Rule = self.rule
-        else:
-            wanted = (config.rollout.threshold_gammas, config.rollout.proxy)
+        self.rule, self.evaluation_rule = config.rollout.rules(model, task.gen_length, config.trains_threshold)
+        if config.trains_threshold:
+            wanted = (config.rollout.bins, self.rule.proxy)
             if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_proxy) != wanted:
                 model.add_threshold(*wanted)
-            self.rule = PromptThreshold(config.rollout.proxy, sample=True)
-            self.evaluation_rule = PromptThreshold(config.rollout.proxy)
-        anchored = algorithm.kl_coefficient > 0 and algorithm.mode != "sampler"  # a frozen model cannot drift
+        anchored = algorithm.kl_coefficient > 0 and "model" in algorithm.train  # a frozen model cannot drift
         self.reference = copy.deepcopy(model).requires_grad_(False) if anchored else None
         if config.compile:
             for network in filter(None, (self.model, self.reference)):
@@ -54,13 +51,15 @@ class Trainer:
         self._seconds: Counter[str] = Counter()
 
     def _optimizer(self) -> torch.optim.AdamW:
-        settings, model = self.config.optimizer, self.model
+        settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
         threshold = list(model.threshold.parameters()) if model.threshold else []
         trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.")]
-        for parameter in trunk:
-            parameter.requires_grad_(self.config.algorithm.mode != "sampler")
-        groups = [{"params": trunk, "lr": settings.lr}, {"params": threshold, "lr": settings.threshold_lr}]
-        groups = [group | {"base_lr": group["lr"]} for group in groups if group["params"]]
+        groups = []
+        for name, parameters, lr in (("model", trunk, settings.lr), ("threshold", threshold, settings.threshold_lr)):
+            for parameter in parameters:
+                parameter.requires_grad_(name in trained)
+            if parameters:
+                groups.append({"params": parameters, "lr": lr, "base_lr": lr})
         return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
 
     def step(self) -> dict:
@@ -75,7 +74,9 @@ class Trainer:
         # means of the loss, its KL included, therefore run over the groups that do.
         kept = varied.repeat_interleave(algorithm.group_size)
         if varied.any():
-            metrics |= self._optimise(rollout.trajectory[kept], advantage[kept].to(self.model.device))
+            device = self.model.device
+            batch = Batch(rollout.trajectory, rollout.reward.to(device), advantage.to(device))
+            metrics |= self._optimise(batch[kept.to(device)])
         self.update += 1
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
         self._seconds.clear()
@@ -96,35 +97,41 @@ class Trainer:
             rule=self.rule,
             temperature=rollout.temperature,
             speed_exponent=rollout.speed_exponent,
-            seed=derive(self.config.seed, _ROLLOUT, self.update),
+            seed=derive(self.config.seed, _ROLLOUT),
+            update=self.update,
+            tokens_at_once=self.config.update.tokens_at_once,
         )
 
-    def _optimise(self, trajectory, advantage: Tensor) -> dict:
-        """All inner updates on one batch; theta starts as old, so the first view needs no separate old scores."""
-        algorithm = self.config.algorithm
-        views = [
-            self.objective.view(trajectory, self.config.seed, _VIEW, self.update, drawn)
-            for drawn in range(algorithm.inner_updates if algorithm.fresh_views else 1)
+    def _optimise(self, batch: Batch) -> dict:
+        """All inner updates on one batch; theta starts as old, so the first latents need no separate old scores."""
+        algorithm, tokens = self.config.algorithm, self.config.update.tokens_at_once
+        drawn = [
+            self.objective.latents(batch, self.config.seed, _LATENTS, draw)
+            for draw in range(algorithm.inner_updates if algorithm.fresh_latents else 1)
         ]
         with self._phase("score"), torch.no_grad():
-            old = {drawn: views[drawn].score(self.model) for drawn in range(1, len(views))}
-            reference = [view.score(self.reference) if self.reference else None for view in views]
+            t = batch.trajectory
+            old = [None, *(score(self.model, t, latents, tokens) for latents in drawn[1:])]
+            reference = [score(self.reference, t, latents, tokens) if self.reference else None for latents in drawn]
+            signals = [self.objective.signal(batch, *scores) for scores in zip(old, reference, strict=True)]
         of_updates = []
         totals: Counter[str] = Counter()  # of the means over the inner updates
         with self._phase("update"):
             for inner in range(algorithm.inner_updates):
-                drawn = inner % len(views)
-                new = views[drawn].score(self.model)
-                scores = new, old.setdefault(drawn, new.detach()), reference[drawn]
-                loss, diagnostics = self.objective.loss(views[drawn].trajectory, advantage, *scores)
-                of_updates.append(diagnostics)
-                totals.update({name: value / algorithm.inner_updates for name, value in self._apply(loss).items()})
+                i = inner % len(drawn)
+                self.optimizer.zero_grad()
+                loss, new = accumulate_gradient(
+                    self.model, self.objective, batch, drawn[i], signals[i], old[i], reference[i], tokens
+                )
+                old[i] = old[i] or new
+                of_updates.append(loss.metrics)
+                totals.update(
+                    {name: value / algorithm.inner_updates for name, value in self._apply(loss.value).items()}
+                )
         return mean_diagnostics(of_updates) | totals
 
     def _apply(self, loss: Tensor) -> dict:
         """One optimizer step, or none when the loss or the gradient is not finite."""
-        self.optimizer.zero_grad()
-        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self.optimizer.zero_grad()
@@ -158,9 +165,9 @@ class Trainer:
             "gamma": trajectory.gamma.mean().item(),
             "length": trajectory.length.float().mean().item(),
         }
-        if self.config.algorithm.mode != "model":
-            bins = len(self.model.threshold.gammas)
-            metrics["gamma_histogram"] = torch.bincount(trajectory.gamma_bin.clamp(min=0), minlength=bins).tolist()
+        if "gamma" in trajectory.actions:
+            bins, chosen = len(self.model.threshold.gammas), trajectory.actions["gamma"].choice
+            metrics["gamma_histogram"] = torch.bincount(chosen.clamp(min=0), minlength=bins).tolist()
         return metrics
 
     @contextmanager

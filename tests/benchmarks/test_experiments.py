@@ -328,11 +328,11 @@ def test_a_front_of_another_run_is_refused(tmp_path: Path, capsys) -> None:
 def test_joint_is_what_the_defaults_of_training_are() -> None:
     import sampler_arms
 
-    from diffpo.config import TrainConfig, parse
-    from diffpo.train import algorithm_defaults
+    from diffpo.training.config import ROLLOUT_PROXY, TrainConfig, parse_train
 
     flags = [part for flag, value in sampler_arms.ARMS["joint"].items() for part in study.as_flag(flag, value)]
-    assert parse(TrainConfig, flags, algorithm_defaults) == TrainConfig()
+    written_out = {"rollout": {"proxy": ROLLOUT_PROXY}}  # what the default stands for
+    assert parse_train(flags) == TrainConfig(**written_out)
 
 
 def test_a_continuation_spends_the_calls_of_the_joint_run(given, capsys) -> None:
@@ -350,11 +350,10 @@ def test_a_continuation_spends_the_calls_of_the_joint_run(given, capsys) -> None
 def test_every_run_has_valid_flags_and_a_name_of_its_own(name: str) -> None:
     import importlib
 
-    from diffpo.config import TrainConfig, parse
-    from diffpo.train import algorithm_defaults
+    from diffpo.training.config import parse_train
 
     runs = importlib.import_module(name).runs(2, ("countdown", "sudoku"))
     assert len({run.name for run in runs}) == len(runs)
     for run in (run for run in runs if run.seed == 0):
         flags = [part for flag, value in run.flags.items() for part in study.as_flag(flag, value)]
-        parse(TrainConfig, flags, algorithm_defaults)
+        parse_train(flags)

@@ -7,7 +7,7 @@ import torch
 
 from diffpo.decoding import generation
 from diffpo.decoding.decoder import denoise
-from diffpo.decoding.trajectory import Trajectory
+from diffpo.trajectory import Trajectory
 
 
 @pytest.fixture

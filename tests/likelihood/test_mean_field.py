@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import diffpo
-from diffpo.likelihood.mean_field import score, trajectory_logprobs
+from diffpo.likelihood.mean_field import mean_field, trajectory_logprobs
+from diffpo.likelihood.score import score
 
 MASK = 2
 BINS = (0.0, 0.5, 2.0)
@@ -102,10 +103,10 @@ def test_members_of_a_group_share_the_first_evaluation(rollouts, forward_rows):
     assert rows == [3]
     with forward_rows(model) as rows:
         trajectory_logprobs(model, trajectory, [0, 1])
-    assert rows == [3, int((trajectory.nfe > 1).sum())]
+    assert rows == [3 + int((trajectory.nfe > 1).sum())]
     with forward_rows(model) as rows:
         trajectory_logprobs(model, trajectory, range(T))
-    assert rows == [3, *(int((trajectory.nfe > t).sum()) for t in range(1, T))]
+    assert rows == [3 + sum(int((trajectory.nfe > t).sum()) for t in range(1, T))]
     # the order of the rows plays no part, nor which copy of a prompt comes first
     order = torch.tensor([4, 0, 2, 5, 1, 3])
     with torch.no_grad():
@@ -166,25 +167,27 @@ def test_threshold_log_probabilities_come_with_the_first_pass(random_model, rand
     model.threshold.linear.weight.data.mul_(0.3), model.threshold.linear.bias.data.zero_()
     prompts = [prompt for prompt in random_prompts(model, [3, 7, 5]) for _ in range(2)]
     trajectory = diffpo.generate(model, prompts, 8, 4, diffpo.PromptThreshold(sample=True), 1.0, seed=8).trajectory
-    assert len(trajectory.gamma_bin.unique()) > 1
+    drawn = trajectory.actions["gamma"]
+    assert len(drawn.choice.unique()) > 1
     with forward_rows(model) as rows:
-        scores = score(model, trajectory, [0])
+        scores = score(model, trajectory, mean_field(trajectory, [0])).actions["gamma"]
     assert rows == [3]
-    torch.testing.assert_close(scores.gamma_logprob, trajectory.gamma_logprob, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, drawn.logprob, rtol=1e-4, atol=1e-5)
     for b in range(len(trajectory)):
         prompt = trajectory.prompt_ids[b][trajectory.prompt_mask[b]]
         hidden = model(torch.cat([prompt, torch.full((8,), MASK)])[None])[0, -8:].mean(dim=0)
         scores_of_bins = model.threshold.linear.weight @ hidden + model.threshold.linear.bias
-        expected = scores_of_bins.log_softmax(dim=0)[trajectory.gamma_bin[b]]
-        torch.testing.assert_close(scores.gamma_logprob[b], expected, rtol=1e-4, atol=1e-5)
-    gradient = torch.autograd.grad(scores.gamma_logprob.sum(), model.threshold.linear.weight)[0]
+        expected = scores_of_bins.log_softmax(dim=0)[drawn.choice[b]]
+        torch.testing.assert_close(scores[b], expected, rtol=1e-4, atol=1e-5)
+    gradient = torch.autograd.grad(scores.sum(), model.threshold.linear.weight)[0]
     assert gradient.abs().max() > 0
 
 
-def test_threshold_log_probabilities_are_zero_for_other_rules(rollouts):
+def test_other_rules_draw_no_threshold(rollouts):
     for changes in ({}, {"threshold_gammas": BINS}):
         model, trajectory = rollouts(seed=8, **changes)
-        assert (score(model, trajectory, [0]).gamma_logprob == 0).all()
+        assert trajectory.actions == {}
+        assert score(model, trajectory, mean_field(trajectory, [0])).actions == {}
 
 
 def test_public_name():

@@ -1,20 +1,31 @@
 """d1: mean-field likelihood behind a randomly masked prompt, in a clipped token-level loss with a k3 KL."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 import diffpo
-from diffpo.config import AlgorithmConfig
-from diffpo.objectives import OBJECTIVES
+from diffpo.likelihood.score import network_inputs, score
+from diffpo.objectives import Batch
+from diffpo.objectives.d1 import D1, D1Config
 
 MASK, PAD = 2, 0
 
 
 def d1(**changes):
-    objective = OBJECTIVES["d1"]
-    return objective(AlgorithmConfig(**{"name": "d1"} | objective.defaults["algorithm"] | changes))
+    return D1(D1Config(**changes))
+
+
+def batch_of(trajectory, group_size, advantage=None):
+    advantage = torch.zeros(len(trajectory)) if advantage is None else torch.tensor(advantage)
+    return Batch(replace(trajectory, group=trajectory.key // group_size), advantage, advantage)
+
+
+def prompts_of(batch, latents):
+    """The prompt ids that the network reads, one row a rollout."""
+    return network_inputs(batch.trajectory, latents, latents.row.argsort())[0]
 
 
 @pytest.fixture
@@ -31,60 +42,70 @@ def rollouts(random_model, random_prompts):
 
 
 def test_published_defaults():
-    defaults = OBJECTIVES["d1"].defaults["algorithm"]
-    assert OBJECTIVES["d1"].defaults["rollout"] == {"speed_exponent": 0.0}, "d1 rewards correctness alone"
+    assert D1.rollout == {"speed_exponent": 0.0}, "d1 rewards correctness alone"
     published = {
         "clip": 0.5, "kl_coefficient": 0.04, "inner_updates": 12, "group_size": 6, "prompt_mask_probability": 0.15,
-        "importance_correction": False, "m": 1, "normalisation": "token", "fresh_views": True,
+        "fresh_latents": True, "train": ("model",),
     }  # fmt: skip
-    assert {name: defaults[name] for name in published} == published
-    AlgorithmConfig(name="d1", **defaults)
+    config = D1Config()
+    assert {name: getattr(config, name) for name in published} == published
+
+
+@pytest.mark.parametrize("name", ["m", "importance_correction", "weight_cap", "normalisation"])
+def test_settings_that_d1_does_not_have_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        D1Config(**{name: 1})
 
 
 def test_prompt_tokens_are_masked_at_the_given_rate(rollouts):
     _, trajectory = rollouts([30, 22] * 20, 2)
-    objective, masked, total = d1(group_size=2), 0, 0
+    objective, batch, masked, total = d1(), batch_of(trajectory, 2), 0, 0
     for inner in range(4):
-        view = objective.view(trajectory, 3, inner)
-        masked += (view.trajectory.prompt_ids == MASK).sum().item() / 2
+        ids = prompts_of(batch, objective.latents(batch, 3, inner))
+        masked += (ids == MASK).sum().item() / 2
         total += trajectory.prompt_mask.sum().item() / 2
     assert masked / total == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / total) ** 0.5)
 
 
 def test_only_prompt_tokens_change(rollouts):
     _, trajectory = rollouts([9, 4, 6], 2)
-    before = trajectory.prompt_ids.clone()
-    view = d1(group_size=2, prompt_mask_probability=0.5).view(trajectory, 1)
-    changed = view.trajectory.prompt_ids != trajectory.prompt_ids
+    batch, before = batch_of(trajectory, 2), trajectory.prompt_ids.clone()
+    latents = d1(prompt_mask_probability=0.5).latents(batch, 1)
+    ids = prompts_of(batch, latents)
+    changed = ids != trajectory.prompt_ids
     assert changed.any()
-    assert (view.trajectory.prompt_ids[changed] == MASK).all()
+    assert (ids[changed] == MASK).all()
     assert not changed[~trajectory.prompt_mask].any()
     assert torch.equal(trajectory.prompt_ids, before), "the rollouts themselves stay as they were"
-    for name in ("prompt_mask", "tokens", "commit_step", "logprob", "nfe", "length"):
-        assert torch.equal(getattr(view.trajectory, name), getattr(trajectory, name))
-    assert list(view.boundaries) == [0]
-    extreme = [d1(prompt_mask_probability=p).view(trajectory, 1).trajectory.prompt_ids for p in (0.0, 1.0)]
+    assert latents.masked.all(), "the mean field"
+    extreme = [prompts_of(batch, d1(prompt_mask_probability=p).latents(batch, 1)) for p in (0.0, 1.0)]
     assert torch.equal(extreme[0], trajectory.prompt_ids)
     assert torch.equal(extreme[1], trajectory.prompt_ids.masked_fill(trajectory.prompt_mask, MASK))
 
 
 def test_a_group_shares_its_mask_and_groups_differ(rollouts, forward_rows):
     model, trajectory = rollouts([20, 20, 20], 4)
-    view = d1(group_size=4, prompt_mask_probability=0.5).view(trajectory, 1, 2)
-    masks = (view.trajectory.prompt_ids == MASK).reshape(3, 4, 20)
+    batch = batch_of(trajectory, 4)
+    latents = d1(prompt_mask_probability=0.5).latents(batch, 1, 2)
+    masks = (prompts_of(batch, latents) == MASK).reshape(3, 4, 20)
     assert (masks == masks[:, :1]).all()
     assert len(masks[:, 0].unique(dim=0)) == 3
     with forward_rows(model) as rows:
-        view.score(model)
+        score(model, trajectory, latents)
     assert rows == [3]
 
 
-def test_masks_are_a_function_of_the_key(rollouts):
-    _, trajectory = rollouts([20], 2)
-    objective = d1(group_size=2)
-    ids = [objective.view(trajectory, *key).trajectory.prompt_ids for key in ((1, 0), (1, 0), (1, 1))]
+def test_masks_are_a_function_of_keys_and_not_of_places_or_padding(rollouts):
+    _, trajectory = rollouts([20, 8], 2)
+    objective, batch = d1(prompt_mask_probability=0.5), batch_of(trajectory, 2)
+    ids = [prompts_of(batch, objective.latents(batch, *key)) for key in ((1, 0), (1, 0), (1, 1))]
     assert torch.equal(ids[0], ids[1])
     assert not torch.equal(ids[0], ids[2])
+    half = batch[torch.tensor([3, 2])]
+    narrow = replace(half.trajectory, prompt_ids=half.trajectory.prompt_ids[:, -8:],
+                     prompt_mask=half.trajectory.prompt_mask[:, -8:])  # fmt: skip
+    half = Batch(narrow, half.reward, half.advantage)
+    assert torch.equal(prompts_of(half, objective.latents(half, 1, 0)), ids[0][[3, 2], -8:])
 
 
 def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs):
@@ -95,19 +116,19 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs):
         for model in (theta, reference):
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    objective = d1(group_size=2)
-    view = objective.view(trajectory, 8)
-    assert (view.trajectory.prompt_ids == MASK).any()
-    advantage = torch.tensor([1.0, -1.0, 0.4, -0.4, 2.0, -2.0])
+    objective, batch = d1(), batch_of(trajectory, 2, [1.0, -1.0, 0.4, -0.4, 2.0, -2.0])
+    advantage, latents = batch.advantage, objective.latents(batch, 8)
+    masked = replace(trajectory, prompt_ids=prompts_of(batch, latents))
+    assert (masked.prompt_ids == MASK).any()
     with torch.no_grad():
-        old_scores, reference_scores = view.score(old_model), view.score(reference)
-    loss, diagnostics = objective.loss(view.trajectory, advantage, view.score(theta), old_scores, reference_scores)
+        old_scores, reference_scores = (score(model, trajectory, latents) for model in (old_model, reference))
+    loss, metrics = objective.loss(batch, advantage, score(theta, trajectory, latents), old_scores, reference_scores)
 
     mean_field = [[0]] * 6
-    new = naive_logprobs(theta, view.trajectory, mean_field)
+    new = naive_logprobs(theta, masked, mean_field)
     with torch.no_grad():
-        old = naive_logprobs(old_model, view.trajectory, mean_field)
-        ref = naive_logprobs(reference, view.trajectory, mean_field)
+        old = naive_logprobs(old_model, masked, mean_field)
+        ref = naive_logprobs(reference, masked, mean_field)
     terms, clipped = [], 0
     for i in range(6):
         for k in range(int(trajectory.length[i])):
@@ -119,7 +140,7 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs):
     expected = sum(terms) / len(terms)
     assert clipped > 0
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    assert diagnostics["clip_fraction"] == pytest.approx(clipped / len(terms))
+    assert metrics["clip_fraction"] == pytest.approx(clipped / len(terms))
     parameters = list(theta.parameters())
     gradients = (torch.autograd.grad(value, parameters) for value in (loss, expected))
     for a, b in zip(*gradients, strict=True):

@@ -2,14 +2,15 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 import diffpo
-from diffpo.config import AlgorithmConfig
-from diffpo.objectives import OBJECTIVES
-from diffpo.objectives.diffpo import draw_boundaries
+from diffpo.likelihood.score import network_inputs, score
+from diffpo.objectives import Batch
+from diffpo.objectives.diffpo import Diffpo, DiffpoConfig, draw_boundaries
 
 MASK = 2
 BINS = (0.5, 1.5, 4.0)
@@ -24,10 +25,16 @@ def perturbed(model, seed, size):
     return other
 
 
-def loss_of(objective, model, view, advantage, old):
-    """The loss of a model on a view; old None: the model itself is the old one."""
-    new = view.score(model)
-    return objective.loss(view.trajectory, advantage, new, old or new, None)
+def loss_of(objective, model, batch, latents, old=None, reference=None):
+    """The loss of a model on latents; old None: the model itself is the old one."""
+    new = score(model, batch.trajectory, latents)
+    return objective.loss(batch, batch.advantage, new, old or new.detach(), reference)
+
+
+def batch_of(trajectory, advantage=(1.0, -1.0, 0.5, -0.5, 2.0, -1.5)):
+    """Rollouts in groups of two."""
+    advantage = torch.tensor(advantage)
+    return Batch(replace(trajectory, group=trajectory.key // 2), advantage, advantage)
 
 
 def naive_loss(config, new, old, reference, behaviour, scored, advantage):
@@ -75,7 +82,7 @@ def gamma_logprobs(model, trajectory):
         prompt = trajectory.prompt_ids[b][trajectory.prompt_mask[b]]
         hidden = model(torch.cat([prompt, torch.full((L,), MASK)])[None])[0, -L:].mean(dim=0)
         scores = model.threshold.linear.weight @ hidden + model.threshold.linear.bias
-        values.append(scores.log_softmax(dim=0)[trajectory.gamma_bin[b]])
+        values.append(scores.log_softmax(dim=0)[trajectory.actions["gamma"].choice[b]])
     return torch.stack(values)
 
 
@@ -92,10 +99,10 @@ def rollouts(random_model, random_prompts):
     return build
 
 
-def rows_of_boundaries(view):
-    """The view's boundaries as one list per row."""
-    B = len(view.trajectory)
-    return torch.stack([torch.as_tensor(tau).expand(B) for tau in view.boundaries], dim=1).tolist()
+def rows_of_boundaries(trajectory, m, *key):
+    """The boundaries of the objective's latents as one list per row."""
+    boundaries = draw_boundaries(trajectory.nfe, trajectory.key, m, *key, 0)
+    return torch.stack([torch.as_tensor(tau).expand(len(trajectory)) for tau in boundaries], dim=1).tolist()
 
 
 CASES = {
@@ -116,20 +123,18 @@ CASES = {
 def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs, learned, changes):
     model, trajectory = rollouts(19, learned)
     theta, reference = perturbed(model, 1, 0.03), perturbed(model, 2, 0.02)
-    config = AlgorithmConfig(mode="joint" if learned else "model", group_size=2, **changes)
-    objective = OBJECTIVES["diffpo"](config)
-    view = objective.view(trajectory, 5, 8)
-    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -1.5])
-    with torch.no_grad():
-        old_scores, reference_scores = view.score(model), view.score(reference)
+    config = DiffpoConfig(train=("model", "threshold") if learned else ("model",), **{"kl_coefficient": 0.0} | changes)
+    objective, batch = Diffpo(config), batch_of(trajectory)
+    latents, advantage = objective.latents(batch, 5, 8), batch.advantage
     use_kl = config.kl_coefficient > 0
-    loss, _ = objective.loss(
-        view.trajectory, advantage, view.score(theta), old_scores, reference_scores if use_kl else None
-    )
+    with torch.no_grad():
+        old_scores = score(model, trajectory, latents)
+        reference_scores = score(reference, trajectory, latents) if use_kl else None
+    loss, _ = loss_of(objective, theta, batch, latents, old_scores, reference_scores)
     parameters = list(theta.parameters())
     gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    boundaries = rows_of_boundaries(view)
+    boundaries = rows_of_boundaries(trajectory, config.m, 5, 8)
     new = naive_logprobs(theta, trajectory, boundaries)
     with torch.no_grad():
         old = naive_logprobs(model, trajectory, boundaries)
@@ -167,30 +172,28 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs, learned,
 
 def test_the_exact_surrogate_needs_no_correction(rollouts):
     model, trajectory = rollouts(12)
-    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -1.5])
-    losses = []
+    batch, losses = batch_of(trajectory), []
     for correction in (True, False):
-        objective = OBJECTIVES["diffpo"](AlgorithmConfig(m=0, importance_correction=correction))
-        losses.append(loss_of(objective, model, objective.view(trajectory, 1), advantage, None))
-    torch.testing.assert_close(losses[0].loss, losses[1].loss, rtol=1e-4, atol=1e-5)
-    assert losses[0].diagnostics["ess"] == pytest.approx(1, abs=1e-4)
+        objective = Diffpo(DiffpoConfig(m=0, importance_correction=correction))
+        losses.append(loss_of(objective, model, batch, objective.latents(batch, 1)))
+    torch.testing.assert_close(losses[0].value, losses[1].value, rtol=1e-4, atol=1e-5)
+    assert losses[0].metrics["ess"] == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("correction", [True, False])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed threshold", "joint"])
 def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, correction):
     model, trajectory = rollouts(19, learned)
-    config = AlgorithmConfig(mode="joint" if learned else "model", importance_correction=correction, weight_cap=1.1)
-    objective = OBJECTIVES["diffpo"](config)
-    view = objective.view(trajectory, 5, 8)
+    train = ("model", "threshold") if learned else ("model",)
+    objective = Diffpo(DiffpoConfig(train=train, importance_correction=correction, weight_cap=1.1))
+    batch = batch_of(trajectory)
     with torch.no_grad():
-        scores = view.score(model)
-    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -1.5])
-    diagnostics = objective.loss(view.trajectory, advantage, scores, scores, None).diagnostics
+        scores = score(model, trajectory, objective.latents(batch, 5, 8))
+    diagnostics = objective.loss(batch, batch.advantage, scores, scores, None).metrics
     quarter = (trajectory.commit_step - 1) * 4 // trajectory.nfe[:, None]
     for q in range(4):
         chosen = trajectory.scored & (quarter == q)
-        gap = (trajectory.logprob - scores.logprob)[chosen].double()
+        gap = (trajectory.logprob - scores.tokens())[chosen].double()
         uncapped = (-gap).exp()
         weight = uncapped.clamp(max=1.1) if correction else torch.ones_like(gap)
         expected = {
@@ -209,24 +212,39 @@ def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, correction):
 
 def test_the_first_inner_update_takes_the_model_itself_as_old(rollouts):
     model, trajectory = rollouts(13)
-    objective = OBJECTIVES["diffpo"](AlgorithmConfig())
-    view, advantage = objective.view(trajectory, 1), torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -1.5])
+    objective, batch = Diffpo(DiffpoConfig()), batch_of(trajectory)
+    latents = objective.latents(batch, 1)
     with torch.no_grad():
-        old = view.score(model)
+        old = score(model, trajectory, latents)
     parameters = list(model.parameters())
-    first = loss_of(objective, model, view, advantage, None)
-    same = loss_of(objective, model, view, advantage, old)
-    torch.testing.assert_close(first.loss, same.loss, rtol=1e-5, atol=1e-6)
-    for a, b in zip(*(torch.autograd.grad(out.loss, parameters) for out in (first, same)), strict=True):
+    first = loss_of(objective, model, batch, latents)
+    same = loss_of(objective, model, batch, latents, old)
+    torch.testing.assert_close(first.value, same.value, rtol=1e-5, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad(out.value, parameters) for out in (first, same)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert first.diagnostics["ratio_max"] == 1
-    assert first.diagnostics["clip_fraction"] == 0
+    assert first.metrics["ratio_max"] == 1
+    assert first.metrics["clip_fraction"] == 0
+
+
+def test_the_thresholds_behaviour_is_the_recorded_one(rollouts):
+    """Rollouts of other weights: w_0 is pi_old(gamma) over the probability at which gamma was drawn."""
+    model, trajectory = rollouts(13)
+    stale = perturbed(model, 3, 0.2)
+    objective, batch = Diffpo(DiffpoConfig(m=0, weight_cap=float("inf"))), batch_of(trajectory)
+    with torch.no_grad():
+        scores = score(stale, trajectory, objective.latents(batch, 1))
+    weight = (scores.actions["gamma"] - trajectory.actions["gamma"].logprob).exp()
+    assert (weight - 1).abs().max() > 0.05
+    tokens = (scores.tokens() - trajectory.logprob)[trajectory.scored].exp()
+    expected = torch.cat([weight, tokens]).mean()
+    got = objective.loss(batch, batch.advantage, scores, scores, None).metrics["weight_mean"]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_zero_advantage_is_no_gradient(rollouts):
     model, trajectory = rollouts(13)
-    objective = OBJECTIVES["diffpo"](AlgorithmConfig())
-    loss = loss_of(objective, model, objective.view(trajectory, 1), torch.zeros(6), None).loss
+    objective, batch = Diffpo(DiffpoConfig(kl_coefficient=0.0)), batch_of(trajectory, [0.0] * 6)
+    loss = loss_of(objective, model, batch, objective.latents(batch, 1)).value
     assert loss == 0
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert all((g == 0).all() for g in gradients)
@@ -234,39 +252,41 @@ def test_zero_advantage_is_no_gradient(rollouts):
 
 def test_a_rewarded_threshold_becomes_more_probable(rollouts):
     model, trajectory = rollouts(14)
-    objective = OBJECTIVES["diffpo"](AlgorithmConfig(mode="sampler"))
+    objective = Diffpo(DiffpoConfig(train=("threshold",)))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     head = list(model.threshold.parameters())
     for parameter in head:
         parameter.requires_grad_(True)
-    view = objective.view(trajectory, 1)
-    before = view.score(model).gamma_logprob.detach()
-    advantage = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    loss = loss_of(objective, model, view, advantage, None).loss
+    batch = batch_of(trajectory, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    latents = objective.latents(batch, 1)
+    before = score(model, trajectory, latents).actions["gamma"].detach()
+    loss = loss_of(objective, model, batch, latents).value
     with torch.no_grad():
         for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
             parameter -= 0.1 * gradient
-    assert view.score(model).gamma_logprob[0] > before[0]
+    assert score(model, trajectory, latents).actions["gamma"][0] > before[0]
 
 
-def test_a_view_is_a_function_of_its_key(rollouts):
+def test_latents_are_a_function_of_their_key(rollouts):
     _, trajectory = rollouts(15)
-    objective = OBJECTIVES["diffpo"](AlgorithmConfig())
-    views = [rows_of_boundaries(objective.view(trajectory, *key)) for key in ((1, 2), (1, 2), (1, 3))]
-    assert views[0] == views[1] != views[2]
+    objective, batch = Diffpo(DiffpoConfig()), batch_of(trajectory)
+    first, again, other = (objective.latents(batch, *key).masked for key in ((1, 2), (1, 2), (1, 3)))
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
 
 
 def test_prompt_mask_probability_is_honoured(rollouts):
     _, trajectory = rollouts(15)
-    objective = OBJECTIVES["diffpo"](AlgorithmConfig(prompt_mask_probability=1.0))
-    view = objective.view(trajectory, 1)
-    assert (view.trajectory.prompt_ids[trajectory.prompt_mask] == MASK).all()
+    batch = batch_of(trajectory)
+    latents = Diffpo(DiffpoConfig(prompt_mask_probability=1.0)).latents(batch, 1)
+    prompt_ids, real, _ = network_inputs(trajectory, latents, torch.arange(len(latents)))
+    assert (prompt_ids[real] == MASK).all()
 
 
 def test_boundaries_are_uniform_for_each_row(chi_square):
     nfe = torch.tensor([1, 2, 5, 12]).repeat(3000)
-    zero, tau = draw_boundaries(nfe, 2, 4, 5)
+    zero, tau = draw_boundaries(nfe, torch.arange(len(nfe)), 2, 4, 5)
     assert zero == 0
     assert tau.shape == nfe.shape
     assert tau.dtype == torch.int64
@@ -278,7 +298,7 @@ def test_boundaries_are_uniform_for_each_row(chi_square):
 @pytest.mark.parametrize("m", [3, 4])
 def test_several_boundaries_are_independent_draws_in_order(chi_square, m):
     T = 4
-    first, *rest = draw_boundaries(torch.full((6000,), T), m, 7)
+    first, *rest = draw_boundaries(torch.full((6000,), T), torch.arange(6000), m, 7)
     assert first == 0
     assert len(rest) == m - 1
     drawn = torch.stack(rest, dim=1)
@@ -292,13 +312,14 @@ def test_several_boundaries_are_independent_draws_in_order(chi_square, m):
 
 def test_other_numbers_of_boundaries():
     nfe = torch.tensor([3, 6, 2])
-    assert draw_boundaries(nfe, 1, 0) == [0]
-    assert draw_boundaries(nfe, 0, 0) == [0, 1, 2, 3, 4, 5]
+    assert draw_boundaries(nfe, torch.arange(3), 1, 0) == [0]
+    assert draw_boundaries(nfe, torch.arange(3), 0, 0) == [0, 1, 2, 3, 4, 5]
 
 
-def test_boundaries_depend_on_the_key_and_not_on_the_rows_that_follow():
-    nfe = torch.full((200,), 50)
-    (_, tau), (_, again), (_, other) = (draw_boundaries(nfe, 2, *key) for key in ((1, 2), (1, 2), (1, 3)))
+def test_boundaries_depend_on_keys_and_not_on_places():
+    nfe, rollouts = torch.full((200,), 50), torch.arange(200) * 7 + 3
+    (_, tau), (_, again), (_, other) = (draw_boundaries(nfe, rollouts, 2, *key) for key in ((1, 2), (1, 2), (1, 3)))
     assert torch.equal(tau, again)
     assert not torch.equal(tau, other)
-    assert torch.equal(draw_boundaries(nfe[:20], 2, 1, 2)[1], tau[:20])
+    shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:80]
+    assert torch.equal(draw_boundaries(nfe[shuffled], rollouts[shuffled], 2, 1, 2)[1], tau[shuffled])

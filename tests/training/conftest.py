@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import diffpo.train
-from diffpo.config import ModelSize, TrainConfig
+from diffpo.config import ModelSize
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.models.checkpoints import load
 from diffpo.pretrain import build_model
 from diffpo.tasks import get_task
+from diffpo.training.config import TrainConfig
 from diffpo.training.trainer import Trainer
 
 SIZE = ModelSize(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
@@ -53,9 +54,10 @@ def train(flags, monkeypatch):
 def make_trainer(sudoku_model):
     """make_trainer(**AlgorithmConfig fields) -> Trainer on the sudoku model."""
 
-    def build(rollout: dict | None = None, compile: bool = False, **algorithm) -> Trainer:
-        algorithm = {"prompts_per_update": 4, "group_size": 4} | algorithm
-        config = TrainConfig(task="sudoku", updates=4, compile=compile, algorithm=algorithm, rollout=rollout or {})
+    def build(rollout: dict | None = None, compile: bool = False, update: dict | None = None, **algorithm) -> Trainer:
+        algorithm = {"name": "diffpo", "prompts_per_update": 4, "group_size": 4} | algorithm
+        config = TrainConfig(task="sudoku", updates=4, compile=compile, algorithm=algorithm, rollout=rollout or {},
+                             update=update or {})  # fmt: skip
         return Trainer(config, load(sudoku_model), get_task("sudoku"))
 
     return build

@@ -23,7 +23,7 @@ def poison_loss(monkeypatch, calls: set[int]) -> None:
         nonlocal count
         count += 1
         result = loss(self, *arguments)
-        return result._replace(loss=result.loss * math.nan) if count in calls else result
+        return result._replace(value=result.value * math.nan) if count in calls else result
 
     monkeypatch.setattr(Diffpo, "loss", poisoned)
 

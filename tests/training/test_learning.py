@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffpo.config import ModelSize, TrainConfig
+from diffpo.config import ModelSize
 from diffpo.pretrain import build_model
 from diffpo.tasks import Grade, Task
+from diffpo.training.config import TrainConfig
 from diffpo.training.trainer import Trainer
 
 DIGITS = "0123"
@@ -50,8 +51,8 @@ def train(updates: int, speed_exponent: float = 1.0, **algorithm) -> list[dict]:
     size = ModelSize(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     config = TrainConfig(
         updates=updates,
-        algorithm={"prompts_per_update": 32, "group_size": 8} | algorithm,
-        rollout={"speed_exponent": speed_exponent, "threshold_gammas": GAMMAS},
+        algorithm={"name": "diffpo", "prompts_per_update": 32, "group_size": 8} | algorithm,
+        rollout={"speed_exponent": speed_exponent} | ({} if algorithm else {"threshold_gammas": GAMMAS}),
         optimizer={"lr": 5e-3, "threshold_lr": 0.05, "warmup_updates": 5},
     )
     task = Echo()
@@ -75,6 +76,6 @@ def test_reward_rises_and_decoding_gets_faster():
 
 @pytest.mark.slow
 def test_d1_learns_too():
-    metrics = train(60, 0.0, name="d1", mode="model", m=1, importance_correction=False, clip=0.5, normalisation="token")
+    metrics = train(60, 0.0, name="d1", inner_updates=2, kl_coefficient=0.01, prompt_mask_probability=0.0)
     assert mean(metrics[:5], "reward") < 0.3
     assert mean(metrics[-10:], "reward") > 0.55

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from diffpo.decoding.rules import EntropyBounded, PromptThreshold
+from diffpo.decoding.rules import EntropyBounded, FixedSchedule, PromptThreshold
+from diffpo.tasks import Grade
 
 
 def changed_parameters(trainer, updates: int = 2) -> set[str]:
@@ -15,31 +16,39 @@ def changed_parameters(trainer, updates: int = 2) -> set[str]:
     return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
 
 
-@pytest.mark.parametrize("mode", ["joint", "model", "sampler"])
-def test_a_mode_changes_exactly_its_parameters(make_trainer, mode):
-    trainer = make_trainer(mode=mode)
+@pytest.mark.parametrize("train", [("model", "threshold"), ("model",), ("threshold",)], ids=str)
+def test_what_is_trained_changes_and_nothing_else(make_trainer, train):
+    trainer = make_trainer(train=train)
     names = {name for name, _ in trainer.model.named_parameters()}
     threshold = {name for name in names if name.startswith("threshold.")}
-    expected = {"joint": names, "model": names - threshold, "sampler": threshold}[mode]
-    assert bool(threshold) == (mode != "model")
+    expected = (threshold if "threshold" in train else set()) | (names - threshold if "model" in train else set())
+    assert bool(threshold) == ("threshold" in train)
     assert changed_parameters(trainer) == expected
 
 
-def test_model_mode_leaves_an_existing_threshold_alone(make_trainer, sudoku_model, tmp_path):
+def test_training_the_model_leaves_an_existing_threshold_alone(make_trainer, sudoku_model, tmp_path):
     make_trainer().model.save(tmp_path)
-    trainer = make_trainer(mode="model")
+    trainer = make_trainer(train=("model",))
     trainer.model.add_threshold((0.0, 1.0))
     trainer = type(trainer)(trainer.config, trainer.model, trainer.task)
     assert not any(name.startswith("threshold.") for name in changed_parameters(trainer))
 
 
-def test_rules_of_the_modes(make_trainer):
-    joint, model = make_trainer(), make_trainer({"gamma": 0.25, "proxy": "margin"}, mode="model")
+def test_rules_of_the_rollouts(make_trainer):
+    joint, model = make_trainer(), make_trainer({"gamma": 0.25, "proxy": "margin"}, train=("model",))
     assert isinstance(joint.rule, PromptThreshold)
     assert joint.rule.sample
     assert not joint.evaluation_rule.sample
     assert isinstance(model.rule, EntropyBounded)
     assert (model.rule.gamma.item(), model.rule.proxy) == (0.25, "margin")
+    alone = make_trainer(train=("model",)).rule
+    assert (alone.gamma.item(), alone.proxy) == (pytest.approx(0.1), "confidence")
+
+
+def test_d1_is_rolled_out_as_published(make_trainer):
+    trainer = make_trainer({"rule": "fixed", "steps": 8}, name="d1", inner_updates=1)
+    assert isinstance(trainer.rule, FixedSchedule)
+    assert trainer.step()["nfe"] == 8
 
 
 def test_bins_other_than_the_model_was_trained_with_start_a_fresh_threshold(make_trainer):
@@ -51,13 +60,14 @@ def test_bins_other_than_the_model_was_trained_with_start_a_fresh_threshold(make
 @pytest.mark.parametrize(
     "algorithm",
     [
-        {"name": "d1", "mode": "model", "m": 1, "prompt_mask_probability": 0.15, "normalisation": "token",
-         "importance_correction": False, "kl_coefficient": 0.04, "inner_updates": 3},
+        {"name": "d1", "inner_updates": 3},
+        {"name": "espo"},
+        {"name": "tracerl", "merged_steps": 3},
         {"m": 0},
         {"m": 3, "kl_coefficient": 0.1, "advantage": "leave_one_out"},
         {"m": 1, "importance_correction": False, "advantage": "std", "inner_updates": 1},
     ],
-    ids=["d1", "exact", "three-times mean field", "mean field"],
+    ids=["d1", "espo", "tracerl", "exact", "three-times mean field", "mean field"],
 )  # fmt: skip
 def test_objectives_run_with_finite_metrics(make_trainer, algorithm):
     trainer = make_trainer(**algorithm)
@@ -76,7 +86,7 @@ def test_d1_runs_from_the_command_line_with_its_published_settings(train, tmp_pa
 
 def test_equal_rewards_leave_the_model_alone_and_are_counted(make_trainer, monkeypatch):
     trainer = make_trainer({"speed_exponent": 0.0}, kl_coefficient=0.0)
-    monkeypatch.setattr(trainer.task, "reward", lambda problem, text: 0.5)
+    monkeypatch.setattr(trainer.task, "grade", lambda problem, text: Grade(0.5, False))
     before = trainer.denoiser_calls.copy()
     assert changed_parameters(trainer, updates=1) == set()
     assert trainer.step()["zero_advantage_fraction"] == 1
@@ -85,8 +95,9 @@ def test_equal_rewards_leave_the_model_alone_and_are_counted(make_trainer, monke
 
 def test_nan_rewards_are_dropped(make_trainer, monkeypatch):
     trainer = make_trainer()
-    reward = trainer.task.reward
-    monkeypatch.setattr(trainer.task, "reward", lambda p, text: math.nan if text.startswith("1") else reward(p, text))
+    grade = trainer.task.grade
+    nothing = Grade(math.nan, False)
+    monkeypatch.setattr(trainer.task, "grade", lambda p, text: nothing if text.startswith("1") else grade(p, text))
     metrics = trainer.step()
     assert math.isfinite(metrics["reward"])
     assert math.isfinite(metrics["loss"])
@@ -111,13 +122,13 @@ def test_compiled_layers_train_alike(make_trainer):
     assert metrics[1]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-3)
 
 
-def test_one_view_a_batch_scores_old_and_reference_once(make_trainer, monkeypatch):
+def test_latents_drawn_once_a_batch_are_scored_by_old_and_reference_once(make_trainer, monkeypatch):
     trainer = make_trainer(inner_updates=3)
     scored, loss = [], trainer.objective.loss
 
-    def spy(trajectory, advantage, new, old, reference):
+    def spy(batch, signal, new, old, reference):
         scored.append((new, old, reference))
-        return loss(trajectory, advantage, new, old, reference)
+        return loss(batch, signal, new, old, reference)
 
     monkeypatch.setattr(trainer.objective, "loss", spy)
     trainer.step()
@@ -131,9 +142,30 @@ def test_one_view_a_batch_scores_old_and_reference_once(make_trainer, monkeypatc
     assert trainer.denoiser_calls["update"] == 3 * trainer.denoiser_calls["score"]
 
 
-def test_fresh_views_differ_between_inner_updates(make_trainer, monkeypatch):
-    trainer = make_trainer(inner_updates=3, fresh_views=True)
-    drawn, view = [], trainer.objective.view
-    monkeypatch.setattr(trainer.objective, "view", lambda *given: drawn.append(view(*given)) or drawn[-1])
+def test_fresh_latents_differ_between_inner_updates(make_trainer, monkeypatch):
+    trainer = make_trainer(inner_updates=3, fresh_latents=True)
+    drawn, latents = [], trainer.objective.latents
+    monkeypatch.setattr(trainer.objective, "latents", lambda *given: drawn.append(latents(*given)) or drawn[-1])
     trainer.step()
-    assert len({tuple(v.boundaries[1].tolist()) for v in drawn}) == 3
+    assert len({tuple(one.masked.flatten().tolist()) for one in drawn}) == 3
+
+
+def test_an_update_in_parts_is_the_update_at_once(make_trainer):
+    whole, parts = make_trainer(), make_trainer(update={"tokens_at_once": 100})
+    for _ in range(2):
+        first, second = whole.step(), parts.step()
+        for name in ("reward", "nfe", "update"):
+            assert first[name] == second[name]
+        assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
+        assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-3)
+
+
+def test_rollouts_say_who_they_are(make_trainer, monkeypatch):
+    trainer, seen = make_trainer(), []
+    optimise = trainer._optimise
+    monkeypatch.setattr(trainer, "_optimise", lambda batch: seen.append(batch.trajectory) or optimise(batch))
+    trainer.step(), trainer.step()
+    keys = torch.cat([trajectory.key for trajectory in seen])
+    assert len(keys.unique()) == len(keys)
+    assert all((trajectory.group == trajectory.key // 4).all() for trajectory in seen)
+    assert [int(trajectory.version[0]) for trajectory in seen] == [0, 1]

@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import diffpo
 import diffpo.train
-from diffpo.config import OptimizerConfig, RolloutConfig, TrainConfig
 from diffpo.tasks import get_task
+from diffpo.training.config import OptimizerConfig, TrainConfig
 from diffpo.training.evaluation import evaluate, fixed_problems
 from diffpo.training.logging import summary_line
 from diffpo.training.trainer import mean_diagnostics
@@ -77,9 +77,7 @@ def test_the_summary_agrees_with_itself_and_with_the_saved_model(run, summary):
     assert summary["base"]["best"]["rule"] == best["rule"]
     assert summary["base"]["one_at_a_time"]["nfe"] == 16
     task = get_task("sudoku")
-    again = evaluate(
-        diffpo.load(run / "model"), task, fixed_problems(task, 8), diffpo.PromptThreshold(RolloutConfig().proxy)
-    )
+    again = evaluate(diffpo.load(run / "model"), task, fixed_problems(task, 8), diffpo.PromptThreshold())
     assert summary["trained"] == {"accuracy": again.accuracy, "nfe": again.nfe, "gamma": again.gamma}
 
 

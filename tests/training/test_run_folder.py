@@ -108,7 +108,7 @@ def test_a_change_can_be_allowed_and_some_fields_are_free(train, metrics_of, tmp
         (("--algorithm.name", "difpo"), "diffpo"),
         (("--model", "tiny-countdwn"), "'tiny-countdwn'"),
         (("--algorithm.clop", "0.3"), "--algorithm.clip"),
-        (("--algorithm.mode", "jiont"), "joint"),
+        (("--algorithm.train", "modle"), "model"),
         (("--algorithm.clip", "-1"), "clip"),
         (("--rollout.gamma", "nan"), "gamma"),
         (("--updates", "many"), "updates"),

@@ -1,0 +1,214 @@
+"""Scoring latents: every distinct network input is evaluated once, in parts of at most ``tokens_at_once`` tokens.
+
+Shapes: B rollouts, L completion positions, Q prompt positions, S = Q + L, P latents, U distinct inputs, N scored tokens, M drawn actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpo.keyed_random import hashed
+from diffpo.likelihood.latents import Latents, Scores
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.trajectory import Trajectory
+from diffpo_kernels import linear_logprob
+
+_HASH_TOKENS = 1 << 20  # inputs are compared by a hash, that of this many tokens at a time
+
+
+def score(
+    model: MaskedDiffusionLM,
+    trajectory: Trajectory,
+    latents: Latents,
+    tokens_at_once: int | None = None,
+) -> Scores:
+    """The log-probs of the latents' tokens, and of the recorded actions from each rollout's z_0.
+
+    Tokens are scored at the trajectory's temperature (at 1 for a greedy one) with the mask token excluded, as they were drawn.
+    tokens_at_once: of the network, prompt and completion together; None: all at once. It changes results by rounding alone.
+    Differentiable; what is kept for the backward pass is that of all parts (``training/update.py`` frees each part).
+
+    ValueError for a trajectory of another model or a guided one, and for a part that is too small for one sequence.
+    """
+    return Plan(model, trajectory, latents, tokens_at_once).evaluate(model)
+
+
+class Plan:
+    """The parts in which latents are scored; iterates over `Part`."""
+
+    def __init__(
+        self, model: MaskedDiffusionLM, trajectory: Trajectory, latents: Latents, tokens_at_once: int | None = None
+    ):
+        check_same_model(model, trajectory)
+        self.trajectory, self.latents = trajectory, latents
+        B, L = trajectory.tokens.shape
+        width = trajectory.prompt_ids.shape[1] + L
+        if tokens_at_once is not None and tokens_at_once < width:
+            raise ValueError(
+                f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
+            )
+        self.acting = model.threshold is not None and "gamma" in trajectory.actions
+        inputs = with_first_latents(latents, B) if self.acting else latents
+        self.first_U, self.source_P = distinct_inputs(trajectory, inputs)
+        self.inputs = inputs
+        self.size = tokens_at_once // width if tokens_at_once else max(len(self.first_U), 1)
+        scored_N2 = (latents.weight != 0).nonzero()
+        source_N = self.source_P[scored_N2[:, 0]]
+        order = source_N.argsort(stable=True)
+        self.scored_N2, self.source_N = scored_N2[order], source_N[order]
+
+    def __len__(self) -> int:
+        return -(-len(self.first_U) // self.size)
+
+    def __iter__(self) -> Iterator[Part]:
+        device = self.source_N.device
+        starts = torch.arange(0, len(self.first_U), self.size, device=device)
+        ends = (starts + self.size).clamp(max=len(self.first_U))
+        bounds = zip(*(torch.searchsorted(self.source_N, edge).tolist() for edge in (starts, ends)), strict=True)
+        for start, (low, high) in zip(starts.tolist(), bounds, strict=True):
+            first = self.first_U[start : start + self.size]
+            scored = self.scored_N2[low:high]
+            acting = None
+            if self.acting:
+                source_B = self.source_P[len(self.latents) :] - start
+                acting = ((source_B >= 0) & (source_B < len(first))).nonzero()[:, 0]
+                acting = (acting, source_B[acting])
+            yield Part(self.trajectory, self.inputs, first, scored, self.source_N[low:high] - start, acting)
+
+    def evaluate(self, model: MaskedDiffusionLM) -> Scores:
+        """The scores of all parts."""
+        scores = self.empty()
+        for part in self:
+            scores = part.filled(scores, *part.evaluate(model))
+        return scores
+
+    def empty(self) -> Scores:
+        """Scores of zeros, for the parts to fill."""
+        rollouts, device = len(self.trajectory), self.trajectory.tokens.device
+        logprob = torch.zeros(self.latents.masked.shape, device=device)
+        actions = {"gamma": torch.zeros(rollouts, device=device)} if self.trajectory.actions else {}
+        return Scores(self.latents, rollouts, logprob, actions)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the distinct inputs: latents whose input they are, int64 [u]; the tokens scored from them, (latent, position) [N, 2], and
+    from which of the u; and the rollouts whose action is read from them [M], with which of the u."""
+
+    trajectory: Trajectory
+    inputs: Latents
+    first: Tensor
+    scored: Tensor
+    source: Tensor
+    acting: tuple[Tensor, Tensor] | None
+
+    def evaluate(self, model: MaskedDiffusionLM) -> tuple[Tensor, Tensor | None]:
+        """Log-probs fp32 [N] of the tokens and [M] of the actions (None without any)."""
+        t, L = self.trajectory, self.trajectory.tokens.shape[1]
+        hidden_uLD = completion_hidden(model, *network_inputs(t, self.inputs, self.first))
+        latent_N, position_N = self.scored.unbind(dim=1)
+        logprob_N = linear_logprob(
+            hidden_uLD.flatten(0, 1),
+            model.lm_head.weight,
+            t.tokens[self.inputs.row[latent_N], position_N],
+            temperature=t.temperature or 1.0,
+            banned_ids=[model.mask_id],
+            rows=self.source * L + position_N,
+        )
+        if self.acting is None:
+            return logprob_N, None
+        rollout_M, source_M = self.acting
+        chosen_M = t.actions["gamma"].choice[rollout_M]
+        logprob_MG = model.threshold(hidden_uLD)[source_M]
+        logprob_M = logprob_MG.gather(1, chosen_M.clamp(min=0)[:, None])[:, 0]
+        return logprob_N, torch.where(chosen_M >= 0, logprob_M, 0.0)
+
+    def filled(self, scores: Scores, logprob_N: Tensor, action_M: Tensor | None) -> Scores:
+        """``scores`` with this part's values in their places."""
+        logprob = scores.logprob.to(logprob_N.dtype).index_put(tuple(self.scored.unbind(dim=1)), logprob_N)
+        actions = scores.actions
+        if action_M is not None:
+            actions = {"gamma": actions["gamma"].to(action_M.dtype).index_put((self.acting[0],), action_M)}
+        return Scores(scores.latents, scores.rollouts, logprob, actions)
+
+    def of(self, scores: Scores) -> tuple[Tensor, Tensor | None]:
+        """This part's values out of ``scores`` [N] and [M], or of anything of the same shapes; None where there are none."""
+        action = scores.actions.get("gamma")
+        action_M = None if self.acting is None or action is None else action[self.acting[0]]
+        return scores.logprob[tuple(self.scored.unbind(dim=1))], action_M
+
+
+def check_same_model(model: MaskedDiffusionLM, trajectory: Trajectory) -> None:
+    """ValueError if the model cannot have decoded the trajectory."""
+    if trajectory.cfg_scale != 0:
+        raise ValueError(
+            f"the trajectory was decoded with cfg_scale {trajectory.cfg_scale}: guided draws have no model likelihood"
+        )
+    if trajectory.mask_id != model.mask_id:
+        raise ValueError(
+            f"the trajectory is another model's: its mask token is {trajectory.mask_id}, this model's {model.mask_id}"
+        )
+    largest = max((int(ids.max()) for ids in (trajectory.tokens, trajectory.prompt_ids) if ids.numel()), default=0)
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"the trajectory is another model's: it holds token {largest}, this model's vocabulary {model.config.vocab_size} tokens"
+        )
+
+
+def with_first_latents(latents: Latents, rollouts: int) -> Latents:
+    """The latents and, behind them, z_0 of every rollout behind its whole prompt: from there a threshold is read."""
+    row = torch.arange(rollouts, device=latents.row.device)
+    masked = latents.masked.new_ones(rollouts, latents.masked.shape[1])
+    prompt = latents.prompt_masked
+    whole = None if prompt is None else prompt.new_zeros(rollouts, prompt.shape[1])
+    return Latents.concatenate(latents, Latents(row, masked, torch.zeros_like(masked, dtype=torch.float32), whole))
+
+
+def network_inputs(trajectory: Trajectory, latents: Latents, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt ids [u, Q], which of them are real, and completions [u, L] of the latents with these indices."""
+    row, mask_id = latents.row[index], trajectory.mask_id
+    prompt_ids, real = trajectory.prompt_ids[row], trajectory.prompt_mask[row]
+    if latents.prompt_masked is not None:
+        prompt_ids = prompt_ids.masked_fill(latents.prompt_masked[index] & real, mask_id)
+    return prompt_ids, real, trajectory.tokens[row].masked_fill(latents.masked[index], mask_id)
+
+
+def distinct_inputs(trajectory: Trajectory, latents: Latents) -> tuple[Tensor, Tensor]:
+    """Index [U] of the first latent of each distinct network input, ascending, and each latent's place among them [P].
+
+    The members of a group share z_0, and often the first latents after it. Inputs are told apart by 128 bits of hash.
+    """
+    width = trajectory.prompt_ids.shape[1] + trajectory.tokens.shape[1]
+    rows = max(_HASH_TOKENS // max(width, 1), 1)
+    keys = [torch.zeros(0, 2, dtype=torch.int64, device=latents.row.device)]
+    for index in torch.arange(len(latents), device=latents.row.device).split(rows):
+        prompt_ids, real, completion = network_inputs(trajectory, latents, index)
+        sequence = torch.cat([prompt_ids.masked_fill(~real, -1), completion], dim=1)
+        position = torch.arange(width, device=sequence.device)
+        keys.append(torch.stack([hashed(salt, position, sequence).sum(dim=1) for salt in (0, 1)], dim=1))
+    key_P2 = torch.cat(keys)
+    if len(key_P2) == 0:
+        return key_P2[:, 0], key_P2[:, 0]
+    _, source_P = torch.unique(key_P2, dim=0, return_inverse=True)
+    first_U = torch.full((int(source_P.max()) + 1,), len(key_P2), device=source_P.device)
+    first_U.scatter_reduce_(0, source_P, torch.arange(len(key_P2), device=source_P.device), "amin")
+    order = first_U.argsort()
+    return first_U[order], order.argsort()[source_P]
+
+
+def completion_hidden(model: MaskedDiffusionLM, prompt_ids: Tensor, real: Tensor, completion: Tensor) -> Tensor:
+    """Hidden states [u, L, D] of completions [u, L] behind prompts [u, Q], whose padding may stand anywhere."""
+    padding = int((~real).long().cumprod(dim=1).sum(dim=1).min()) if len(real) else 0  # on the left of all of them
+    prompt_ids, real = prompt_ids[:, padding:], real[:, padding:]
+    sequence = torch.cat([prompt_ids, completion], dim=1)
+    if real.all():  # nothing is padding: the fastest attention kernel applies
+        hidden = model(sequence)
+    elif (real[:, 1:] >= real[:, :-1]).all():
+        hidden = model(sequence, padding=(~real).sum(dim=1))
+    else:
+        hidden = model(sequence, torch.cat([real, torch.ones_like(completion, dtype=torch.bool)], dim=1))
+    return hidden[:, prompt_ids.shape[1] :]

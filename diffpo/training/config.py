@@ -1,0 +1,148 @@
+"""The configuration of a training run: the algorithm's own settings, and what all algorithms share."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, create_model, model_validator
+
+from diffpo.config import (
+    Config,
+    Device,
+    Nats,
+    Positive,
+    fail,
+    flag,
+    nearest,
+    parse_flags,
+    table,
+    toml_and_flags,
+)
+from diffpo.decoding.rules import PromptThreshold, Rule
+from diffpo.decoding_config import RuleConfig
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.objectives import OBJECTIVES
+
+# one of the registered algorithms' settings, told apart by their name
+Algorithm = Annotated[Union[tuple(kind.Config for kind in OBJECTIVES.values())], Field(discriminator="name")]  # noqa: UP007
+BINS = (2.0, 3.0, 4.0, 6.0)
+ROLLOUT_PROXY = "confidence"
+
+
+class RolloutConfig(RuleConfig):
+    """How training rollouts are decoded and rewarded. rule auto: the threshold where it is trained, else eb at gamma 0.1."""
+
+    temperature: Positive = 1.0
+    threshold_gammas: tuple[Nats, ...] | None = Field(None, min_length=1)
+    """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
+    the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
+    tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
+    speed_exponent: Nats = 1.0
+    """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent, a wrong one at most L ** -speed_exponent; 0 = the task reward alone"""
+
+    def rules(self, model: MaskedDiffusionLM, gen_length: int, trains_threshold: bool) -> tuple[Rule, Rule]:
+        """The rule of the rollouts, and the one to evaluate with. Orders by confidence where no other is named."""
+        if trains_threshold:
+            proxy = self.proxy or ROLLOUT_PROXY
+            return PromptThreshold(proxy, sample=True), PromptThreshold(proxy)
+        chosen = self.model_copy(update={"rule": "eb"}) if self.rule == "auto" else self
+        if chosen.rule == "eb" and chosen.proxy is None:
+            chosen = chosen.model_copy(update={"proxy": ROLLOUT_PROXY})
+        rule = chosen.commit_rule(model, gen_length)
+        return rule, rule
+
+    @property
+    def bins(self) -> tuple[float, ...]:
+        return self.threshold_gammas or BINS
+
+
+class UpdateConfig(Config):
+    """In which parts a batch is decoded, scored and differentiated."""
+
+    tokens_at_once: int | None = Field(None, gt=0)
+    """tokens of network input, prompts and completions, in one part; smaller takes less memory and gives the same update; default: all
+    at once"""
+
+
+class OptimizerConfig(Config):
+    """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
+
+    lr: Positive = 2e-4
+    threshold_lr: Positive = 2e-3
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_updates: int = Field(10, ge=0)
+    final_lr_fraction: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: Positive = 1.0
+
+
+class TrainConfig(Config):
+    """Reinforcement learning of a masked diffusion LM: python -m diffpo.train [config.toml] [--flags]."""
+
+    model: str = "tiny-countdown"
+    """a shipped model, a folder or a hub id"""
+    task: str = "countdown"
+    """countdown, countdown4 or sudoku"""
+    device: Device = "cpu"
+    """auto: a GPU where there is one"""
+    name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """of the run; its folder is <runs>/<name>"""
+    runs: str = "runs"
+    updates: int = Field(800, gt=0)
+    """batches of rollouts"""
+    max_minutes: Positive | None = None
+    """stop training early, with everything saved, after this many minutes"""
+    seed: int = Field(0, ge=0)
+    heldout: int = Field(1000, gt=0)
+    """held-out problems of the evaluations before and after"""
+    split: Literal["test", "validation"] = "test"
+    """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
+    sweep: bool = True
+    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
+    compile: bool = False
+    """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
+    save_every: int = Field(25, gt=0)
+    """updates between checkpoints"""
+    resume: bool = False
+    """continue the run in its folder from the newest checkpoint"""
+    overwrite: bool = False
+    """delete the run's folder first"""
+    allow_config_change: bool = False
+    """resume although the configuration differs from the one the run began with"""
+    dry_run: bool = False
+    """print the resolved configuration and stop"""
+    algorithm: Algorithm = OBJECTIVES["diffpo"].Config()
+    rollout: RolloutConfig = RolloutConfig()
+    update: UpdateConfig = UpdateConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _trained_alike(self) -> "TrainConfig":
+        learned = "threshold" in self.algorithm.train
+        if learned and self.rollout.rule not in ("auto", "learned"):
+            raise ValueError(
+                f"rollout.rule: a threshold is trained on rollouts that use it, the rule is {self.rollout.rule}: "
+                "leave it out, or train the model alone with --algorithm.train model"
+            )
+        if learned and self.rollout.gamma is not None:
+            raise ValueError("rollout.gamma: the threshold is learned: give its bins as rollout.threshold_gammas")
+        if not learned and self.rollout.threshold_gammas is not None:
+            raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
+        return self
+
+    @property
+    def trains_threshold(self) -> bool:
+        return "threshold" in self.algorithm.train
+
+
+def parse_train(arguments: list[str] | None = None) -> TrainConfig:
+    """The configuration of a training: defaults, the algorithm's published ones, a TOML file (the first argument), flags."""
+    values, flags = toml_and_flags(arguments)
+    name = str(flag(flags, "--algorithm.name") or table(values, "algorithm").get("name", "diffpo"))
+    if name not in OBJECTIVES:
+        fail(f"algorithm.name: unknown algorithm {name!r}; nearest: {', '.join(nearest(name, OBJECTIVES))}")
+    objective = OBJECTIVES[name]
+    values["algorithm"] = table(values, "algorithm") | {"name": name}
+    values["rollout"] = objective.rollout | table(values, "rollout")
+    # the command line of this algorithm alone: a setting that it does not have is unknown there
+    kind = create_model("TrainConfig", __base__=TrainConfig, __doc__=TrainConfig.__doc__,
+                        algorithm=(objective.Config, objective.Config()))  # fmt: skip
+    parsed = parse_flags(kind, values, flags)
+    return TrainConfig.model_validate(parsed.model_dump())

@@ -1,0 +1,78 @@
+"""A trajectory as bytes, in pieces, and put together again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save
+
+import diffpo
+from diffpo.trajectory import Trajectory
+
+
+@pytest.fixture
+def decode(random_model, random_prompts):
+    """decode(prompt lengths) -> Trajectory with drawn thresholds."""
+    model = random_model(3, scale=0.5, vocab_size=9, threshold_gammas=(0.5, 2.0))
+
+    def build(lengths, **options):
+        prompts = random_prompts(model, lengths, 1)
+        rule = diffpo.PromptThreshold(sample=True)
+        return diffpo.generate(model, prompts, 6, 3, rule, **{"temperature": 0.7, "seed": 4} | options).trajectory
+
+    return build
+
+
+def assert_equal(a: Trajectory, b: Trajectory) -> None:
+    assert a._tensors().keys() == b._tensors().keys()
+    for name, value in a._tensors().items():
+        assert torch.equal(value.nan_to_num(-7.0), b._tensors()[name].nan_to_num(-7.0)), name
+    for name in ("mask_id", "temperature", "block_length", "cfg_scale"):
+        assert getattr(a, name) == getattr(b, name)
+
+
+def test_it_says_what_was_drawn_and_how(decode):
+    trajectory = decode([3, 5], row_ids=torch.tensor([40, 7]))
+    assert trajectory.key.tolist() == trajectory.group.tolist() == [40, 7]
+    assert trajectory.version.tolist() == [0, 0]
+    assert trajectory.block_length == 3
+    assert trajectory.actions["gamma"].choice.dtype == torch.int64
+    assert (trajectory.actions["gamma"].logprob < 0).all()
+
+
+def test_bytes_hold_all_of_it(decode):
+    trajectory = decode([3, 5, 4])
+    assert_equal(Trajectory.from_bytes(trajectory.to_bytes()), trajectory)
+    plain = replace(trajectory, actions={}, gamma=torch.full((3,), torch.nan))
+    assert_equal(Trajectory.from_bytes(plain.to_bytes()), plain)
+
+
+def test_prompts_of_different_widths_are_put_together(decode):
+    narrow, wide = decode([2, 3]), decode([7, 4, 1])
+    joined = Trajectory.concatenate([narrow, wide])
+    assert joined.prompt_ids.shape == (5, 7)
+    assert_equal(joined[2:], wide)
+    for row in range(2):
+        real = joined.prompt_mask[row]
+        assert torch.equal(joined.prompt_ids[row][real], narrow.prompt_ids[row][narrow.prompt_mask[row]])
+        assert real.tolist() == [False] * 4 + narrow.prompt_mask[row].tolist()
+    assert torch.equal(joined.actions["gamma"].choice[:2], narrow.actions["gamma"].choice)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.8}, {"mask_id": 1}, {"block_length": 6}, {"actions": {}}], ids=str
+)
+def test_what_was_drawn_differently_is_not_put_together(decode, change):
+    trajectory = decode([2, 3])
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Trajectory.concatenate([trajectory, replace(trajectory, **change)])
+
+
+def test_bytes_that_are_no_trajectory_are_refused(decode):
+    good = decode([2, 3])
+    data = good.to_bytes()
+    wrong = replace(good, commit_step=good.commit_step.float()), replace(good, nfe=good.nfe[:1])
+    other = save({"tokens": good.tokens}, {"format": "something else"})
+    for broken in (b"", b"\x00" * 8, b"x" * 100, data[:-5], data[:40], other, save({}), *(t.to_bytes() for t in wrong)):
+        with pytest.raises(ValueError, match="these bytes are no"):
+            Trajectory.from_bytes(broken)
