@@ -58,7 +58,7 @@ def compare(model: MaskedDiffusionLM, task, group: int, prompts: int, rounds: in
     texts = [task.prompt(problem) for problem in problems]
     rule = EntropyBounded(0.1, "confidence")
     trajectory = generate(model, texts, task.gen_length, task.block_length, rule, temperature=1.0, seed=0).trajectory
-    zero, tau = draw_boundaries(trajectory.nfe, M, 0)
+    zero, tau = draw_boundaries(trajectory.nfe, trajectory.key, M, 0)
     every = torch.arange(len(trajectory))
     members = [every[i::group] for i in range(group)]
     ways = {

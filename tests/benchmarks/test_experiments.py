@@ -328,10 +328,10 @@ def test_a_front_of_another_run_is_refused(tmp_path: Path, capsys) -> None:
 def test_joint_is_what_the_defaults_of_training_are() -> None:
     import sampler_arms
 
-    from diffpo.training.config import ROLLOUT_PROXY, TrainConfig, parse_train
+    from diffpo.training.config import BINS, ROLLOUT_PROXY, TrainConfig, parse_train
 
     flags = [part for flag, value in sampler_arms.ARMS["joint"].items() for part in study.as_flag(flag, value)]
-    written_out = {"rollout": {"proxy": ROLLOUT_PROXY}}  # what the default stands for
+    written_out = {"rollout": {"proxy": ROLLOUT_PROXY, "threshold_gammas": BINS}}  # what the defaults stand for
     assert parse_train(flags) == TrainConfig(**written_out)
 
 

@@ -33,13 +33,21 @@ def assert_same():
     """assert_same(a, b): equal trajectories, log-probs and entropies up to rounding."""
 
     def check(a: Trajectory, b: Trajectory) -> None:
-        for field in dataclasses.fields(Trajectory):
-            x, y = getattr(a, field.name), getattr(b, field.name)
+        values = [
+            {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(Trajectory)}
+            | {
+                f"{name}.{part}": value
+                for name, action in trajectory.actions.items()
+                for part, value in action._asdict().items()
+            }
+            for trajectory in (a, b)
+        ]
+        assert a.actions.keys() == b.actions.keys()
+        for name in values[0].keys() - {"actions"}:
+            x, y = values[0][name], values[1][name]
             if isinstance(x, torch.Tensor) and x.is_floating_point():
-                assert torch.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True), (
-                    f"{field.name}: {(x - y).abs().max()}"
-                )
+                assert torch.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True), f"{name}: {(x - y).abs().max()}"
             else:
-                assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, field.name
+                assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
 
     return check

@@ -24,9 +24,11 @@ def test_mode_is_the_most_probable_bin(random_model, random_prompts, forward_row
     assert len(modes.unique()) > 2, "the prompts should differ in their thresholds"
     with forward_rows(model) as rows:
         out = diffpo.generate(model, prompts, 12, 6, diffpo.PromptThreshold(), batch_size=5)
-    assert torch.equal(out.trajectory.gamma_bin, modes)
+    assert torch.equal(out.trajectory.actions["gamma"].choice, modes)
     assert torch.equal(out.trajectory.gamma, torch.tensor(BINS)[modes])
-    torch.testing.assert_close(out.trajectory.gamma_logprob, probabilities.amax(dim=1).log(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        out.trajectory.actions["gamma"].logprob, probabilities.amax(dim=1).log(), rtol=1e-4, atol=1e-5
+    )
     assert sum(rows) == out.nfe.sum(), "the threshold costs no network evaluation"
     # then it is the entropy-bounded rule with these thresholds
     plain = diffpo.generate(model, prompts, 12, 6, diffpo.EntropyBounded(torch.tensor(BINS)[modes]))
@@ -51,9 +53,9 @@ def test_samples_follow_the_head(random_model, random_prompts, chi_square):
     probabilities = head_probabilities(model, prompt, 2)
     assert probabilities.min() > 0.01
     out = diffpo.generate(model, prompt.expand(4000, -1), 2, rule=diffpo.PromptThreshold(sample=True), seed=5)
-    bins = out.trajectory.gamma_bin
+    bins = out.trajectory.actions["gamma"].choice
     assert chi_square(torch.bincount(bins, minlength=4), probabilities) > 1e-3
-    torch.testing.assert_close(out.trajectory.gamma_logprob, probabilities.log()[bins], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.trajectory.actions["gamma"].logprob, probabilities.log()[bins], rtol=1e-4, atol=1e-5)
     assert torch.equal(out.trajectory.gamma, torch.tensor(BINS)[bins])
 
 
@@ -64,7 +66,8 @@ def test_sampled_thresholds_depend_on_seed_and_row_but_not_on_the_batch(random_m
     rule = diffpo.PromptThreshold(sample=True)
 
     def bins(seed, batch_size=None):
-        return diffpo.generate(model, prompts, 4, rule=rule, seed=seed, batch_size=batch_size).trajectory.gamma_bin
+        out = diffpo.generate(model, prompts, 4, rule=rule, seed=seed, batch_size=batch_size)
+        return out.trajectory.actions["gamma"].choice
 
     assert torch.equal(bins(0), bins(0, batch_size=7))
     assert not torch.equal(bins(0), bins(1))
@@ -80,7 +83,7 @@ def test_threshold_draws_and_token_draws_are_independent(random_model, random_pr
     out = diffpo.generate(model, prompt.expand(4000, -1), 1, rule=rule, temperature=1.0)
     logits = model.logits(torch.cat([prompt, torch.tensor([MASK])])[None])[0, -1].detach()
     logits[MASK] = -torch.inf
-    cell = out.trajectory.gamma_bin * 8 + out.tokens[:, 0]
+    cell = out.trajectory.actions["gamma"].choice * 8 + out.tokens[:, 0]
     joint = torch.outer(torch.tensor([0.5, 0.5]), logits.softmax(0)).flatten()
     assert chi_square(torch.bincount(cell, minlength=16), joint) > 1e-3
 

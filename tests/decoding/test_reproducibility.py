@@ -22,8 +22,10 @@ def test_batch_size_changes_nothing(random_model, random_prompts, rule, temperat
     whole = diffpo.generate(model, prompts, 12, 4, rule, temperature=temperature, seed=3)
     for batch_size in (1, 2, 4, 100):
         split = diffpo.generate(model, prompts, 12, 4, rule, temperature=temperature, seed=3, batch_size=batch_size)
-        for name in ("tokens", "commit_step", "nfe", "length", "gamma_bin", "prompt_ids", "prompt_mask"):
+        for name in ("tokens", "commit_step", "nfe", "length", "prompt_ids", "prompt_mask", "key"):
             assert torch.equal(getattr(split.trajectory, name), getattr(whole.trajectory, name)), name
+        for name, action in whole.trajectory.actions.items():
+            assert torch.equal(split.trajectory.actions[name].choice, action.choice), name
         torch.testing.assert_close(split.trajectory.logprob, whole.trajectory.logprob, rtol=1e-4, atol=1e-5)
 
 
@@ -105,6 +107,6 @@ def test_generate_leaves_no_graph_and_does_not_touch_the_model(random_model, ran
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     out = diffpo.generate(model, random_prompts(model, [4, 6]), 8, rule=diffpo.PromptThreshold())
     assert not out.trajectory.logprob.requires_grad
-    assert not out.trajectory.gamma_logprob.requires_grad
+    assert not out.trajectory.actions["gamma"].logprob.requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
