@@ -4,7 +4,11 @@ import json
 
 from pydantic import ValidationError
 
+from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
+from diffpo.models.formats.value_types import refuse_wrong_types
 from diffpo.models.transformer import ModelConfig
+
+_FIELDS = tuple(ModelConfig.__annotations__)
 
 
 class DiffpoFormat:
@@ -13,6 +17,10 @@ class DiffpoFormat:
 
     def config(self, fields: dict, where) -> ModelConfig:
         """The ModelConfig in the fields of a config.json; ValueError for one that is unknown or does not fit."""
+        fields = with_rope_theta(fields, where)
+        refuse_keys_that_act(fields, _FIELDS, self.model_type, where)
+        refuse_wrong_types(fields, {name: name for name in _FIELDS}, where)
+        fields = {key: value for key, value in fields.items() if key in _FIELDS}
         try:
             return ModelConfig(**fields)
         except ValidationError as error:

@@ -1,0 +1,36 @@
+"""Adapters (LoRA and others, as peft saves them): recognised and refused, because ignoring one gives another model's numbers."""
+
+from pathlib import Path
+
+from diffpo.models.folder_files import read_json, shown
+
+_CONFIG = "adapter_config.json"
+_FILES = ("adapter_config.json", "adapter_model*", "adapters.safetensors", "adapters.npz")
+
+
+def refuse_adapter(folder: Path) -> None:
+    """ValueError, with the commands that merge it, if a folder holds an adapter, beside base weights or alone."""
+    found = sorted({path.name for pattern in _FILES for path in folder.glob(pattern)})
+    if found:
+        base = _base(folder) if _CONFIG in found else None
+        raise ValueError(
+            f"{folder} holds an adapter ({', '.join(found)}), which is not supported yet and would be ignored; "
+            f"merge it into its base model, {base or 'which the folder does not name'}, and load the result: "
+            f"{merge_command(base or 'BASE', str(folder))}"
+        )
+
+
+def merge_command(base: str, adapter: str) -> str:
+    """The lines of Python that write base model and adapter as one checkpoint."""
+    return (
+        "from transformers import AutoModel; from peft import PeftModel; "
+        f"base = AutoModel.from_pretrained({base!r}, trust_remote_code=True); "
+        f"PeftModel.from_pretrained(base, {adapter!r}).merge_and_unload().save_pretrained('merged'), "
+        "then copy the base's tokenizer files to 'merged'"
+    )
+
+
+def _base(folder: Path) -> str | None:
+    """base_model_name_or_path of the adapter's config."""
+    name = read_json(folder / _CONFIG).get("base_model_name_or_path")
+    return shown(name).strip("'\"") if isinstance(name, str) and name else None
