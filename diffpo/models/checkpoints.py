@@ -35,7 +35,8 @@ __all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_mo
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 SHARD_BYTES = 5 * 10**9  # as transformers writes them
-_CARRIED = ("generation_config.json", "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
+GENERATION = "generation_config.json"
+_CARRIED = (GENERATION, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
 _POLICY = "threshold."  # the learned threshold's tensors; beside a published format they have a file of their own
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -151,6 +152,8 @@ def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
     if find(folder, CONFIG) is None:
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder")
     fields = read_json(path)
+    if find(folder, GENERATION) is not None:
+        read_json(folder / GENERATION)
     known = format_of(fields, path)
     config = known.config(fields, path)
     return fields, add_threshold_fields(config, folder) if isinstance(known, PublishedFormat) else config

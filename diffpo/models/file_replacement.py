@@ -16,10 +16,10 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
     for name in arriving:
         with open(new / name, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(new / name, 0o644)
+        os.chmod(new / name, _permissions())
     for name in [*arriving, *stale]:
-        if (folder / name).exists():
-            os.link(folder / name, backup / name)
+        if os.path.lexists(folder / name):
+            os.link(folder / name, backup / name, follow_symlinks=False)
     try:
         for name in arriving:
             os.replace(new / name, folder / name)
@@ -27,7 +27,7 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
             (folder / name).unlink()
     except BaseException:
         for name in [*arriving, *stale]:
-            if (backup / name).exists():
+            if os.path.lexists(backup / name):
                 os.rename(backup / name, folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)
@@ -42,8 +42,15 @@ def write_atomically(target: Path, write) -> None:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, _permissions())
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _permissions() -> int:
+    """Those of a new file under the process's umask, which can be read only by setting it: for a moment, to the strictest."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
