@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffpo.models.folder_files import find, read_bytes
+from diffpo.models.folder_files import find, parse_json, read_bytes
 from diffpo.models.tokenizer_staging import staged, tokenizer_content
 from diffpo.models.transformer import ModelConfig
 
@@ -35,7 +35,7 @@ def read_tokenizer(folder: Path, config: ModelConfig, mask_token: str | None = N
         raise ValueError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}"
         )
-    largest = max(tokenizer.get_vocab().values(), default=0)
+    largest = max([*tokenizer.get_vocab().values(), *_declared_ids(content)], default=0)
     if largest >= config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has a token with the id {largest}, the model's vocab_size is {config.vocab_size}"
@@ -50,6 +50,13 @@ def read_tokenizer(folder: Path, config: ModelConfig, mask_token: str | None = N
     if mask_id is not None and tokenizer.mask_token is None:
         tokenizer.mask_token = mask_token
     return tokenizer
+
+
+def _declared_ids(content: Mapping[str, bytes]) -> list[int]:
+    """The ids that files beside tokenizer.json give to tokens."""
+    settings = parse_json(content.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    added = parse_json(content.get("added_tokens.json", b"{}"), "added_tokens.json")
+    return [int(token_id) for token_id in [*(settings.get("added_tokens_decoder") or {}), *added.values()]]
 
 
 def _load(content: Mapping[str, bytes], folder: Path):

@@ -5,6 +5,7 @@ where nothing is lost. Imports nothing of diffpo, because that takes seconds. Pr
 other end of this process means a tokenizer that must not be loaded.
 """
 
+import json
 import os
 import string
 import sys
@@ -18,6 +19,7 @@ def main(folder: str, megabytes: str, seconds: str) -> None:
     try:
         if os.path.exists(whole):
             tokenizer = Tokenizer.from_file(whole)
+            refuse_other_ids(tokenizer, whole)
         else:
             parts = (os.path.join(folder, name) for name in ("vocab.json", "merges.txt"))
             tokenizer = Tokenizer(models.BPE.from_file(*parts))
@@ -30,6 +32,16 @@ def main(folder: str, megabytes: str, seconds: str) -> None:
         except Exception:
             continue  # a word that the vocabulary lacks
     print("ok")
+
+
+def refuse_other_ids(tokenizer, path: str) -> None:
+    """The library gives a token that was added another id than the file says, when the ids before it are not in use."""
+    with open(path, encoding="utf-8") as file:
+        added = json.load(file).get("added_tokens") or []
+    for token in added:
+        found = tokenizer.token_to_id(token["content"])
+        if found != token["id"]:
+            raise ValueError(f"added token {token['content'][:50]!r} has the id {token['id']}, but would get {found}")
 
 
 def limit(memory: int, seconds: int) -> None:
@@ -47,10 +59,11 @@ def limit(memory: int, seconds: int) -> None:
 
 
 def probes():
-    """Texts that make an expression with nested repetitions try every way to match: one for every character."""
+    """Texts that make an expression with nested repetitions try every way to match: one for every character, with an end that holds
+    whatever the expression may look for next."""
     yield "The 2 quick foxes' caf\u00e9, \u4f60\u597d \U0001f642.\n\n  x = [1, 2];\t"
     for character in string.printable:
-        yield character * 40 + ("!" if character != "!" else "a")
+        yield character * 40 + string.printable
 
 
 if __name__ == "__main__":
