@@ -80,9 +80,14 @@ def load(
 
     ``model.source`` records name and commit; ``model.save`` writes the format that was read, for other tools to load.
 
-    Raises, before any weight is read: FileNotFoundError for an unknown name or a missing file or shard; ValueError for a
-    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, a damaged
-    file, a tokenizer with more tokens or another mask id than the model, or a device or dtype that cannot be used.
+    Buffers that follow from the config (rotary tables) and a tied head stored twice are accepted; config keys without
+    influence on the network are ignored. The folder may be anybody's: only regular files in it are read, within bounds, and the
+    tokenizer is tried in a process of its own first.
+
+    Raises, before memory is allocated: FileNotFoundError for an unknown name or a missing file or shard; ValueError for a
+    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, an adapter, a
+    damaged file, a link out of the folder, a tokenizer with more tokens or another mask id than the model, or a device or
+    dtype that cannot be used.
     """
     device, dtype = _device(device), _dtype(dtype)
     folder, commit = resolve(name_or_path, revision)
@@ -150,7 +155,9 @@ def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
     refuse_adapter(folder)
     path = folder / CONFIG
     if find(folder, CONFIG) is None:
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder")
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        instead = f"; its folders that do are {', '.join(inner[:5])}" if inner else ""
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder{instead}")
     fields = read_json(path)
     if find(folder, GENERATION) is not None:
         read_json(folder / GENERATION)

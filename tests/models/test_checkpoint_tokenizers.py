@@ -97,6 +97,19 @@ def test_a_changed_tokenizer_is_saved_as_changed(published, tmp_path):
     assert diffpo.load(tmp_path / "changed").tokenizer is None
 
 
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_nothing_remembers_the_copy_that_was_loaded(published, tmp_path, family):
+    folder, _, _ = published(family)
+    model = diffpo.load(folder)
+    assert model.tokenizer.name_or_path == str(folder)
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model.save(tmp_path / "changed")
+    for path in (tmp_path / "changed").iterdir():
+        assert b"diffpo-tokenizer-" not in path.read_bytes(), path.name
+    again = diffpo.load(tmp_path / "changed").tokenizer
+    assert again("3 apples <")["input_ids"] == model.tokenizer("3 apples <")["input_ids"]
+
+
 def test_the_source_folder_may_be_gone_when_the_model_is_saved(published, tmp_path):
     folder, _, _ = published("Dream")
     model = diffpo.load(folder)

@@ -18,21 +18,23 @@ INERT = frozenset({
     "top_p", "min_p", "typical_p", "do_sample", "early_stopping", "length_penalty", "repetition_penalty", "diversity_penalty",
     "num_return_sequences", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
     "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty",
-    "remove_invalid_values",
+    "remove_invalid_values", "steps", "diffusion_steps", "gen_length", "remasking", "alg", "alg_temp", "cfg_scale",
+    # the tokenizer's
+    "mask_token", "eos_token", "pad_token", "bos_token", "unk_token", "chat_template", "additional_special_tokens",
     # what trainers write, and how the model was trained or is to be run
     "gradient_checkpointing", "use_gradient_checkpointing", "gradient_checkpointing_kwargs", "gradient_checkpointing_mode",
     "activation_checkpointing", "activation_checkpoint", "train_max_sequence_length", "model_max_length", "max_seq_length",
     "max_seq_len", "seq_length", "seq_len", "sequence_length", "original_max_position_embeddings", "padding_side",
     "use_flash_attention", "use_flash_attention_2", "use_flash_attn", "flash_attn", "flash_attention", "use_sdpa", "use_liger_kernel",
     "use_fused_kernels", "fused_kernels", "torch_compile", "compile", "use_unpad", "keys_to_ignore_at_inference", "loss_type",
-    "label_smoothing", "z_loss", "seed", "init_device", "init_fn", "init_std", "init_cutoff_factor", "init_method", "precision",
+    "label_smoothing", "z_loss", "seed", "precision", "ignore_index", "noise_schedule",
     "base_model", "base_model_name_or_path", "model_name", "model_name_or_path", "tokenizer_name", "tokenizer_name_or_path", "version",
     "license", "language", "tags", "library_name", "pipeline_tag", "datasets", "framework", "trained_with", "axolotl_version",
     "trl_version", "peft_version", "llamafactory_version",
 })  # fmt: skip
 # families of such keys: unsloth's marks, initial values, dropout (which is off when a model is evaluated), comments
-_INERT_STARTS = ("_", "unsloth_", "initializer_", "dropout_")
-_INERT_ENDS = ("dropout", "_dropout_prob", "_dropout_p", "_pdrop", "_dropout_rate", "_dropout_prob_")
+_INERT_STARTS = ("_", "unsloth_", "initializer_", "init_", "dropout_")
+_INERT_ENDS = ("dropout", "_dropout_prob", "_dropout_p", "_pdrop", "_dropout_rate")
 
 
 def _full_attention(value) -> bool:

@@ -29,6 +29,8 @@ def refuse_wrong_types(fields: Mapping, keys: Mapping[str, str], where) -> None:
             isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value)
         ):
             raise ValueError(f"{where}: {key}: Input should be a valid number, got {shown(value)}")
+        elif name == "threshold_gammas" and not (isinstance(value, list) and all(map(_number, value))):
+            raise ValueError(f"{where}: {key}: Input should be a list of numbers, got {shown(value)}")
         elif name in _SWITCHES and not isinstance(value, bool):
             raise ValueError(f"{where}: {key}: Input should be true or false, got {shown(value)}")
 
@@ -38,6 +40,10 @@ def require_integer(value, key: str, where) -> None:
         raise ValueError(f"{where}: {key}: Input should be a valid integer, got {shown(value)}")
     if abs(value) >= _LARGEST:
         raise ValueError(f"{where}: {key}: Input should be less than {_LARGEST}, got {shown(value)}")
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _finite(value: float) -> bool:
