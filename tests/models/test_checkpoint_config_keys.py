@@ -186,3 +186,28 @@ def test_ignored_keys_are_saved_as_they_were(folder_of, tmp_path):
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
         (folder / "config.json").read_text()
     )
+
+
+# what tools that fine-tune these models leave in config.json, beside the published keys
+LEFT_BY = {
+    "TRL": ("llada", {"dtype": "bfloat16", "_attn_implementation_autoset": True, "tie_word_embeddings": False}),
+    "LLaMA-Factory": ("llada", {"_name_or_path": "GSAI-ML/LLaDA-1.5", "torch_dtype": "bfloat16", "use_cache": True}),
+    "unsloth": ("Dream", {"unsloth_fixed": True, "unsloth_version": "2025.11.1", "pad_token_id": 257}),
+    "axolotl": ("Dream", {"axolotl_version": "0.9", "use_cache": False, "bos_token_id": None}),
+    "a fork of the published code": ("llada", {"train_max_sequence_length": 1024, "noncausal_cached_attention": False}),
+    "a conversion from Llama": ("Dream", {"mlp_bias": False, "pretraining_tp": 1, "head_dim": 8}),
+    "transformers 5": (
+        "Dream",
+        {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "layer_types": ["full_attention"] * 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", list(LEFT_BY))
+def test_configs_as_tools_leave_them(folder_of, tool):
+    family, changes = LEFT_BY[tool]
+    folder = folder_of(family)
+    plain = diffpo.load(folder).config
+    edit(folder, **changes)
+    config = diffpo.load(folder).config
+    assert (config.rope_theta, config.hidden_size) == (plain.rope_theta, plain.hidden_size)

@@ -1,5 +1,6 @@
 """The files of a checkpoint folder: links, permissions, byte order marks, memory."""
 
+import json
 import os
 
 import pytest
