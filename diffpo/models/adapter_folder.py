@@ -16,7 +16,7 @@ def refuse_adapter(folder: Path) -> None:
         raise ValueError(
             f"{folder} holds an adapter ({', '.join(found)}), which is not supported yet and would be ignored; "
             f"merge it into its base model, {base or 'which the folder does not name'}, and load the result: "
-            f"{merge_command(base or 'BASE', str(folder))}"
+            f"{merge_command(base or 'BASE', str(folder))}. If the weights beside it are the merged ones, remove the adapter's files"
         )
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -211,8 +210,10 @@ def _weights(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
 
 def _refuse_too_large(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
     """ValueError for a model that the machine's memory cannot hold, instead of the system ending the process."""
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return
     needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else math.inf
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise ValueError(
             f"the model needs {needed / 1e9:.0f} GB as {dtype}, the machine has {there / 1e9:.0f} GB of memory"

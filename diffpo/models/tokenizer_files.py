@@ -13,6 +13,7 @@ TOKENIZER_FILES = (
     "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 
+_MOST_CARRIED = 64
 _CARRIED_BYTES = 2**20  # of one file; modeling_llada.py has 70 kB
 
 
@@ -92,6 +93,10 @@ class PublishedFiles:
     def read(cls, folder: Path, tokenizer, others: tuple[str, ...]) -> "PublishedFiles":
         """The tokenizer's files, and those that match the glob patterns ``others``."""
         names = sorted({path.name for pattern in others for path in folder.glob(pattern)})
+        if len(names) > _MOST_CARRIED:
+            raise ValueError(
+                f"{folder} holds {len(names)} files that belong to the model; at most {_MOST_CARRIED} are kept"
+            )
         return cls(
             tokenizer=tokenizer_content(folder, TOKENIZER_FILES),
             others={name: read_bytes(folder / name, _CARRIED_BYTES) for name in names if find(folder, name)},

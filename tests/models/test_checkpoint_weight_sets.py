@@ -230,6 +230,13 @@ def test_a_whole_single_file_beside_stale_shards(published):
     assert same(diffpo.load(folder), plain)
 
 
+def test_an_index_of_one_file_is_no_second_set(published):
+    folder, _, tensors = published("llada", tokenizer=False)
+    plain = diffpo.load(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    assert same(diffpo.load(folder), plain)
+
+
 def test_two_sets_of_weights_that_both_fit_are_refused(published):
     folder, _, tensors = published("llada", shards=3, tokenizer=False)
     save_file(tensors, folder / "model.safetensors")
