@@ -24,7 +24,9 @@ def refuse_wrong_types(fields: Mapping, keys: Mapping[str, str], where) -> None:
         if value is None:
             continue
         if name in _INTEGERS:
-            require_integer(value, key, where)
+            several = value if name == "eos_token_id" and isinstance(value, list) else [value]
+            for one in several:
+                require_integer(one, key, where)
         elif name in _NUMBERS and (
             isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value)
         ):
