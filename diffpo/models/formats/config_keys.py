@@ -26,7 +26,7 @@ INERT = frozenset({
     "activation_checkpointing", "activation_checkpoint", "train_max_sequence_length", "model_max_length", "max_seq_length",
     "max_seq_len", "seq_length", "seq_len", "sequence_length", "original_max_position_embeddings", "padding_side",
     "use_flash_attention", "use_flash_attention_2", "use_flash_attn", "flash_attn", "flash_attention", "use_sdpa", "use_liger_kernel",
-    "use_fused_kernels", "fused_kernels", "torch_compile", "compile", "use_unpad", "keys_to_ignore_at_inference", "loss_type",
+    "use_fused_kernels", "fused_kernels", "use_manual_attention", "attn_monitor_layer", "attn_monitor_all_layers", "torch_compile", "compile", "use_unpad", "keys_to_ignore_at_inference", "loss_type",
     "label_smoothing", "z_loss", "seed", "precision", "ignore_index", "noise_schedule",
     "base_model", "base_model_name_or_path", "model_name", "model_name_or_path", "tokenizer_name", "tokenizer_name_or_path", "version",
     "license", "language", "tags", "library_name", "pipeline_tag", "datasets", "framework", "trained_with", "axolotl_version",
