@@ -13,7 +13,7 @@ from lm_eval.api.registry import get_model
 
 import diffpo
 from diffpo.decoding.trajectory import Trajectory
-from diffpo.lm_eval_adapter import DiffpoLM, cut, left_to_right
+from diffpo.lm_eval_adapter import DiffpoLM, left_to_right, until_strings
 from diffpo.tasks import Countdown
 
 
@@ -71,11 +71,10 @@ def test_sampling_is_refused(lm):
 
 
 @pytest.mark.parametrize(
-    ("text", "until", "expected"),
-    [("a b c", ["b"], "a "), ("a b c", ["c", "b"], "a "), ("a", ["x"], "a"), ("ab", "b", "a"), ("ab", [""], "ab")],
+    ("until", "expected"), [(["b"], ["b"]), (["c", "b"], ["c", "b"]), ("b", ["b"]), ([""], []), (["", "x"], ["x"])]
 )
-def test_cut(text, until, expected):
-    assert cut(text, until) == expected
+def test_until_strings(until, expected):
+    assert until_strings(until) == expected
 
 
 def test_the_likelihood_is_that_of_the_order_left_to_right(random_model, random_prompts):

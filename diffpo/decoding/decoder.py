@@ -29,6 +29,7 @@ _WIDTHS = 64  # prompt widths of static steps are multiples of this
 class Settings:
     """What is decoded, and how. cache, cache_refresh: see cache.py.
 
+    eos_ids: what ends a completion, the first of them also fills what an early end leaves open.
     static: steps of fixed shapes (step.py), ``graphs``: replayed from CUDA graphs, False, True or None (where they can be captured);
     lag: how many steps late a static decode learns which rows are done, so that the device never waits for the host.
     """
@@ -40,6 +41,7 @@ class Settings:
     cache: str = "none"
     cache_refresh: int | None = None
     stop: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] = ()
     static: bool = False
     graphs: bool | None = False
     lag: int = 0
@@ -165,8 +167,9 @@ class Decoder:
         if fresh.start < fresh.stop:
             set_thresholds(model, rows, fresh, hidden, settings.rule, settings.sampling.seed)
         commit(
-            model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static
-        )
+            model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static,
+            settings.eos_ids,
+        )  # fmt: skip
         if isinstance(index, Tensor):
             self.rows.put(index, selected)
         due = due_for_refresh(self.rows, settings.cache_refresh)
@@ -230,11 +233,10 @@ class Decoder:
         return Finished(finished, self._trajectory(finished, leaving), seconds)
 
     def _trajectory(self, ids: Tensor, rows: Rows) -> Trajectory:
-        eos_id, tokens, sampling = self.model.config.eos_token_id, rows.tokens.clone(), self.settings.sampling
-        length = torch.full_like(rows.nfe, rows.gen_length)
-        if eos_id is not None:
-            tokens.masked_fill_(rows.commit_step == 0, eos_id)
-            length = (first_position(tokens, eos_id) + 1).clamp(max=rows.gen_length)
+        eos_ids, tokens, sampling = self.settings.eos_ids, rows.tokens.clone(), self.settings.sampling
+        if eos_ids:
+            tokens.masked_fill_(rows.commit_step == 0, eos_ids[0])
+        length = (first_position(tokens, eos_ids) + 1).clamp(max=rows.gen_length)
         ids = ids.to(tokens.device)
         return Trajectory(self.prompt_ids[ids], self.prompt_mask[ids], tokens, rows.commit_step, rows.logprob, rows.entropy, rows.gamma,
                           rows.gamma_bin, rows.gamma_logprob, rows.nfe, length, self.model.mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 
 from diffpo.models.file_replacement import replace_files, write_atomically
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat, format_of, read_json
+from diffpo.models.generation_config import GENERATION_CONFIG, generation_eos_ids
 from diffpo.models.hub import download
 from diffpo.models.stored_tensors import INDEX, WEIGHTS, StoredTensor, check_tensors, copy_tensors, stored_tensors
 from diffpo.models.threshold_file import THRESHOLD, add_threshold_fields, read_threshold, write_threshold
@@ -23,7 +24,7 @@ __all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_mo
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 SHARD_BYTES = 5 * 10**9  # as transformers writes them
-_CARRIED = ("generation_config.json", "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
+_CARRIED = (GENERATION_CONFIG, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -79,7 +80,10 @@ def load(
     stored = stored_tensors(folder)
     check_tensors(stored, _weights(model), folder)
     model.tokenizer = read_tokenizer(folder, config, known.mask_token)
-    files = PublishedFiles.read(folder, model.tokenizer, _CARRIED if isinstance(known, PublishedFormat) else ())
+    files = PublishedFiles.read(
+        folder, model.tokenizer, _CARRIED if isinstance(known, PublishedFormat) else _CARRIED[:1]
+    )
+    model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
     _allocate(model, device, dtype or stored[known.tensor_name("embed_tokens.weight")].dtype)
     _fill(model, stored, folder)

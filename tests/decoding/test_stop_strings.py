@@ -30,8 +30,9 @@ def test_text_is_cut_and_rows_end_early(model, stop):
     stopped = diffpo.generate(model, PROMPTS, **options(stop=stop))
     ended = 0
     for i, text in enumerate(whole.text):
-        cuts = [text.index(string) for string in strings if string in text]
-        assert stopped.text[i] == (text[: min(cuts)] if cuts else text)
+        shown = model.tokenizer.decode(whole.tokens[i, : whole.trajectory.length[i]])  # with the special tokens
+        cuts = [string for string in strings if string in shown]
+        assert stopped.text[i] == (text[: min(map(text.index, cuts))] if cuts else text)
         assert stopped.nfe[i] <= whole.nfe[i]
         ended += int(stopped.nfe[i] < whole.nfe[i])
         steps = stopped.trajectory.commit_step[i]
@@ -77,6 +78,7 @@ def test_without_a_tokenizer_or_an_eos(random_model):
         diffpo.generate(random_model(), prompts, 4, stop="7")
     model = random_model(eos_token_id=None, vocab_size=40)
     model.tokenizer = word_tokenizer(WORDS)
+    model.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="stop needs a model with an eos_token_id"):
         diffpo.generate(model, prompts, 4, stop="7")
     assert diffpo.generate(random_model(), prompts, 4, stop=()).tokens.shape == (1, 4)

@@ -111,7 +111,7 @@ def test_wrong_sudoku_rows_are_named(write):
 
 def test_a_broken_missing_or_unknown_file_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"question": ')
-    with pytest.raises(ValueError, match=r"x.jsonl is not valid jsonl"):
+    with pytest.raises(ValueError, match=r"x.jsonl, line 1 is not valid JSON"):
         local_problems(GSM8K(), tmp_path / "x.jsonl")
     with pytest.raises(FileNotFoundError, match=r"data: there is no file .*y.jsonl"):
         local_problems(GSM8K(), tmp_path / "y.jsonl")

@@ -27,7 +27,7 @@ def format_of(fields: dict, where: str | Path):
 def read_json(path: Path) -> dict:
     """The JSON object in a file; ValueError if it holds anything else."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # bad JSON or bad UTF-8
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
