@@ -79,7 +79,7 @@ class CompletionFile:
         if not self._new and path.stat().st_size and not (overwrite or resume):
             raise ValueError(f"output {path} exists: --resume continues it, --overwrite replaces it")
         try:
-            self._file = path.open("ab+")
+            self._file = path.open("ab+", buffering=0)  # nothing is left to fail when it is closed
         except OSError as error:
             raise ValueError(f"output {path} is not writable: {error.strerror}") from error
         try:
@@ -87,10 +87,10 @@ class CompletionFile:
         except BlockingIOError:
             raise ValueError(f"output {path} is being written by another process") from None
         self._settings: dict[str, object] = {}
-        self._keep, self.earlier = self._read_earlier() if resume else (0, ())
+        self._keep, self.earlier = self._read_earlier() if resume else (0 if overwrite else None, ())
 
-    def _read_earlier(self) -> tuple[int, tuple[dict, ...]]:
-        """How many bytes to keep, and the rows in them."""
+    def _read_earlier(self) -> tuple[int | None, tuple[dict, ...]]:
+        """How many bytes to keep (None: all), and the rows in them."""
         self._file.seek(0)
         complete, end, rest = self._file.read().rpartition(b"\n")
         name = f"output {self.path}"
@@ -103,7 +103,7 @@ class CompletionFile:
         # a killed run may leave half a line; anything else is not ours to drop
         if rest and not rest.startswith(_ROW_START[: len(rest)]):
             raise ValueError(f"output {self.path} ends in a line that is no completion, so it cannot be resumed")
-        return len(complete + end), rows
+        return len(complete + end) if rest else None, rows
 
     def begin(self, settings: dict[str, object]) -> None:
         """What the rows to come are made with, as JSON values. ValueError if the rows before them were made with anything else."""
@@ -126,8 +126,9 @@ class CompletionFile:
         if self._keep is not None:
             self._file.truncate(self._keep)
             self._keep = None
-        self._file.write(json.dumps(record | {"settings": self._settings}, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(record | {"settings": self._settings}, allow_nan=False).encode() + b"\n"
+        while line:  # a disk that is nearly full takes a part
+            line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Close; a file that this run created and wrote nothing into is removed again."""

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = Run(config, places, prompts, output)
         return run.execute()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if run is not None and run.records:
             raise  # every check comes before the first row: this one is a fault of ours
         fail(str(error))
@@ -215,8 +215,10 @@ class Run:
         except KeyboardInterrupt:
             self.console.print(f"interrupted after {len(self.records)} of {len(self.missing)} prompts{self._kept()}")
             code = 130
-        except BrokenPipeError:  # the reader of standard output is gone, e.g. head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:  # the disk is full, or the reader of standard output is gone, e.g. head
+            if not self.records:
+                raise
+            self._report_writing(error)
             code = 1
         except (FloatingPointError, torch.OutOfMemoryError) as error:
             self.console.print(f"stopped: {error}{self._kept()}", markup=False)
@@ -224,8 +226,18 @@ class Run:
         finally:
             signal.signal(signal.SIGTERM, handler)
             if model is not None:
-                self._draw(model)
+                try:
+                    self._draw(model)
+                except OSError as error:
+                    self._report_writing(error)
+                    code = 1
         return code
+
+    def _report_writing(self, error: OSError) -> None:
+        if self.config.output is None:  # what is still in its buffer must not fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            self.console.print(f"stopped: cannot write: {error.strerror}{self._kept()}", markup=False)
 
     def _kept(self) -> str:
         return "" if self.config.output is None else f"; they are in {self.config.output}, --resume continues"

@@ -398,3 +398,16 @@ def test_a_special_token_stops_a_completion(prompt_file, tmp_path, capsys):
     words = [model.tokenizer.convert_ids_to_tokens(row["tokens"]) for row in whole]
     assert all("," in row for row in words)
     assert [row["text"].split() for row in stopped] == [row[: row.index(",")] for row in words]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(prompt_file, tmp_path, capsys, monkeypatch):
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "diffpo.generate", "--input", prompt_file, *SHORT]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "stopped: cannot write: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert main(["--input", prompt_file, "--output", "/dev/full", *SHORT]) == 1
+    assert "No space left on device; they are in /dev/full" in capsys.readouterr().err.replace("\n", " ")

@@ -29,7 +29,6 @@ _WIDTHS = 64  # prompt widths of static steps are multiples of this
 class Settings:
     """What is decoded, and how. cache, cache_refresh: see cache.py.
 
-    eos_ids: what ends a completion, the first of them also fills what an early end leaves open.
     static: steps of fixed shapes (step.py), ``graphs``: replayed from CUDA graphs, False, True or None (where they can be captured);
     lag: how many steps late a static decode learns which rows are done, so that the device never waits for the host.
     """
@@ -41,7 +40,6 @@ class Settings:
     cache: str = "none"
     cache_refresh: int | None = None
     stop: tuple[str, ...] = ()
-    eos_ids: tuple[int, ...] = ()
     static: bool = False
     graphs: bool | None = False
     lag: int = 0
@@ -86,7 +84,7 @@ class Decoder:
     def __init__(
         self, model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
     ):
-        self.model, self.settings, self.limit = model, settings, rows
+        self.model, self.settings, self.limit, self.eos_ids = model, settings, rows, model.eos_ids
         self.prompt_ids, self.prompt_mask, self.lengths = prompt_ids, prompt_mask, prompt_mask.sum(dim=1).cpu()
         P, L = prompt_ids.shape[1], settings.gen_length
         spare = int(settings.static and rows > 1)  # a row that is never alive, to fill up an index
@@ -168,7 +166,7 @@ class Decoder:
             set_thresholds(model, rows, fresh, hidden, settings.rule, settings.sampling.seed)
         commit(
             model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static,
-            settings.eos_ids,
+            self.eos_ids,
         )  # fmt: skip
         if isinstance(index, Tensor):
             self.rows.put(index, selected)
@@ -233,10 +231,10 @@ class Decoder:
         return Finished(finished, self._trajectory(finished, leaving), seconds)
 
     def _trajectory(self, ids: Tensor, rows: Rows) -> Trajectory:
-        eos_ids, tokens, sampling = self.settings.eos_ids, rows.tokens.clone(), self.settings.sampling
-        if eos_ids:
-            tokens.masked_fill_(rows.commit_step == 0, eos_ids[0])
-        length = (first_position(tokens, eos_ids) + 1).clamp(max=rows.gen_length)
+        tokens, sampling = rows.tokens.clone(), self.settings.sampling
+        if self.eos_ids:
+            tokens.masked_fill_(rows.commit_step == 0, self.eos_ids[0])
+        length = (first_position(tokens, self.eos_ids) + 1).clamp(max=rows.gen_length)
         ids = ids.to(tokens.device)
         return Trajectory(self.prompt_ids[ids], self.prompt_mask[ids], tokens, rows.commit_step, rows.logprob, rows.entropy, rows.gamma,
                           rows.gamma_bin, rows.gamma_logprob, rows.nfe, length, self.model.mask_id, sampling.temperature, sampling.cfg_scale)  # fmt: skip

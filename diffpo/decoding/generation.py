@@ -154,7 +154,7 @@ def _job(
     rule.check(model, len(prompt_ids), gen_length, block_length)
     static = on_gpu and cuda_graph is not False
     settings = Settings(
-        gen_length, block_length, rule, Sampling(temperature, cfg_scale, seed, None if row_ids is None else row_ids.cpu()), cache, cache_refresh, stop, model.eos_ids,
+        gen_length, block_length, rule, Sampling(temperature, cfg_scale, seed, None if row_ids is None else row_ids.cpu()), cache, cache_refresh, stop,
         # with a cache or stop strings the next step depends on this one's outcome, which is a few microseconds' wait
         static=static, graphs=cuda_graph if static else False, lag=int(static and cache == "none" and not stop),
     )  # fmt: skip
