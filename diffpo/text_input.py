@@ -36,7 +36,7 @@ def decode(content: bytes, name: str) -> str:
 def numbered_lines(text: str) -> list[tuple[int, str]]:
     """(number from 1, line) of the lines that are not blank. They end in LF, CRLF or CR; files put together may hold more marks."""
     lines = re.split("\r\n|\r|\n", text)
-    return [(number, line.removeprefix(_BOM)) for number, line in enumerate(lines, 1) if line.strip(f" \t\f\v{_BOM}")]
+    return [(number, line.removeprefix(_BOM)) for number, line in enumerate(lines, 1) if line.replace(_BOM, "").strip()]
 
 
 def looks_like_json(text: str) -> bool:

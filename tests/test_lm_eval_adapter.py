@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval", reason="needs the extra diffpo[lm-eval]")
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from tokenizers.processors import TemplateProcessing
 
 import diffpo
 from diffpo.decoding.trajectory import Trajectory
@@ -63,6 +64,17 @@ def test_generation_is_that_of_diffpo_cut_at_the_stop_strings(lm):
     texts = lm.generate_until(requests_of("generate_until", *((prompt, {"until": [","]}) for prompt in prompts)))
     assert texts == [text.split(",")[0] for text in whole]
     assert lm.generate_until(requests_of("generate_until", (prompts[0], {"until": []}))) == whole[:1]
+
+
+def test_special_tokens_stop_and_a_bos_stands_once():
+    lm = DiffpoLM(model="tiny-countdown", gen_length=12, steps=12, batch_size=3, device="cpu")
+    prompt = Countdown().prompt(Countdown().problems("test", 1, seed=0)[0])
+    whole = diffpo.generate(lm.model, [prompt], 12, rule=diffpo.FixedSchedule(12)).text[0]
+    lm.tokenizer.add_tokens([","], special_tokens=True)
+    assert lm.generate_until(requests_of("generate_until", (prompt, {"until": [",", ""]}))) == [whole.split(" ,")[0]]
+    lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    assert lm.tok_encode("<pad> 1 2") == lm.tok_encode("1 2") == [0, *lm.tok_encode("1 2", add_special_tokens=False)]
+    assert lm.tok_encode("<pad> 1 2", add_special_tokens=True) == lm.tok_encode("1 2")
 
 
 def test_sampling_is_refused(lm):

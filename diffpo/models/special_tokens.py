@@ -20,8 +20,9 @@ def end_ids(config_ids: int | Sequence[int] | None, more: Iterable[int], tokeniz
     if tokenizer is not None:
         ids.extend([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
         template = str(tokenizer.chat_template or "")  # several named templates are a dictionary
-        special = {token: index for index, token in special_tokens(tokenizer).items()}
-        ids.extend(special[token] for token in END_OF_TURN if token in template and token in special)
+        written = [token for token in END_OF_TURN if token in template]
+        special = {token: index for index, token in special_tokens(tokenizer).items()} if written else {}
+        ids.extend(special[token] for token in written if token in special)
     return tuple(dict.fromkeys(ids))
 
 

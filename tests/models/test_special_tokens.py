@@ -145,25 +145,14 @@ def test_an_end_that_cannot_be_in_a_config(random_model, value, named):
         random_model(eos_token_id=value)
 
 
-def test_a_completion_ends_at_the_first_of_its_ends(random_model):
-    """Whichever it is: the same row as with one end more, cut there; holes are filled with the first."""
-    prompts = [torch.tensor([3 + i % 10, 4 + i // 10]) for i in range(40)]
-    options = {"gen_length": 16, "block_length": 4, "rule": diffpo.EntropyBounded(1.0), "temperature": 1.0}
-    endless = diffpo.generate(random_model(3, vocab_size=13, eos_token_id=None), prompts, **options)
-    out = diffpo.generate(random_model(3, vocab_size=13, eos_token_id=(5, 9)), prompts, **options)
-    early = 0
-    for row in range(len(prompts)):
-        tokens, whole = out.tokens[row].tolist(), endless.tokens[row].tolist()
-        ends = [place for place, token in enumerate(whole) if token in (5, 9)]
-        length = out.trajectory.length[row].item()
-        assert length == (ends[0] + 1 if ends else 16)
-        assert tokens[:length] == whole[:length]
-        holes = out.trajectory.commit_step[row] == 0
-        assert (out.tokens[row][holes] == 5).all()
-        early += int(out.nfe[row] < endless.nfe[row])
-    ended_by = {out.tokens[row, out.trajectory.length[row] - 1].item() for row in range(len(prompts))}
-    assert {5, 9} <= ended_by
-    assert early > 5
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_a_byte_order_mark_in_the_configs(published, family):
+    folder, _, _ = published(family)
+    expected = diffpo.load(folder)
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    model = diffpo.load(folder)
+    assert (model.config, model.eos_ids) == (expected.config, expected.eos_ids)
 
 
 def test_the_tokenizers_end_cuts_the_text(published):
