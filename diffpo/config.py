@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from diffpo.text_input import decode
+
 
 def _not_nan(value: float) -> float:
     if math.isnan(value):
@@ -203,10 +205,16 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        text = decode(path.read_bytes(), f"config file {path}")
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
+        fail(str(error))
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        fail(f"config file {path} is not valid TOML: it is nested too deeply")
+    except ValueError as error:  # TOMLDecodeError, or Python's limit on the digits of an integer
         fail(f"config file {path} is not valid TOML: {error}")
 
 

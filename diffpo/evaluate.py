@@ -35,7 +35,7 @@ from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.provenance import provenance, weights_digest, without_folder
 from diffpo.tasks import ChatTask, Task, get_chat_task
 from diffpo.tasks.data import hub_problems, local_problems
-from diffpo.tasks.prompts import chat_prompts, compact_prompts
+from diffpo.tasks.prompts import chat_prompts, check_no_mask, compact_prompts
 from diffpo.training.evaluation import check_vocabulary
 from diffpo.training.item_log import ItemLog
 from diffpo.training.run_folder import RunFolder
@@ -132,6 +132,7 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     prompts = encoded(config, task, problems, model)
     check_lengths(config.gen_length, config.block_length)
     check_context(prompts, config.gen_length, model)
+    check_no_mask(prompts, model.mask_id)
     rule = config.commit_rule(model, config.gen_length).resolve(model)
     rule.check(model, len(prompts), config.gen_length, config.block_length)
     revisions = {"model": commit or weights_digest(folder), "data": data_revision}

@@ -342,6 +342,40 @@ def test_resuming_with_another_configuration_is_refused(run, chat_flags, tmp_pat
     assert items_in(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        (
+            "{{ raise_exception('no user messages') }}",
+            "problem 0: the tokenizer's chat template fails: TemplateError: no user messages",
+        ),
+        ("{% for m in messages %}{{ m['content'] }", "TemplateSyntaxError"),
+        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
+    ],
+)
+def test_a_chat_template_that_fails(run, chat_flags, tmp_path, capsys, template, named):
+    model = load(chat_flags[1])
+    model.tokenizer.chat_template = template
+    model.save(tmp_path / "hostile")
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags, "--model", tmp_path / "hostile")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mask_token_in_a_question(run, chat_flags, gsm8k, tmp_path, capsys):
+    with open(gsm8k, "a") as file:
+        file.write('{"question": "What is <|mdm_mask|>?", "answer": "#### 1"}\n')
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags)
+    assert stopped.value.code == 2
+    assert "problem 5 (row 6) contains the mask token" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_with_other_files_is_refused(run, chat_flags, gsm8k, capsys):
     assert run(*chat_flags) == 0
     with open(gsm8k, "a") as file:

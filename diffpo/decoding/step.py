@@ -87,6 +87,7 @@ def commit(
     rule: Rule,
     sampling: Sampling,
     static: bool,
+    eos_ids: tuple[int, ...],
 ) -> None:
     """The rest of a step, after the network: tokens, records, blocks and ``done``, all in ``rows``. A row that is done does not change."""
     L, mask_id = rows.gen_length, model.mask_id
@@ -116,7 +117,7 @@ def commit(
     rows.entropy.copy_(torch.where(committed, entropy, rows.entropy))
     rows.block_step.copy_(torch.where(start == before, rows.block_step + 1, 0))
     rows.failed.logical_or_((spread(~predicted.valid) & candidates).any(dim=1))
-    rows.done.logical_or_(rows.failed | _finished(rows.tokens, model, rule.stops_at_eos))
+    rows.done.logical_or_(rows.failed | _finished(rows.tokens, mask_id, eos_ids if rule.stops_at_eos else ()))
     rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
 
 
@@ -163,16 +164,15 @@ def _predict_chunk(model, hidden_ND: tuple[Tensor, ...], uniform_N: Tensor | Non
     return _Predictions(token_N, stats.logprob, stats.entropy, confidence_N, stats.top1, stats.top2, stats.valid)
 
 
-def _finished(tokens: Tensor, model: MaskedDiffusionLM, stops_at_eos: bool) -> Tensor:
+def _finished(tokens: Tensor, mask_id: int, eos_ids: tuple[int, ...]) -> Tensor:
     """bool [A]: no masked position is left, or none before the first EOS."""
-    L = tokens.shape[1]
-    first_mask = first_position(tokens, model.mask_id)
-    if not stops_at_eos or model.config.eos_token_id is None:
-        return first_mask == L
-    return (first_mask == L) | (first_position(tokens, model.config.eos_token_id) < first_mask)
+    first_mask = first_position(tokens, (mask_id,))
+    return (first_mask == tokens.shape[1]) | (first_position(tokens, eos_ids) < first_mask)
 
 
-def first_position(tokens: Tensor, token_id: int) -> Tensor:
-    """int64 [A]: where a token stands first in each row [A, L], L where it does not."""
-    L = tokens.shape[1]
-    return torch.where(tokens == token_id, torch.arange(L, device=tokens.device), L).amin(dim=1)
+def first_position(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """int64 [A]: where one of the tokens stands first in each row [A, L], L where none does."""
+    L, found = tokens.shape[1], torch.zeros_like(tokens, dtype=torch.bool)
+    for token_id in token_ids:  # a few; a tensor of them could not be made while a graph is captured
+        found |= tokens == token_id
+    return torch.where(found, torch.arange(L, device=tokens.device), L).amin(dim=1)

@@ -22,7 +22,7 @@ class Trajectory:
     gamma: fp32 [B], nats: the entropy bound used, NaN for rules without one
     gamma_bin: int64 [B], the bin of a learned threshold, -1 for other rules; gamma_logprob: fp32 [B], its log-prob
     nfe: int64 [B], denoising steps (network evaluations of the row)
-    length: int64 [B], tokens up to and including the first EOS
+    length: int64 [B], tokens up to and including the first EOS, any of the model's ``eos_ids``
     """
 
     prompt_ids: Tensor

@@ -15,6 +15,7 @@ from diffpo.models.adapter_folder import refuse_adapter
 from diffpo.models.file_replacement import replace_files, write_atomically
 from diffpo.models.folder_files import find
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat, format_of, read_json
+from diffpo.models.generation_config import GENERATION_CONFIG, generation_eos_ids
 from diffpo.models.hub import download
 from diffpo.models.stored_tensors import (
     INDEX,
@@ -34,8 +35,7 @@ __all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_mo
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 SHARD_BYTES = 5 * 10**9  # as transformers writes them
-GENERATION = "generation_config.json"
-_CARRIED = (GENERATION, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
+_CARRIED = (GENERATION_CONFIG, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
 _POLICY = "threshold."  # the learned threshold's tensors; beside a published format they have a file of their own
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -94,11 +94,12 @@ def load(
     known = FORMATS[config.model_type]
     stored = _stored(config, folder)
     tokenizer = read_tokenizer(folder, config, known.mask_token)
-    files = PublishedFiles.read(folder, tokenizer, _CARRIED if isinstance(known, PublishedFormat) else ())
+    files = PublishedFiles.read(folder, tokenizer, _CARRIED if isinstance(known, PublishedFormat) else _CARRIED[:1])
     dtype = dtype or stored["embed_tokens.weight"].dtype
     with torch.device("meta"):
         model = MaskedDiffusionLM(config, tokenizer)
     _refuse_too_large(model, device, dtype)
+    model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
     _allocate(model, device, dtype)
     copy_tensors(stored, _weights(model))
@@ -158,8 +159,8 @@ def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
         instead = f"; its folders that do are {', '.join(inner[:5])}" if inner else ""
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder{instead}")
     fields = read_json(path)
-    if find(folder, GENERATION) is not None:
-        read_json(folder / GENERATION)
+    if find(folder, GENERATION_CONFIG) is not None:
+        read_json(folder / GENERATION_CONFIG)
     known = format_of(fields, path)
     config = known.config(fields, path)
     return fields, add_threshold_fields(config, folder) if isinstance(known, PublishedFormat) else config

@@ -112,4 +112,5 @@ def _state(tokenizer) -> tuple | None:
     if tokenizer is None:
         return None
     names = sorted(tokenizer.special_tokens_map.items(), key=str)
-    return type(tokenizer), len(tokenizer), str(names), tokenizer.chat_template, tokenizer.padding_side
+    added = str(tokenizer.added_tokens_decoder)
+    return type(tokenizer), len(tokenizer), str(names), added, tokenizer.chat_template, tokenizer.padding_side

@@ -7,7 +7,7 @@ heads, d head size, N requested positions, V vocabulary.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from diffpo.models.attention import Padding, attend, left_padding
+from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
 from diffpo_kernels import skinny_linear
+
+_TokenId = Annotated[int, Field(ge=0)]
+EosIds = _TokenId | Annotated[tuple[_TokenId, ...], Field(min_length=1)] | None
 
 
 class ModelConfig(BaseModel):
@@ -25,6 +29,7 @@ class ModelConfig(BaseModel):
     ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
     ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
     ``threshold_proxy``: the order of commitment it was trained with.
+    ``eos_token_id``: an id or several; ``MaskedDiffusionLM.eos_ids`` are all that end a completion.
     ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
     """
 
@@ -44,7 +49,7 @@ class ModelConfig(BaseModel):
     tie_word_embeddings: bool = False
     logit_shift: bool = False
     mask_token_id: int = Field(ge=0)
-    eos_token_id: int | None = Field(default=None, ge=0)
+    eos_token_id: EosIds = None
     pad_token_id: int | None = Field(default=None, ge=0)
     threshold_gammas: tuple[float, ...] | None = None
     threshold_proxy: Literal["entropy", "confidence", "margin"] = "entropy"
@@ -62,9 +67,12 @@ class ModelConfig(BaseModel):
                 f"num_attention_heads {self.num_attention_heads} must divide by num_key_value_heads {self.num_key_value_heads}"
             )
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            token_id = getattr(self, name)
-            if token_id is not None and token_id >= self.vocab_size:
-                raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
+            value = getattr(self, name)
+            for token_id in value if isinstance(value, tuple) else () if value is None else (value,):
+                if token_id >= self.vocab_size:
+                    raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
+        if self.eos_token_id is not None and self.mask_token_id in end_ids(self.eos_token_id, (), None):
+            raise ValueError(f"eos_token_id must not be the mask token, {self.mask_token_id}")
         return self
 
     @property
@@ -153,12 +161,14 @@ class MaskedDiffusionLM(nn.Module):
     """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
 
     ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None;
-    ``source`` says what it was loaded from (name, hub revision), or is None.
+    ``source`` says what it was loaded from (name, hub revision), or is None; ``generation_eos_ids`` are those of its
+    generation_config.json.
     """
 
     def __init__(self, config: ModelConfig, tokenizer=None):
         super().__init__()
         self.config, self.tokenizer, self.source = config, tokenizer, None
+        self.generation_eos_ids: tuple[int, ...] = ()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -184,6 +194,13 @@ class MaskedDiffusionLM(nn.Module):
     @property
     def mask_id(self) -> int:
         return self.config.mask_token_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a completion, wherever they are declared: config, generation_config.json, tokenizer (EOS), chat template (end
+        of a turn). The first fills what an early end leaves open."""
+        ids = end_ids(self.config.eos_token_id, self.generation_eos_ids, self.tokenizer)
+        return tuple(index for index in ids if index < self.config.vocab_size and index != self.mask_id)
 
     @property
     def device(self) -> torch.device:

@@ -280,7 +280,7 @@ REFUSED = [
     ("llada", {"embedding_size": "x"}, "embedding_size: Input should be a valid integer"),
     ("llada", {"n_heads": 3}, "d_model 32 must divide by n_heads 3"),
     ("Dream", {"rope_scaling": "yarn"}, "rope_scaling must be an object"),
-    ("Dream", {"eos_token_id": [1, 2]}, "eos_token_id: Input should be a valid integer"),
+    ("Dream", {"eos_token_id": [1, "two"]}, "eos_token_id"),
     ("llada", {"is_causal": True}, "is_causal True"),
     ("llada", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llada", {"d_model": "wide"}, "d_model"),

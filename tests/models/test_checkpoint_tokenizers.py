@@ -92,6 +92,9 @@ def test_a_changed_tokenizer_is_saved_as_changed(published, tmp_path):
     model.save(tmp_path / "changed")
     tokenizer = diffpo.load(tmp_path / "changed").tokenizer
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == " Two plus two? "
+    assert model.tokenizer.add_tokens(["a"], special_tokens=True) == 1
+    model.save(tmp_path / "changed")
+    assert diffpo.load(tmp_path / "changed").tokenizer.decode([64, 65], skip_special_tokens=True) == "b"
     model.tokenizer = None
     model.save(tmp_path / "changed")
     assert diffpo.load(tmp_path / "changed").tokenizer is None
