@@ -61,7 +61,8 @@ def stated_number(text: str, *, first: bool, units: Iterable[str] = ()) -> Fract
     if len({quantity.value for quantity in quantities}) > 1:
         leads = not re.search("[A-Za-z]", side[: quantities[0].start])
         between = side[quantities[0].end : quantities[1].start]
-        if leads and len(sides) > 1 or (first or leads) and _FURTHER.match(between):
+        says_of_what = _FURTHER.match(between) is not None
+        if (leads and (says_of_what or len(sides) > 1)) or (first and says_of_what):
             return quantities[0].value
         if first:
             return None
