@@ -159,13 +159,17 @@ def _published(row: dict[str, Any]) -> tuple[tuple[int, ...], int]:
         numbers, target, names = str(row["input"]).split(","), row["output"], "input and output"
     else:
         raise ValueError(f"needs the columns input, output (or nums, target), found {', '.join(map(str, row))}")
-    values = [str(value).strip() for value in (*numbers, target)] if isinstance(numbers, Iterable) else []
-    if len(values) < 3 or not all(re.fullmatch("[0-9]{1,9}", value) for value in values):
+    values = [str(value).strip() for value in numbers] if isinstance(numbers, list | tuple) else []
+    target = str(target).strip()
+    if (
+        len(values) < 2
+        or not all(re.fullmatch("[0-9]{1,9}", value) for value in values)
+        or not re.fullmatch("-?[0-9]{1,9}", target)
+    ):
         raise ValueError(
-            f'{names} must be at least two numbers and a number such as "30,100,93" and "23", got '
-            f"{str(numbers)[:80]} and {str(target)[:80]}"
+            f'{names} must be numbers such as "30,100,93" and "23", at least two and one, got {str(row)[:120]}'
         )
-    return tuple(map(int, values[:-1])), int(values[-1])
+    return tuple(map(int, values)), int(target)
 
 
 @functools.cache

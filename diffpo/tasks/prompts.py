@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,3 +34,22 @@ def chat_prompts(tokenizer, task: ChatTask, problems: Sequence) -> list[Tensor]:
     turns = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
     prefill = tokenizer(task.prefill, add_special_tokens=False)["input_ids"]
     return [torch.tensor([*turn, *prefill]) for turn in turns]
+
+
+def read_instruction(path: str | Path) -> str:
+    """The format instruction in a UTF-8 file, without a byte order mark and line ends after it.
+
+    ValueError if there is no such file, or it is empty or not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"instruction: there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"instruction: {path} is not UTF-8: {error}") from None
+    except OSError as error:
+        raise ValueError(f"instruction: {path} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise ValueError(f"instruction: {path} is empty")
+    return text
