@@ -14,6 +14,7 @@ from .task import chat_answer
 MAX_LENGTH = 10_000  # characters of an answer that is read
 UNREADABLE = "\x00"  # stands for what has no plain form: roots, unknown commands, malformed numbers
 
+_SEARCHED = 100_000  # characters in which boxes are looked for
 _CUT_OFF = re.compile(r"</|<\|")  # the beginning of a closing tag or of a special token
 
 
@@ -30,7 +31,8 @@ def final_answer(text: str) -> str | None:
 
 
 def boxes(text: str) -> list[str]:
-    """Content of every `\\boxed{...}` that holds something and no other box, in order."""
+    """Content of every `\\boxed{...}` that holds something and no other box, in order; of a huge text, in its end alone."""
+    text = text[-_SEARCHED:]
     spans = boxed_spans(text)
     innermost = [(a, b) for i, (a, b) in enumerate(spans) if i + 1 == len(spans) or spans[i + 1][0] >= b]
     return [content for a, b in innermost if (content := text[a:b].strip())]

@@ -116,5 +116,7 @@ def tag_reward(text: str) -> float:
 
 
 def _is_integer(answer: str | None) -> bool:
-    content = last_boxed(answer or "") or answer or ""
+    if answer is None or len(answer) > MAX_LENGTH:
+        return False
+    content = last_boxed(answer) or answer
     return content.isascii() and content.isdigit()

@@ -175,7 +175,7 @@ _LABELS = [
         r"\b(?:row|column|line|r)s? ?[0-9]\b",
         r"\b[0-9]{1,2} ?(?:x|\*|by) ?[0-9]{1,2}\b(?= ?[a-z])|\b[0-9]{1,2}[- ](?:digits?|cells?|characters?|rows?)\b",  # 4x4 grid
         r"(?m:^) *[0-9][.)](?= )",  # numbered lines
-        r"[a-z]+[0-9]+\b|\b[0-9]+[a-z]+",
+        r"(?<![a-z])[a-z]+[0-9]+\b|\b[0-9]+[a-z]+",
     )
 ]
 
