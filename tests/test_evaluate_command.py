@@ -451,7 +451,7 @@ def test_chat_mistakes(run, chat_flags, capsys, tmp_path):
 # Protocols and instructions
 
 
-@pytest.mark.parametrize(("protocol", "reward", "correct"), [("strict", 2.0, True), ("d1", 0.0, False)])
+@pytest.mark.parametrize(("protocol", "reward", "correct"), [("strict", 2.5, True), ("d1", 0.0, False)])
 def test_the_protocol_judges_and_is_recorded(run, chat_flags, tmp_path, monkeypatch, protocol, reward, correct):
     """The reasoning holds a box, which d1 takes for the answer, and the answer has none of the tags' lines."""
 

@@ -114,7 +114,7 @@ _BEFORE_FRACTIONS = _rules(
     (r"\\(?:begin|end)\{[a-z]{1,12}\*?\}(?:\{[clr| ]{0,20}\})?", " "),
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|bf|rm|it)(?![a-zA-Z])", ""),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", " "),
-    (r"\{\s*([,.])\s*\}", r"\1"),
+    (r"(?:\\math(?:ord|punct))?\{\s*([-+,.])\s*\}", r"\1"),
     (r"\{\s*\}", ""),
     (r"(?:(?:\\[,;:! >]|\\(?:thinspace|nobreakspace|medspace)(?![a-zA-Z])|~) *)+", _THIN),
     (r"\{\u2009+\}", _THIN),
@@ -122,12 +122,13 @@ _BEFORE_FRACTIONS = _rules(
     (_FONT + r"\s*\{([^{}\n]*)\}", _unwrapped),  # one inside another
     (r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?", " "),  # never closed
     (
-        r"(?<![0-9.,])([0-9]{1,3}(?:(?:,\u2009?|\u2009,?|')[0-9]{3})+)(?![0-9])",
+        r"(?<![0-9.,])([0-9]{1,3}(?:(?:\u2009?,\u2009?|\u2009|')[0-9]{3})+)(?![0-9])",
         lambda match: re.sub("[^0-9]", "", match[1]),
     ),
     (r"(?<![\w)])\*\*([^*\n]{1,200})\*\*", r" \1 "),  # bold
     (r"\\(?:times|cdotp?|ast|star|bullet)(?![a-zA-Z])", "*"),
     (r"\\div(?![a-zA-Z])", "/"),
+    (r"\{\s*([*/])\s*\}", r"\1"),
     (r"\\(?:approx|simeq|cong|equiv|implies|iff|to|(?:long)?rightarrow|Rightarrow|Longrightarrow)(?![a-zA-Z])", "="),
     (r"\\(?:quad|qquad|enspace|space|hfill|newline|therefore|hline|checkmark|par)(?![a-zA-Z])", " "),
     (r"\\\{", "("),

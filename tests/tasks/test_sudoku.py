@@ -224,6 +224,18 @@ def test_a_chat_without_an_answer_earns_nothing(text):
     assert (grade.reward, grade.correct) == (0, False)
 
 
+def test_words_of_a_tiny_model_are_worth_their_cells():
+    """Whatever it samples: too few words, empty cells, wrong clues."""
+    words = random.Random(1)
+    for problem in TASK.problems("train", 200, seed=3):
+        sample = words.choices(TASK.vocabulary, k=words.choice((16, 16, 15, 9, 0)))
+        cells = zip(problem.puzzle, problem.solution, sample, strict=False)
+        right = sum(clue == "0" and digit == word for clue, digit, word in cells)
+        grade = TASK.grade(problem, " ".join(sample))
+        assert grade.reward == right / problem.puzzle.count("0")
+        assert grade.correct == ("".join(sample) == problem.solution)
+
+
 def test_agrees_with_the_rules_on_mutated_solutions():
     """An answer is right exactly if it keeps the clues and satisfies the rules."""
     random_cells = random.Random(0)
