@@ -12,7 +12,7 @@ from .arithmetic import evaluate
 _WORDS = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
-        (r"\([^()0-9]*[a-z][^()]*\)", " "),  # a remark
+        (r"\((?=[^()0-9]*[a-z]|\s*=)[^()]*\)", " "),  # a remark
         (r"(?<=[0-9)])\s*x\s*(?=[0-9(])|\btimes\b|\bmultiplied by\b", "*"),
         (r"\bplus\b", "+"),
         (r"\bminus\b", "-"),
@@ -57,6 +57,6 @@ def _values(text: str, numbers: Sequence[int]) -> list[Fraction]:
 def _expressions(sides: list[str]) -> Iterator[tuple[Fraction, list[int]]]:
     for side in sides:
         try:
-            yield evaluate(side.strip().lstrip("*/").strip())
+            yield evaluate(side.strip().lstrip("*/>").strip())
         except (ValueError, ZeroDivisionError):
             continue

@@ -171,7 +171,7 @@ _COMPACT = re.compile(r"[0-9_\s]*", re.ASCII)
 _LABELS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"\([^()]*[a-z][^()]*\)",  # a remark
+        r"\((?=[^()]*[a-z])[^()]*\)",  # a remark
         r"\b(?:row|column|line|r)s? ?[0-9]\b",
         r"\b[0-9]{1,2} ?(?:x|\*|by) ?[0-9]{1,2}\b(?= ?[a-z])|\b[0-9]{1,2}[- ](?:digits?|cells?|characters?|rows?)\b",  # 4x4 grid
         r"(?m:^) *[0-9][.)](?= )",  # numbered lines
