@@ -1,11 +1,13 @@
 """``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown or sudoku.
 
-The d1 protocol in format chat: no examples, one user turn of format instruction and question, the assistant's turn begun with
-<reasoning>, temperature 0, blocks of 32, steps = gen_length / 2. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
+In format chat it decodes as d1 does: no examples, one user turn of format instruction and question, the assistant's turn begun with
+<reasoning>, temperature 0, blocks of 32, steps = gen_length / 2. The instruction is ours unless --instruction gives a paper's, verdicts
+and rewards are mathematical ones unless --protocol d1 asks for those of d1's own scripts. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
 done, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything done saved; ``--resume`` continues.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -33,9 +35,9 @@ from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.provenance import provenance, weights_digest, without_folder
-from diffpo.tasks import ChatTask, Task, get_chat_task
+from diffpo.tasks import ChatTask, Protocol, Task, get_chat_task
 from diffpo.tasks.data import hub_problems, local_problems
-from diffpo.tasks.prompts import chat_prompts, check_no_mask, compact_prompts
+from diffpo.tasks.prompts import chat_prompts, check_no_mask, compact_prompts, read_instruction
 from diffpo.training.evaluation import check_vocabulary
 from diffpo.training.item_log import ItemLog
 from diffpo.training.run_folder import RunFolder
@@ -66,8 +68,13 @@ class EvaluateConfig(DecodingConfig):
     limit: int | None = Field(None, gt=0)
     """the first problems only; of a generated test split, 1000 by default"""
     format: Literal["auto", "chat", "compact"] = "auto"
-    """chat: one user turn, the answer begun with <reasoning> (the d1 protocol); compact: the words of a tiny model; auto: chat if the
+    """chat: one user turn, the answer begun with <reasoning>; compact: the words of a tiny model; auto: chat if the
     model's tokenizer has a chat template"""
+    protocol: Protocol = "strict"
+    """how answers are judged in format chat. strict: right is what is mathematically right; d1: verdicts and rewards as d1's own scripts
+    give them (arXiv 2504.12216), of sudoku the reward is the share of right cells that d1 reports as accuracy"""
+    instruction: str = ""
+    """UTF-8 file with the text that replaces the task's format instruction in front of the question, for a paper's exact prompt"""
     gen_length: int | None = Field(None, gt=0)
     """tokens of a completion; default 256 in chat, the task's own in compact"""
     block_length: int | None = Field(None, gt=0)
@@ -97,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(EvaluateConfig, arguments)
     try:
-        task = get_chat_task(config.task)
+        task = get_chat_task(config.task, config.protocol)
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
@@ -123,7 +130,9 @@ class Evaluation:
 
 
 def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
-    """Read the data, then the model. ValueError or FileNotFoundError for anything that does not fit together."""
+    """Read the instruction, the data, then the model. ValueError or FileNotFoundError for anything that does not fit together."""
+    if config.instruction:
+        task.instruction = read_instruction(config.instruction)
     problems, data_revision = read_problems(config, task)
     folder, commit = resolve(config.model, config.revision)
     device = choose_device(config.device)
@@ -135,7 +144,11 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     check_no_mask(prompts, model.mask_id)
     rule = config.commit_rule(model, config.gen_length).resolve(model)
     rule.check(model, len(prompts), config.gen_length, config.block_length)
-    revisions = {"model": commit or weights_digest(folder), "data": data_revision}
+    revisions = {
+        "model": commit or weights_digest(folder),
+        "data": data_revision,
+        "instruction": f"sha256:{hashlib.sha256(task.instruction.encode()).hexdigest()}",
+    }
     return Evaluation(config, task, problems, prompts, model, rule, revisions)
 
 
@@ -143,6 +156,11 @@ def encoded(config: EvaluateConfig, task: ChatTask, problems: list, model: Maske
     """The prompt of every problem in the chosen format."""
     if config.format == "chat":
         return chat_prompts(model.tokenizer, task, problems)
+    for field, ours in (("protocol", "strict"), ("instruction", "")):
+        if getattr(config, field) != ours:
+            raise ValueError(
+                f"{field}: {getattr(config, field)} is for chats, and the format is compact: use --format chat"
+            )
     if isinstance(task, Task):
         check_vocabulary(model, task)
     return compact_prompts(model.tokenizer, task, problems)
@@ -208,7 +226,7 @@ class Run:
     def _check_revisions(self) -> None:
         """A resumed run must go on with the same model and data, which their names do not guarantee."""
         path, now = self.path / "revisions.json", self.evaluation.revisions
-        before = json.loads(path.read_text()) if path.exists() else now
+        before = now | (json.loads(path.read_text()) if path.exists() else {})
         changes = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
         if changes:
             fail(f"resume: the files changed: {'; '.join(changes)}; start again with --overwrite")
@@ -279,6 +297,7 @@ class Run:
             **provenance("diffpo.evaluate", self.arguments),
             "model_revision": self.evaluation.revisions["model"],
             "data_revision": self.evaluation.revisions["data"],
+            "instruction_revision": self.evaluation.revisions["instruction"],
         }
         text = json.dumps(summary, indent=2) + "\n"
         write_atomically(self.path / "summary.json", lambda temporary: Path(temporary).write_text(text))
@@ -313,7 +332,7 @@ def summarise(evaluation: Evaluation, items: list[dict]) -> dict:
     tokens, nfe, seconds = (sum(item[name] for item in items) for name in ("tokens", "nfe", "seconds"))
     settings = config.model_dump(exclude={"name", "runs", "resume", "overwrite", "dry_run"})
     return {
-        "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data")},
+        "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data", "instruction")},
         "rule": repr(evaluation.rule),
         "problems": len(evaluation.problems),
         "done": count,

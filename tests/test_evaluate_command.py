@@ -1,5 +1,6 @@
 """``python -m diffpo.evaluate``: the d1 protocol's prompts, the numbers of a run, resuming it, and every mistake a user can make."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
 from diffpo.config import TrainConfig
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import EvaluateConfig, main, wilson_interval
+from diffpo.evaluate import EvaluateConfig, main, prepare, wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
 from diffpo.training.item_log import ItemLog
@@ -479,6 +480,69 @@ def test_chat_mistakes(run, chat_flags, capsys, tmp_path):
     with pytest.raises(SystemExit):
         run(*chat_flags, "--data", wrong)
     assert "needs the columns question, answer, found prompt" in capsys.readouterr().err
+
+
+# Protocols and instructions
+
+
+@pytest.mark.parametrize(("protocol", "reward", "correct"), [("strict", 2.5, True), ("d1", 0.0, False)])
+def test_the_protocol_judges_and_is_recorded(run, chat_flags, tmp_path, monkeypatch, protocol, reward, correct):
+    """The reasoning holds a box, which d1 takes for the answer, and the answer has none of the tags' lines."""
+
+    def answered(*arguments, **options):
+        for position, row in stream(*arguments, **options):
+            yield position, dataclasses.replace(row, text=[r"\boxed{7} <answer>\boxed{1}</answer>"])
+
+    monkeypatch.setattr(diffpo.evaluate, "stream", answered)
+    assert run(*chat_flags, "--limit", "1", "--protocol", protocol) == 0
+    (item,), summary = items_in(tmp_path / "run"), summary_in(tmp_path / "run")
+    assert (item["reward"], item["correct"]) == (pytest.approx(reward), correct)
+    assert summary["config"]["protocol"] == protocol
+    with pytest.raises(SystemExit):
+        run(*chat_flags, "--limit", "1", "--protocol", "d1" if protocol == "strict" else "strict", "--resume")
+
+
+def test_an_instruction_of_ones_own_stands_in_front_of_the_question(run, chat_model, chat_flags, tmp_path, capsys):
+    path = tmp_path / "paper.txt"
+    path.write_bytes(b"\xef\xbb\xbfThink, then \\boxed{}.\n")
+    config = EvaluateConfig(
+        model=chat_model, task="gsm8k", data=chat_flags[5], instruction=str(path), gen_length=16, block_length=8
+    )
+    evaluation = prepare(config, GSM8K())
+    text = evaluation.model.tokenizer.decode(evaluation.prompts[0])
+    assert "<|end_header_id|>\n\nThink, then \\boxed{}.\n\nWhat is 0 + 1?" in text
+    assert run(*chat_flags, "--instruction", path) == 0
+    summary = summary_in(tmp_path / "run")
+    assert summary["config"]["instruction"] == "paper.txt"
+    digest = summary["provenance"]["instruction_revision"]
+    path.write_text("Think twice.")
+    with pytest.raises(SystemExit):
+        run(*chat_flags, "--instruction", path, "--resume")
+    assert f"instruction: {digest} -> sha256:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no file"), (b" \n", "is empty"), (b"\xff\xfe", "is not UTF-8")]
+)
+def test_instructions_that_cannot_be_used(run, chat_flags, tmp_path, capsys, content, message):
+    path = tmp_path / "paper.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags, "--instruction", path)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_compact_texts_have_neither(run, tmp_path, capsys):
+    path = tmp_path / "paper.txt"
+    path.write_text("Think.")
+    for flags in (["--protocol", "d1"], ["--instruction", path]):
+        with pytest.raises(SystemExit) as stopped:
+            run(*flags)
+        assert stopped.value.code == 2
+        assert f"{flags[0][2:]}: " in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_configuration_and_loads_nothing(capsys):

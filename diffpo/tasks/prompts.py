@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,6 +48,25 @@ def check_no_mask(prompts: Sequence[Tensor], mask_id: int) -> None:
             raise ValueError(
                 f"problem {index} (row {index + 1}) contains the mask token (id {mask_id}), which only completions may hold"
             )
+
+
+def read_instruction(path: str | Path) -> str:
+    """The format instruction in a UTF-8 file, without a byte order mark and line ends after it.
+
+    ValueError if there is no such file, or it is empty or not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"instruction: there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"instruction: {path} is not UTF-8: {error}") from None
+    except OSError as error:
+        raise ValueError(f"instruction: {path} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise ValueError(f"instruction: {path} is empty")
+    return text
 
 
 def _each(function: Callable, items: Sequence) -> list:

@@ -41,7 +41,7 @@ class ChatTask(ABC, Generic[ProblemT]):
     columns: tuple[str, ...]  # that a row of the published data must have, see `problem_from_row`
     hub_file: tuple[str, str] | None = None  # dataset and file on the hub that hold the published test split
     instruction: str = CHAT_FORMAT
-    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model (d1 protocol)
+    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model, as in d1's evaluation
 
     def __init__(self, *, protocol: Protocol = "strict") -> None:
         """ValueError for an unknown protocol."""
@@ -71,7 +71,7 @@ class Task(ChatTask[ProblemT]):
 
     Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
     `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is that of `ChatTask`. `grade` reads
-    both: a text with `<answer>...</answer>` as chat, any other as compact. Rewards are in [0, 1].
+    both; a compact text is in the words of the vocabulary and nothing else. Rewards are in [0, 1].
     """
 
     vocabulary: tuple[str, ...]  # every compact word; special tokens are the tokenizer's own
