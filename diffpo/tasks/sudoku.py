@@ -49,7 +49,7 @@ class Sudoku(Task[SudokuProblem]):
 
     Reward: the fraction of the originally empty cells that are right, of an answer that is padded with empty cells or cut to 16.
     Right is an answer of exactly the solution's 16 digits: with a changed clue or a digit too many it is wrong, whatever its reward.
-    Compact is a text of digits, `_` and whitespace alone. Any other text is a chat: its answer stands in `<answer>`, closed or not,
+    Compact is a text of the words of the compact form, a space between two. Any other text is a chat: its answer stands in `<answer>`, closed or not,
     and without one it earns 0. There a box counts if there is one, and what is around the digits (words, fences, rules of a table,
     LaTeX) does not.
     Protocol "d1": the cells and no more, as its evaluation script reads them, see `diffpo/tasks/d1.py`.
@@ -156,7 +156,7 @@ def _fits(puzzle: str, grid: str) -> bool:
 
 def _cells(text: str) -> str:
     """The digits that a text gives as its answer, however many; `_` is an empty cell, 0."""
-    if _COMPACT.fullmatch(text):
+    if _COMPACT.fullmatch(text.strip()):
         return "".join(text.split()).replace("_", "0")
     answer = final_answer(text) or ""
     marked = boxes(answer)
@@ -167,7 +167,7 @@ def _cells(text: str) -> str:
     return re.sub("[^0-9]", "", answer.replace("_", "0"))
 
 
-_COMPACT = re.compile(r"[0-9_\s]*", re.ASCII)
+_COMPACT = re.compile("(?:[1-4_](?: [1-4_])*)?")  # a tokenizer of words puts a space between two
 _LABELS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (

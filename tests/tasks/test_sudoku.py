@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffpo.tasks import Sudoku, SudokuProblem
+from diffpo.tasks import Grade, Sudoku, SudokuProblem
 
 TASK = Sudoku()
 PROBLEM = TASK.problem("1030340021004020")
@@ -107,7 +107,7 @@ def test_prompts():
     [
         ("1234341221434321", 1, True),
         ("1234 3412\n2143 4321", 1, True),
-        ("12343412214343219999", 1, False),  # the cells of the first 16, but no grid
+        ("12343412214343211111", 1, False),  # the cells of the first 16, but no grid
         ("2234341221434321", 1, False),  # a given cell changed: all empty cells are right all the same
         ("1234341221434322", 7 / 8, False),
         ("123434122143432", 7 / 8, False),  # padded to 16
@@ -117,10 +117,19 @@ def test_prompts():
         ("", 0, False),
     ],
 )
-@pytest.mark.parametrize("form", ["{}", "easy</reasoning>\n<answer>\n{}\n</answer>"], ids=["compact", "chat"])
+@pytest.mark.parametrize("form", ["compact", "chat"])
 def test_rewards(text, reward, correct, form):
-    assert TASK.grade(PROBLEM, form.format(text)).reward == reward
-    assert TASK.grade(PROBLEM, form.format(text)).correct == correct
+    words = " ".join("".join(text.split()).replace("0", "_"))  # as a tokenizer of words writes them
+    text = words if form == "compact" else f"easy</reasoning>\n<answer>\n{text}\n</answer>"
+    assert TASK.grade(PROBLEM, text) == Grade(reward, correct)
+
+
+@pytest.mark.parametrize(
+    "text", ["1234341221434321", "1234\n3412\n2143\n4321", "1 2 3 4  3 4 1 2 2 1 4 3 4 3 2 1", "1 2 3"]
+)
+def test_digits_alone_are_no_answer_of_a_chat(text):
+    compact = text == "1 2 3"
+    assert TASK.grade(PROBLEM, text) == Grade(1 / 8 if compact else 0.0, False)
 
 
 PUBLISHED = TASK.problem_from_row({"Puzzle": "0302201030204030", "Solution": "1342241331244231"})
