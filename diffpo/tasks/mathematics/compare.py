@@ -1,0 +1,304 @@
+"""Whether two answers say the same, by exact arithmetic and numbers to as many digits as it takes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from .answers import Answer, Equation, Expression, Falsehood, Interval, Many, Matrix, Named, Numeral, Ratio, Reals, Words, as_reals, read, words_of
+from .expression import Node, UnreadableError, number
+from .values import TooLargeError, UndefinedError, constant_ratio, equal_functions, equal_numbers, sign
+
+_FUNCTIONS_OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+_CHOICE = re.compile(r"\(?([a-z])\)?")
+
+
+class UndecidedError(Exception):
+    """Beyond what is compared here, now and by anybody: too large."""
+
+
+def decide(gold: str, answer: str) -> bool | None:
+    """Whether two answers in LaTeX are equal; None if this module cannot read them. UndecidedError if a number is absurdly large."""
+    gold_words, answer_words = words_of(gold), words_of(answer)
+    try:
+        expected = read(gold)
+    except (UnreadableError, RecursionError):
+        return True if gold_words and gold.replace(" ", "") == answer.replace(" ", "") else None
+    if not answer.strip():
+        return False
+    if isinstance(expected, Words):
+        if _CHOICE.fullmatch(expected.key):
+            return _is_choice(expected.key, answer_words, answer)
+        return expected.key == answer_words or _reads_as(expected, answer)
+    try:
+        given = read(answer)
+        verdict = same(expected, given)
+        if not verdict and isinstance(_value(expected), Many | Reals):  # the list 100,200 is no number
+            verdict = same(expected, read(answer, thousands=False)) or verdict
+    except (UnreadableError, RecursionError):
+        return None
+    except TooLargeError:
+        raise UndecidedError(answer[:80]) from None
+    return verdict
+
+
+def _reads_as(expected: Words, answer: str) -> bool:
+    try:
+        return read(answer) == expected
+    except (UnreadableError, RecursionError):
+        return False
+
+
+def _is_choice(letter: str, words: str, answer: str) -> bool:
+    return words == letter or re.match(rf"[^a-zA-Z]*(?:\\text\w*\{{)?\s*\(\s*{letter}\s*\)", answer, re.IGNORECASE) is not None
+
+
+def _value(answer: Answer) -> Answer:
+    return answer.value if isinstance(answer, Named) else answer
+
+
+def same(gold: Answer, answer: Answer) -> bool | None:
+    """Whether two answers are equal, None if that is not known here. TooLargeError."""
+    if isinstance(gold, Falsehood) or isinstance(answer, Falsehood):
+        return False
+    if isinstance(gold, Named) or isinstance(answer, Named):
+        return _same_named(gold, answer)
+    if isinstance(gold, Equation) or isinstance(answer, Equation):
+        return isinstance(gold, Equation) and isinstance(answer, Equation) and _or_unknown(constant_ratio, gold.difference, answer.difference)
+    if isinstance(gold, Numeral) or isinstance(answer, Numeral):
+        return _same_numeral(gold, answer)
+    if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        return _same_ratio(gold, answer)
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        return gold == answer
+    if isinstance(gold, Reals) or isinstance(answer, Reals):
+        return _same_reals(as_reals(gold), as_reals(answer))
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        return _same_matrix(gold, answer)
+    if isinstance(gold, Many) or isinstance(answer, Many):
+        return _same_many(gold, answer)
+    return _same_expression(gold, answer)
+
+
+def _or_unknown(test, a: Node, b: Node) -> bool | None:
+    try:
+        return test(a, b)
+    except UndefinedError:
+        return False
+
+
+def _same_expression(gold: Expression, answer: Expression) -> bool | None:
+    if gold.unit and answer.unit and gold.unit != answer.unit:
+        return False
+    gold_nodes, answer_nodes = _readings(gold.node), _readings(answer.node)
+    if len(gold_nodes) == len(answer_nodes) == 2:
+        gold_nodes, answer_nodes = gold_nodes[:1], answer_nodes[:1]
+    verdicts = [_same_node(a, b) for a in gold_nodes for b in answer_nodes]
+    return True if True in verdicts else None if None in verdicts else False
+
+
+def _readings(node: Node) -> list[Node]:
+    """The node as it is, and, where degrees or per cent stand outside of functions, with these taken for a unit that may be left out."""
+    bare = _without(node)
+    nodes = [node] if bare == node else [node, bare]
+    if "log" in node.kinds():  # base 10 in schools, base e elsewhere
+        nodes += [_natural(one) for one in nodes]
+    return nodes
+
+
+def _without(node: Node) -> Node:
+    if node.kind in ("deg", "%"):
+        return node.args[0]
+    if node.kind in ("+", "*", "inverse"):
+        return Node(node.kind, tuple(_without(arg) for arg in node.args), node.value)
+    return node
+
+
+def _natural(node: Node) -> Node:
+    kind = "ln" if node.kind == "log" and len(node.args) == 1 else node.kind
+    return Node(kind, tuple(_natural(arg) for arg in node.args), node.value)
+
+
+def _same_node(a: Node, b: Node) -> bool | None:
+    if a == b:
+        return True
+    return _or_unknown(equal_functions if a.symbols() or b.symbols() else equal_numbers, a, b)
+
+
+def _same_named(gold: Answer, answer: Answer) -> bool | None:
+    if isinstance(gold, Named) and isinstance(answer, Named):
+        if gold.name == answer.name or not gold.name or not answer.name or len(gold.name) > 3 or len(answer.name) > 3:
+            return same(gold.value, answer.value)
+        return _same_equation(gold, answer)
+    if isinstance(gold, Equation) or isinstance(answer, Equation):
+        return _same_equation(gold, answer)
+    if isinstance(gold, Many) and gold.kind == "list" and len(gold.items) == 1:
+        gold = gold.items[0]
+    return same(_value(gold), _value(answer))
+
+
+def _same_equation(gold: Answer, answer: Answer) -> bool | None:
+    differences = [_difference(gold), _difference(answer)]
+    if None in differences:
+        return False
+    return _or_unknown(constant_ratio, *differences)
+
+
+def _difference(answer: Answer) -> Node | None:
+    if isinstance(answer, Equation):
+        return answer.difference
+    if isinstance(answer, Named) and isinstance(answer.value, Expression) and re.fullmatch(r"[a-zA-Z](?:_\w)?", answer.name):
+        return Node("+", (Node("symbol", value=answer.name), Node("*", (number(-1), answer.value.node))))
+    return None
+
+
+def _same_numeral(gold: Answer, answer: Answer) -> bool:
+    """Digits and base; where only the question named the base, the digits. A numeral in base ten is its number."""
+    if isinstance(gold, Numeral) and isinstance(answer, Numeral):
+        return gold == answer
+    if isinstance(gold, Numeral):
+        return isinstance(answer, Expression) and answer.unit is None and _same_node(number(_digits_as_decimal(gold)), answer.node) is True
+    return answer.base == 10 and isinstance(gold, Expression) and _same_node(gold.node, number(int(answer.digits))) is True
+
+
+def _digits_as_decimal(numeral: Numeral) -> int:
+    return int(numeral.digits) if numeral.digits.isdigit() else -1
+
+
+def _same_ratio(gold: Answer, answer: Answer) -> bool | None:
+    terms = [one.terms if isinstance(one, Ratio) else (one.node, number(1)) if isinstance(one, Expression) else () for one in (gold, answer)]
+    if len(terms[0]) != len(terms[1]) or not terms[0]:
+        return False
+    a, b = terms
+    return _all(_same_node(Node("*", (a[k], b[0])), Node("*", (b[k], a[0]))) for k in range(1, len(a)))
+
+
+def _same_matrix(gold: Answer, answer: Answer) -> bool | None:
+    """Entry by entry; a point is the column, or the row, of its coordinates."""
+    gold_rows, answer_rows = (_rows(one, other) for one, other in ((gold, answer), (answer, gold)))
+    if gold_rows is None or answer_rows is None or [len(row) for row in gold_rows] != [len(row) for row in answer_rows]:
+        return False
+    return _all(same(a, b) for a, b in zip(itertools.chain(*gold_rows), itertools.chain(*answer_rows), strict=True))
+
+
+def _rows(answer: Answer, other: Answer) -> Sequence[Sequence[Answer]] | None:
+    if isinstance(answer, Matrix):
+        return answer.rows
+    if isinstance(answer, Many) and answer.kind in ("point", "square") and isinstance(other, Matrix):
+        return [answer.items] if len(other.rows) == 1 else [(item,) for item in answer.items]
+    return None
+
+
+def _same_many(gold: Answer, answer: Answer) -> bool | None:
+    """Lists and sets in any order, points in theirs. A list may stand for a set, and for a point in its order."""
+    kinds = [one.kind if isinstance(one, Many) else "list" for one in (gold, answer)]
+    items = [one.items if isinstance(one, Many) else (one,) for one in (gold, answer)]
+    if {"point", "square"} & set(kinds):
+        if "set" in kinds or set(kinds) == {"point", "square"} and len(items[0]) == 2 or len(items[0]) != len(items[1]) or len(items[0]) < 2:
+            return False
+        named = [[_value(item) for item in side] for side in items]
+        return _all(same(a, b) for a, b in zip(*named, strict=True))
+    if "set" in kinds:
+        return _matched(_distinct(items[0]), _distinct(items[1]))
+    return _matched(items[0], items[1])
+
+
+def _distinct(items: Sequence[Answer]) -> list[Answer]:
+    kept: list[Answer] = []
+    for item in items:
+        if not any(same(item, other) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _matched(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool | None:
+    """Whether the items are equal in some order."""
+    if len(gold) != len(answer):
+        return False
+    if len(gold) > 60:
+        return None
+    left, unknown = list(answer), False
+    for item in gold:
+        verdicts = [same(item, other) for other in left]
+        if True in verdicts:
+            del left[verdicts.index(True)]
+        elif None in verdicts:
+            unknown = True
+        else:
+            return False
+    return None if unknown else True
+
+
+def _all(verdicts) -> bool | None:
+    verdicts = list(verdicts)
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _same_reals(gold: Reals | None, answer: Reals | None) -> bool:
+    if gold is None or answer is None:
+        return False
+    if gold.variable and answer.variable and gold.variable != answer.variable:
+        return False
+    try:
+        a, b = _merged(gold.parts), _merged(answer.parts)
+    except UndefinedError:
+        return False
+    return len(a) == len(b) and all(_same_interval(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_interval(a: Interval, b: Interval) -> bool:
+    return (a.has_low, a.has_high) == (b.has_low, b.has_high) and all(
+        (x is None) == (y is None) and (x is None or _order(x, y) == 0) for x, y in ((a.low, b.low), (a.high, b.high))
+    )
+
+
+def _order(a: Node, b: Node) -> int:
+    return sign(Node("+", (a, Node("*", (number(-1), b)))))
+
+
+def _merged(parts: Sequence[Interval]) -> list[Interval]:
+    """The union as intervals that do not touch, from left to right, without empty ones."""
+    kept = [part for part in parts if not _is_empty(part)]
+    ordered: list[Interval] = []
+    for part in kept:
+        at = sum(_starts_before(other, part) for other in ordered)
+        ordered.insert(at, part)
+    merged: list[Interval] = []
+    for part in ordered:
+        if merged and _touch(merged[-1], part):
+            merged[-1] = _joined(merged[-1], part)
+        else:
+            merged.append(part)
+    return merged
+
+
+def _is_empty(part: Interval) -> bool:
+    if part.low is None or part.high is None:
+        return False
+    order = _order(part.low, part.high)
+    return order > 0 or (order == 0 and not (part.has_low and part.has_high))
+
+
+def _starts_before(a: Interval, b: Interval) -> bool:
+    if a.low is None or b.low is None:
+        return a.low is None
+    order = _order(a.low, b.low)
+    return order < 0 or (order == 0 and a.has_low >= b.has_low)
+
+
+def _touch(a: Interval, b: Interval) -> bool:
+    if a.high is None or b.low is None:
+        return True
+    order = _order(b.low, a.high)
+    return order < 0 or (order == 0 and (a.has_high or b.has_low))
+
+
+def _joined(a: Interval, b: Interval) -> Interval:
+    if a.high is None or b.high is None:
+        return Interval(a.low, None, a.has_low, False)
+    order = _order(a.high, b.high)
+    if order == 0:
+        return Interval(a.low, a.high, a.has_low, a.has_high or b.has_high)
+    end = a if order > 0 else b
+    return Interval(a.low, end.high, a.has_low, end.has_high)
