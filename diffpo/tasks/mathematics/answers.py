@@ -137,6 +137,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _LEADING_ZERO = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})*,0\d{2}(?:,\d{3})*(?![\d,])")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{(?:[pbBvV]?matrix|smallmatrix|array)\}(?:\{[clr| ]*\})?(.*)\\end\{(?:[pbBvV]?matrix|smallmatrix|array)\}\s*[)\]]?$", re.DOTALL)
 _LABEL = re.compile(r"\s*(?:\\text\{[^{}]*\}|[a-zA-Z]|\\[a-zA-Z]+)(?:_\s*(?:\{[^{}]*\}|\w))?'*\s*(?:\(\s*[^()=]*\s*\))?(?:\s*\\text\{[^{}]*\})?\s*")
+_FORMULA = re.compile(r"\$([^$]+)\$|\\\(((?:[^\\]|\\[^)])+)\\\)")
 _POINT_LABEL = re.compile(r"\(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\)")
 
 
@@ -145,6 +146,22 @@ def read(text: str, thousands: bool = True) -> Answer:
     if len(text) > LONGEST:
         raise UnreadableError("too long")
     return _read(_grouped(plain(text)) if thousands else plain(text))
+
+
+def reads_as_mathematics(text: str) -> bool:
+    """Whether a text is an answer other than words."""
+    try:
+        return not isinstance(read(text), Words)
+    except (UnreadableError, RecursionError):
+        return False
+
+
+def last_formula(text: str) -> str:
+    """The last `$...$` or `\\(...\\)` of a text that is no answer as a whole; else the text."""
+    formulas = _FORMULA.findall(text[-LONGEST:])
+    if not formulas or reads_as_mathematics(text):
+        return text
+    return next(part for part in formulas[-1] if part)
 
 
 def words_of(text: str) -> str:
@@ -228,7 +245,7 @@ def _words(content: str) -> Answer:
     if key in ("allrealnumbers", "allreals", "allrealnumber"):
         return EVERYTHING
     if re.fullmatch(r"\d+", key):
-        return Expression(number(int(key[:2000])))
+        return Expression(number(int(key)))
     if not key:
         raise UnreadableError("no words")
     return Words(key)

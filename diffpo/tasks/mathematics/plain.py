@@ -117,11 +117,7 @@ _COMBINED = re.compile("((?:[0-9]\u0305)+)")
 
 def plain(text: str) -> str:
     """The answer in plain LaTeX. Words stand in `\\text{...}` only where the answer put them there."""
-    text = _unicode(text)
-    for _ in range(4):  # wrappers within wrappers
-        text, before = _unwrapped(text), text
-        if text == before:
-            break
+    text = typeset(text)
     for pattern, replacement in _RULES:
         text = pattern.sub(_joined_groups if replacement == "GROUPS" else replacement, text)
     text = _TEXT.sub(_text, text)
@@ -131,6 +127,16 @@ def plain(text: str) -> str:
     text = text.replace("\ue000", r"\text{").replace("\ue001", "}").replace("\u200b", "")
     text = re.sub(r"\s+", " ", text).strip()
     return re.sub(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$", "", text)
+
+
+def typeset(text: str) -> str:
+    """The answer in LaTeX without Unicode, and without what is wrapped around it: markdown, dollars, "the answer is"."""
+    text = _unicode(text)
+    for _ in range(4):  # wrappers within wrappers
+        text, before = _unwrapped(text), text
+        if text == before:
+            break
+    return text
 
 
 def _unicode(text: str) -> str:

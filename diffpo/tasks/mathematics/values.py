@@ -14,14 +14,16 @@ from mpmath.ctx_mp import MPContext
 
 from .expression import Node
 
-MAX_BITS = 2**18  # of an exact number: 78,913 digits
-_MAX_FACTORIAL = 20_000
+MAX_BITS = 2**17  # of an exact number: 39,456 digits
+MAX_WORK = 500_000  # about microseconds
+_MAX_FACTORIAL = 10_000
 _MAX_EXPONENT = 10**6  # of e, as a number
 _DIGITS = (40, 120, 500, 1500)  # precisions at which a difference is looked at
 _POINT_DIGITS = _DIGITS[:3]
 _POINTS = 14
 
 _context = MPContext()  # of our own: mpmath's global one belongs to whoever else uses it
+_work = threading.local()
 _lock = threading.Lock()  # a context has one precision at a time
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
@@ -32,6 +34,21 @@ class UndefinedError(ArithmeticError):
 
 class TooLargeError(ArithmeticError):
     """Beyond what is computed here."""
+
+
+def start_work() -> None:
+    """Allow MAX_WORK from here on, in this thread. What is spent is counted, not timed: the same answers get the same verdicts."""
+    _work.left = MAX_WORK
+
+
+def _spend(value: Any) -> None:
+    if isinstance(value, Fraction):
+        cost = 1 + ((value.numerator.bit_length() + value.denominator.bit_length()) / 1300) ** 2
+    else:
+        cost = 5 + (_context.dps / 40) ** 2
+    _work.left = getattr(_work, "left", MAX_WORK) - cost
+    if _work.left < 0:
+        raise TooLargeError("too much work")
 
 
 def equal_numbers(a: Node, b: Node) -> bool:
@@ -158,11 +175,12 @@ def _inexact(value: Any) -> Any:
 
 
 def _bounded(value: Any) -> Any:
+    _spend(value)
     if isinstance(value, Fraction):
         if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
             raise TooLargeError
     elif value and abs(_context.mag(value)) > 4 * MAX_BITS:
-        raise TooLargeError
+        raise TooLargeError("a number of too many digits")
     return value
 
 
