@@ -11,7 +11,7 @@ from typing import Any
 from .boxed import last_boxed
 from .gsm8k import BOXED_FORMAT
 from .math_equivalence import MathEquivalence
-from .mathematics import d1, last_formula, reads_as_mathematics
+from .mathematics import answer_in_prose, d1, reads_as_mathematics
 from .task import ChatTask, Grade, Protocol, chat_answer
 
 
@@ -80,7 +80,7 @@ def final_answer(text: str) -> str | None:
     """What a text answers; None if nothing.
 
     The last box in the last `<answer>`, which need not be closed. Without a box there, its content, if that is mathematics; else the last
-    box of the text; else the content, or the last formula in it.
+    box of the text; else the content. Of a sentence, what it says last (`answer_in_prose`).
     """
     answer = chat_answer(text)
     if answer is None and "<answer>" in text:
@@ -90,7 +90,7 @@ def final_answer(text: str) -> str | None:
     box = last_boxed(answer)
     if box is not None:
         return box
-    answer = last_formula(answer)
+    answer = answer_in_prose(answer)
     return answer if reads_as_mathematics(answer) else last_boxed(text) or answer
 
 
@@ -109,7 +109,9 @@ def _gold(row: dict[str, Any]) -> str:
         solution = row.get("solution")
         answer = last_boxed(solution) if isinstance(solution, str) else None
     if answer is None or answer == "":
-        raise ValueError(f"needs a column answer, or a solution with a \\boxed{{}}; columns: {', '.join(map(str, row))}")
+        raise ValueError(
+            f"needs a column answer, or a solution with a \\boxed{{}}; columns: {', '.join(map(str, row))}"
+        )
     if isinstance(answer, list | tuple) and answer:
         return ", ".join(map(_one_gold, answer))
     return _one_gold(answer)

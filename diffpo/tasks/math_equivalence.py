@@ -42,7 +42,7 @@ class MathEquivalence:
     """
 
     def __init__(
-        self, seconds: float = 5.0, memory_gib: float = 1.0, *, budget: float = 60.0, workers: int | None = None
+        self, seconds: float = 5.0, memory_gib: float = 1.0, *, budget: float = 40.0, workers: int | None = None
     ) -> None:
         self.seconds, self.budget, self.memory_bytes = seconds, budget, int(memory_gib * 2**30)
         self.workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)

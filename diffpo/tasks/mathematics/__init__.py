@@ -1,7 +1,7 @@
 """Answers to mathematical problems: read from LaTeX, and compared exactly."""
 
-from .answers import last_formula, reads_as_mathematics
 from .compare import UndecidedError, decide
 from .plain import typeset
+from .reading import answer_in_prose, reads_as_mathematics
 
-__all__ = ["UndecidedError", "decide", "last_formula", "reads_as_mathematics", "typeset"]
+__all__ = ["UndecidedError", "answer_in_prose", "decide", "reads_as_mathematics", "typeset"]

@@ -69,7 +69,15 @@ def equivalent(a: str, b: str) -> bool:
 
 
 def _normalised(text: str) -> str:
-    for old, new in (("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), (r"\left", ""), (r"\right", "")):
+    for old, new in (
+        ("\n", ""),
+        (r"\!", ""),
+        (r"\\", "\\"),
+        ("tfrac", "frac"),
+        ("dfrac", "frac"),
+        (r"\left", ""),
+        (r"\right", ""),
+    ):
         text = text.replace(old, new)
     for dropped in (r"^{\circ}", r"^\circ", r"\$"):
         text = text.replace(dropped, "")

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
+
+from .nodes import Node, UnreadableError, number
 
 MAX_DEPTH = 40
 _MAX_DIGITS = 2_000
-
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln log lg exp".split()
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln log lg exp cis".split()  # noqa: SIM905
 )
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 _NAMES = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi "
-    "varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "vartheta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "omicron",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+    ]
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|\\.|[^\s])", re.DOTALL)
+_TOKEN = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+|\\[a-zA-Z]+|\\.|[^\s])", re.DOTALL)
 _REPEATED = re.compile(r"(\d*)\.(\d*?)(\d+?)\3+(\d*)$")
-
-
-class UnreadableError(Exception):
-    """Not an expression that this module knows."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """kind: "number" (value), "symbol" (name) or an operation on args: + - * / ^ ! root deg % abs floor ceil binom or a function."""
-
-    kind: str
-    args: tuple[Node, ...] = ()
-    value: Fraction | str | None = None
-
-    def symbols(self) -> frozenset[str]:
-        if self.kind == "symbol":
-            return frozenset([self.value])
-        return frozenset().union(*(arg.symbols() for arg in self.args))
-
-    def kinds(self) -> frozenset[str]:
-        return frozenset([self.kind]).union(*(arg.kinds() for arg in self.args))
-
-
-def number(value: int | Fraction) -> Node:
-    return Node("number", value=Fraction(value))
 
 
 def parse(text: str) -> Node:
@@ -105,7 +119,7 @@ class _Parser:
                 if negative:
                     factors.append(number(-1))
             elif self._starts_factor(token):
-                if token[0].isdigit() or token[0] == ".":  # "2 3" is no product
+                if _is_number(token) and factors[-1].kind in ("number", "^"):  # "2 3" is no product
                     raise UnreadableError("two numbers in a row")
                 factors.append(self.power(depth))
             else:
@@ -119,7 +133,7 @@ class _Parser:
                 name in FUNCTIONS or name in _NAMES or token in (r"\frac", r"\sqrt", r"\pi", r"\binom", r"\overline", r"\bar", r"\dot")
                 or token in (r"\lfloor", r"\lceil", r"\vec", r"\hat")
             )  # fmt: skip
-        return token.isalnum() or token[0] in "({[.0123456789" or (token == "|" and not self.in_bars)
+        return _is_number(token) or token.isalnum() or token in "({[" or (token == "|" and not self.in_bars)
 
     def power(self, depth: int) -> Node:
         node = self.atom(depth)
@@ -156,7 +170,7 @@ class _Parser:
         if depth > MAX_DEPTH:
             raise UnreadableError("too deep")
         token = self.take()
-        if token[0].isdigit() or token[0] == ".":
+        if _is_number(token):
             return self._number(token, mixed)
         if token in _CLOSING:
             return self._group(token, depth)
@@ -182,9 +196,9 @@ class _Parser:
         repeating = self._repeating(token)
         if repeating is not None:
             return repeating
-        value = Fraction(token if token != "." else "x") if token[-1] != "." else Fraction(token[:-1])
+        value = Fraction(token.removesuffix("."))
         if mixed and "." not in token and (part := _MIXED.match(self.text, self.at)):
-            numerator, denominator = (int(part[k] or part[k + 1]) for k in (1, 3)) if part[1] or part[2] else (int(part[5]), int(part[6]))
+            numerator, denominator = (int(group) for group in part.groups() if group)
             if 0 < numerator < denominator:
                 self.at = part.end()
                 return number(value + Fraction(numerator, denominator))
@@ -257,12 +271,9 @@ class _Parser:
         match = _TOKEN.match(self.text, self.at)
         if match is None:
             raise UnreadableError("ends too early")
-        if match[1][0].isdigit():
+        if _is_number(match[1]) and match[1][0] != ".":
             self.at = match.start(1) + 1
             return number(int(match[1][0]))
-        if match[1].isalpha():
-            self.at = match.end()
-            return Node(match[1]) if match[1] in "ei" else Node("symbol", value=match[1])
         return self.atom(depth + 1)
 
     def _root(self, depth: int) -> Node:
@@ -272,7 +283,7 @@ class _Parser:
             index = self.sum(depth + 1)
             self.expect("]")
         token = self.peek()
-        radicand = self.atom(depth + 1, mixed=False) if token and (token[0].isdigit() or token[0] == ".") else self.argument(depth)
+        radicand = self.atom(depth + 1, mixed=False) if token and _is_number(token) else self.argument(depth)
         return Node("root", (radicand, index))
 
     def _function(self, name: str, depth: int) -> Node:
@@ -317,7 +328,7 @@ class _Parser:
             if token[1:] in FUNCTIONS or token[0].isdigit():
                 break
             factors.append(self.power(depth + 1))
-        if self.peek() == "/":  # \sin \pi/3, but \ln 2/3 is two thirds ... of a function: TeX sets both alike
+        if self.peek() == "/":  # \sin \pi/3; but \ln 2/3 is (\ln 2)/3
             saved = self.at
             self.take()
             token = self.peek()
@@ -329,6 +340,10 @@ class _Parser:
         return node if sign > 0 else Node("*", (number(-1), node))
 
 
+def _is_number(token: str) -> bool:
+    return (token.isascii() and token[0].isdigit()) or (token[0] == "." and len(token) > 1)
+
+
 def _is_minus_one(node: Node | None) -> bool:
     return node is not None and node.kind == "*" and node.args == (number(-1), number(1))
 
@@ -337,7 +352,9 @@ def _unreadable(name: str) -> str:
     raise UnreadableError(f"inverse of {name}")
 
 
-_MIXED = re.compile(r"\s*(?:\\frac\s*(?:(\d)|\{\s*(\d+)\s*\})\s*(?:(\d)|\{\s*(\d+)\s*\})|(?<=\s)(\d+)\s*/\s*(\d+)(?![\d.]))")
+_MIXED = re.compile(
+    r"\s*(?:\\frac\s*(?:(\d)|\{\s*(\d+)\s*\})\s*(?:(\d)|\{\s*(\d+)\s*\})|(?<=\s)(\d+)\s*/\s*(\d+)(?![\d.]))"
+)
 _OVERLINE = re.compile(r"\s*\\(?:overline|bar|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DOTS = re.compile(r"\s*\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)?")
 _PERIOD = re.compile(r"\((\d+)\)")

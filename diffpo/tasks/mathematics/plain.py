@@ -50,28 +50,33 @@ _WORDS = {
     **dict.fromkeys(("infinity", "infty", "inf", "oo"), r"\infty "),
     **dict.fromkeys(("and",), r"\land "),
     **dict.fromkeys(("or",), r"\lor "),
-    **{name: rf"\{name} " for name in ("sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "arcsin")},
-    **{name: rf"\{name} " for name in ("arccos", "arctan", "sinh", "cosh", "tanh", "cup", "pm", "binom")},
+    **{name: rf"\{name} " for name in ("sqrt", "sin", "cos", "tan", "cot", "csc", "ln", "log", "exp", "cis")},
+    **{name: rf"\{name} " for name in ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh")},
     **dict.fromkeys(("degrees", "degree", "deg"), r"^\circ "),
     **dict.fromkeys(("percent", "percents"), "%"),
     "union": r"\cup ",
-    "plus or minus": r"\pm ",
 }
 _SPACE = r"(?:\s|\\[,;: ]|~)"
 
-# in this order; the first group is what a number may look like before spacing commands are dropped
+# in this order: digits that are spaced or grouped, then layout, synonyms, and what models type instead of LaTeX
 _RULES: list[tuple[re.Pattern, str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
+        (
+            r"(?<!\\)\\\\(?=(?:d?frac|sqrt|pi|text|left|right|cdot|times|infty|boxed|circ|pm)(?![a-zA-Z]))",
+            r"\\",
+        ),  # escaped twice
         (r"\{,\}(?=\d{3}(?!\d))", r",\\!"),
+        (r"(?<=\d)'(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\{,\}(?=\d)", "."),  # a decimal comma
         (r"(?<=\d)\{\}(?=\d)", ""),
         (rf"(?<=\d)(?:,\\!|\\[,;: ]|~){_SPACE}*(?=\d{{3}}(?!\d))", ""),
-        (r"(?<![\d.,_^{}])(\d{1,3})((?: \d{3})+)(?![\d.,])", "GROUPS"),
+        (r"(?<![\d.,_^{} ])(\d{1,3}) (\d{3}) (\d{3})(?![\d.,])", r"\1\2\3"),
+        (r"(?<![\d.,_^{} ])(\d{1,3}) (\d{3})(?![\d., ])", r"\1\2"),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|nonumber|notag|therefore|because)(?![a-zA-Z])", ""),
         (r"\\(?:hspace|vspace|kern|phantom|vphantom|hphantom|label|tag|color)\*?\s*\{[^{}]*\}", " "),
-        (r"(?<!\\)\\(?:[,;:! ]|quad|qquad|thinspace|enspace|hfill|allowbreak)(?![a-zA-Z])|(?<!\\)~", " "),
+        (r"(?<!\\)\\(?:[,;:! ]|(?:quad|qquad|thinspace|enspace|hfill|allowbreak)(?![a-zA-Z]))|(?<!\\)~", " "),
         (r"\\\\\s*\[[^\[\]]*(?:pt|em|ex|mm|cm)\]", r"\\\\"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
@@ -96,37 +101,47 @@ _RULES: list[tuple[re.Pattern, str]] = [
         (r"\\(?:reals|R|Reals)(?![a-zA-Z])|\\mathbf\s*\{?\s*R\s*\}?|\\mathbb\s*R(?![a-zA-Z])", r"\\mathbb{R}"),
         (r"\\(?:degree|textdegree|celsius)(?![a-zA-Z])", r"^\\circ "),
         (r"\^\s*\{?\s*\^\s*\{?\s*\\circ\s*\}?\s*\}?|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])", r"^\\circ "),
+        (r"\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])(?![a-zA-Z])\s*\}?", r"\\text{degrees \1}"),
+        (r"\^\s*\{(\d+)\}\s*/\s*_\s*\{(\d+)\}", r"\\frac{\1}{\2}"),
+        (r"(?<![\d])\.(?=\s*\\(?:overline|bar|dot)(?![a-zA-Z]))", "0."),
+        (r"\{((?:[^{}]|\{[^{}]*\})*)\\choose(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}", r"\\binom{\1}{\2}"),
         (r"\\operatorname\*?\s*\{\s*([a-zA-Z]+)\s*\}", r"\\\1 "),
         (r"(?<=[\])}])\s*U\s*(?=[\[(\\])", r"\\cup "),
+        (r"(?<![a-zA-Z])([apAP])\.\s?m\b\.?", r"\1m"),
         (r"\\%", "%"),
         (r"\\#", ""),
-        (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1"),
+        (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", r"\1"),
+        (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", r"\1"),
         (r"\+\s*/\s*-|\+-(?=\s*[\d\\a-zA-Z(])", r"\\pm "),
         (r"(?<=[\w)}\]])\s*\*\*\s*(?=[\w({\\-])", "^"),
         (r"(?<![A-Za-z\\])((?:\d+(?:\.\d*)?|\.\d+))[eE]([+-]?\d+)(?![\w.])", r"(\1\\cdot 10^{\2})"),
     ]
 ]
-_TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})(?![a-zA-Z])\s*(?:\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}|\s([a-zA-Z])(?![a-zA-Z]))")
+_TEXT = re.compile(
+    rf"\\(?:{_TEXT_COMMANDS})(?![a-zA-Z])\s*(?:\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}|\s([a-zA-Z])(?![a-zA-Z]))"
+)
 _PROSE = re.compile(
     r"^(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct|required)\s+)?(?:answer|result|solution|value|option|choice)"
     r"(?:\s+(?:is|are|=|:)|\s*[:=])\s*|^(?:option|choice)\s+(?=\(?[A-Z]\b)|^\s*(?:=|\\implies|\\Rightarrow|\\approx(?=\s*$))\s*",
     re.IGNORECASE,
 )
-_COMBINED = re.compile("((?:[0-9]\u0305)+)")
+_WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")]
+_WRAPPERS += [(mark, mark) for mark in ("**", "__", "```", "`", "*")]
+_COMBINED = re.compile("((?:[0-9][\u0304\u0305])+)")
 
 
 def plain(text: str) -> str:
     """The answer in plain LaTeX. Words stand in `\\text{...}` only where the answer put them there."""
     text = typeset(text)
     for pattern, replacement in _RULES:
-        text = pattern.sub(_joined_groups if replacement == "GROUPS" else replacement, text)
+        text = pattern.sub(replacement, text)
     text = _TEXT.sub(_text, text)
     text = text.replace(r"\$", r"\text{dollars}")
     text = text.replace("$", "" if text.count("$") % 2 == 0 else r"\text{dollars}")
     text = re.sub(r"(?<![a-zA-Z\\])([a-zA-Z]{2,})(?![a-zA-Z])", _word, _outside_text(text))
     text = text.replace("\ue000", r"\text{").replace("\ue001", "}").replace("\u200b", "")
     text = re.sub(r"\s+", " ", text).strip()
-    return re.sub(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$", "", text)
+    return re.sub(r"(?:\s|(?<!\\)[.,;:]|\\)+$", "", text)
 
 
 def typeset(text: str) -> str:
@@ -143,25 +158,23 @@ def _unicode(text: str) -> str:
     text = _VULGAR.sub(lambda m: r"\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", m[0]).split("\u2044")), text)  # noqa: UP031
     text = _SUPERSCRIPTS.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]).translate(_TABLE) + "}", text)
     text = _SUBSCRIPTS.sub(lambda m: "_{" + unicodedata.normalize("NFKC", m[0]).translate(_TABLE) + "}", text)
-    text = _COMBINED.sub(lambda m: r"\overline{" + m[0].replace("\u0305", "") + "}", text)
+    text = _COMBINED.sub(lambda m: r"\overline{" + re.sub("[\u0304\u0305]", "", m[0]) + "}", text)
     text = re.sub("([0-9])\u0307", r"\\dot{\1}", text)
     return unicodedata.normalize("NFKC", text.translate(_TABLE)).translate(_TABLE)
 
 
 def _unwrapped(text: str) -> str:
-    text = text.strip()
-    for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("```", "```"), ("`", "`"), ("*", "*")):
+    text = text.strip().strip('"\u201c\u201d').strip()
+    if text.startswith("**"):  # not a power
+        text = re.sub(r"\*\*([^*]+)\*\*", r"\1", text)
+    for left, right in _WRAPPERS:
         inner = text[len(left) : len(text) - len(right)]
-        if len(text) >= len(left) + len(right) and text.startswith(left) and text.endswith(right) and left not in inner and right not in inner:
+        if text == left + inner + right and left not in inner and right not in inner:
             return inner
     for ending in (".", ",", ";"):
         if text.endswith(ending) and not text.endswith("..") and not text.endswith("\\" + ending):
             return text[:-1]
     return _PROSE.sub("", text)
-
-
-def _joined_groups(match: re.Match) -> str:
-    return match[0].replace(" ", "")
 
 
 def _text(match: re.Match) -> str:
@@ -182,4 +195,4 @@ def _outside_text(text: str) -> str:
 
 
 def _word(match: re.Match) -> str:
-    return _WORDS.get(match[0].lower() if match[0].lower() in ("and", "or", "percent", "degrees", "infinity") else match[0], match[0])
+    return _WORDS.get(match[0].lower(), match[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from .expression import Node
+from .nodes import Node, minus, number, substituted
 
 MAX_BITS = 2**17  # of an exact number: 39,456 digits
 MAX_WORK = 500_000  # about microseconds
@@ -20,7 +20,7 @@ _MAX_FACTORIAL = 10_000
 _MAX_EXPONENT = 10**6  # of e, as a number
 _DIGITS = (40, 120, 500, 1500)  # precisions at which a difference is looked at
 _POINT_DIGITS = _DIGITS[:3]
-_POINTS = 14
+_POINTS = 18
 
 _context = MPContext()  # of our own: mpmath's global one belongs to whoever else uses it
 _work = threading.local()
@@ -63,40 +63,57 @@ def equal_numbers(a: Node, b: Node) -> bool:
 def equal_functions(a: Node, b: Node) -> bool | None:
     """Whether two expressions are the same function of their symbols; None where too few points are in both domains.
 
-    Compared at fixed points: rational, of both signs, then whole. Where nothing is imaginary by its looks, a point counts only if both are
-    real there, so that 2 log x equals log x^2. TooLargeError.
+    Compared at fixed points: rational, of both signs, then whole. Where nothing is imaginary by its looks, a point counts only if all is real
+    there, so that 2 log x equals log x^2. TooLargeError.
     """
     symbols = sorted(a.symbols() | b.symbols())
-    complex_by_looks = "i" in a.kinds() | b.kinds()
     with _lock:
-        agreed = negative = 0
-        for trial in range(_POINTS):
-            at = {name: _point(name, trial) for name in symbols}
-            try:
-                if not complex_by_looks and not (_is_real(a, at) and _is_real(b, at)):
+        _work.real = not {"i", "cis"} & (a.kinds() | b.kinds())
+        try:
+            agreed = 0
+            for trial in range(_POINTS):
+                at = {name: _point(name, trial) for name in symbols}
+                try:
+                    if not _is_zero_difference(a, b, at, _POINT_DIGITS):
+                        return False
+                except UndefinedError:
                     continue
-                if not _is_zero_difference(a, b, at, _POINT_DIGITS):
-                    return False
-            except UndefinedError:
-                continue
-            agreed += 1
-            negative += any(value < 0 for value in at.values())
-            if agreed >= 6 and negative >= 2:
-                break
+                agreed += 1
+        finally:
+            _work.real = False
     return True if agreed >= 2 else None
 
 
-def constant_ratio(a: Node, b: Node) -> bool | None:
-    """Whether a = c b for one number c other than 0: whether the equations a = 0 and b = 0 are the same line of text, up to a factor."""
-    symbols = sorted(a.symbols() | b.symbols())
-    anchor = {name: Fraction(*random.Random(f"anchor/{name}").sample((3, 5, 7, 11, 13, 17, 19), 2)) for name in symbols}
-    at_anchor_a, at_anchor_b = _substituted(a, anchor), _substituted(b, anchor)
+def constant_ratio(a: Node, b: Node, positive: bool = False) -> bool | None:
+    """Whether a = c b for one number c other than 0 (or above it): whether a = 0 and b = 0 (a > 0 and b > 0) say the same, up to a factor."""
+    anchor = {
+        name: number(Fraction(random.Random(f"anchor/{name}").randint(200, 997), 499))
+        for name in a.symbols() | b.symbols()
+    }
+    a_there, b_there = substituted(a, anchor), substituted(b, anchor)
     try:
-        if equal_numbers(at_anchor_a, _ZERO) or equal_numbers(at_anchor_b, _ZERO):
+        if equal_numbers(a_there, _ZERO) or equal_numbers(b_there, _ZERO):
+            return None
+        if positive and sign(Node("*", (a_there, b_there))) < 0:
+            return False
+    except UndefinedError:
+        return None
+    return equal_functions(Node("*", (a, b_there)), Node("*", (b, a_there)))
+
+
+def linear_root(node: Node) -> tuple[Node, int] | None:
+    """(root, sign of the slope) of an expression that is linear in its only symbol; None if it is not."""
+    (name,) = node.symbols()
+    at_zero, at_one = (substituted(node, {name: number(k)}) for k in (0, 1))
+    slope = minus(at_one, at_zero)
+    line = Node("+", (at_zero, Node("*", (slope, Node("symbol", value=name)))))
+    try:
+        direction = sign(slope)
+        if not direction or not equal_functions(node, line):
             return None
     except UndefinedError:
         return None
-    return equal_functions(Node("*", (a, at_anchor_b)), Node("*", (b, at_anchor_a)))
+    return Node("*", (number(-1), at_zero, Node("inverse", (slope,)))), direction
 
 
 def sign(node: Node) -> int:
@@ -117,7 +134,7 @@ def exact(node: Node) -> Fraction | None:
     return value if isinstance(value, Fraction) else None
 
 
-_ZERO = Node("number", value=Fraction(0))
+_ZERO = number(0)
 
 
 def _point(name: str, trial: int) -> Fraction:
@@ -125,13 +142,7 @@ def _point(name: str, trial: int) -> Fraction:
     if trial >= _POINTS - 4:
         return Fraction(rng.randint(1, 9) + trial)
     scale = (1, 1, 1, 4, Fraction(1, 3), 30)[trial % 6]
-    return Fraction(rng.randint(200, 997), 499) * scale * (-1 if trial % 2 and rng.random() < 0.75 else 1)
-
-
-def _substituted(node: Node, at: Mapping[str, Fraction]) -> Node:
-    if node.kind == "symbol":
-        return Node("number", value=at[node.value])
-    return Node(node.kind, tuple(_substituted(arg, at) for arg in node.args), node.value)
+    return Fraction(rng.randint(200, 997), 499) * scale * (-1 if trial % 4 in (1, 2) and rng.random() < 0.75 else 1)
 
 
 def _is_zero_difference(a: Node, b: Node, at: Mapping[str, Fraction], precisions: tuple[int, ...]) -> bool:
@@ -152,10 +163,6 @@ def _is_zero_difference(a: Node, b: Node, at: Mapping[str, Fraction], precisions
     if not shrinks:
         raise TooLargeError("more digits cancel than are computed")
     return True
-
-
-def _is_real(node: Node, at: Mapping[str, Fraction]) -> bool:
-    return _looks_real(_at_precision(node, at, 40))
 
 
 def _looks_real(value: Any) -> bool:
@@ -179,6 +186,8 @@ def _bounded(value: Any) -> Any:
     if isinstance(value, Fraction):
         if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
             raise TooLargeError
+    elif getattr(_work, "real", False) and not _looks_real(value):
+        raise UndefinedError("not real")
     elif value and abs(_context.mag(value)) > 4 * MAX_BITS:
         raise TooLargeError("a number of too many digits")
     return value
@@ -361,7 +370,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "binom": _binomial,
     "log": _logarithm,
     "lg": _logarithm,
+    "cis": lambda x: _context.mpc(_function("cos")(x), _inexact(_function("sin")(x))),
     "ln": lambda x: _logarithm(x, +_context.e),
-    **{name: _function(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "exp")},
+    **{
+        name: _function(name)
+        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "exp")
+    },
     **{f"arc{name}": _function(f"a{name}") for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
 }
