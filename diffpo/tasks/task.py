@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -60,6 +60,10 @@ class ChatTask(ABC, Generic[ProblemT]):
     @abstractmethod
     def grade(self, problem: ProblemT, text: str) -> Grade:
         """Reward and verdict. Never raises and never hangs, whatever the text."""
+
+    def grade_many(self, problems: Sequence[ProblemT], texts: Sequence[str]) -> list[Grade]:
+        """`grade` of every text, for tasks that are faster at many."""
+        return [self.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
     def chat(self, problem: ProblemT) -> list[dict[str, str]]:
         """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
