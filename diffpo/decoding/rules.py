@@ -30,9 +30,11 @@ _GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
 class StepPredictions:
     """What the network says in one step about A rows of L positions; only ``candidates`` hold meaningful values.
 
-    candidates: bool [A, L], masked positions of each row's active block; entropy (nats), confidence (probability of the
-    proposed token), top1, top2 (probabilities), odds, top_odds ((1 - p) / p of the proposed and of the most probable token, exact also
-    where p rounds to 1): fp32 [A, L], untempered; block_length: tokens; blocks: their number; block_step: int64 [A], steps already spent on the active block; gamma: fp32 [A], the rows' thresholds (nats) or NaN.
+    candidates: bool [A, L], masked positions of each row's active block.
+    entropy (nats), confidence (probability of the proposed token), top1, top2 (largest probabilities): fp32 [A, L], untempered.
+    odds, top_odds: fp32 [A, L], (1 - p) / p of the proposed and of the most probable token, exact also where p rounds to 1.
+    block_length: tokens; blocks: their number; block_step: int64 [A], steps already spent on the active block.
+    gamma: fp32 [A], the rows' thresholds (nats) or NaN.
     """
 
     candidates: Tensor

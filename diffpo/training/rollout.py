@@ -53,10 +53,11 @@ def collect(
 def priced(task_reward: Tensor, correct: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:
     """Rewards [B]: a right answer's task_reward * speed ** speed_exponent, a wrong one's partial credit, at most L ** -speed_exponent.
 
-    task_reward: fp32 [B], NaN stays NaN; correct: bool [B]; nfe: int64 [B]; gen_length: L, tokens.
+    task_reward: fp32 [B], NaN or infinite gives NaN; correct: bool [B]; nfe: int64 [B]; gen_length: L, tokens.
     The cap is what the slowest right answer is worth. Only a right answer gains by being fast, or being wrong quickly would pay; partial credit above the
     worth of a slow right answer would have the same effect. Exponent 0: the task's own rewards.
     """
+    task_reward = torch.where(task_reward.isfinite(), task_reward, nan)
     right = task_reward * speed(nfe, gen_length) ** speed_exponent
     slowest = speed(torch.tensor(gen_length), gen_length) ** speed_exponent
     return torch.where(correct, right, torch.minimum(task_reward, slowest))
