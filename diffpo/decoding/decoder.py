@@ -112,8 +112,10 @@ class Decoder:
             if done.any():
                 yield self._leave(done)
             if failed:
+                scale = self.settings.sampling.cfg_scale
+                cause = f", guided with cfg_scale {scale:g}," if scale else ""
                 raise FloatingPointError(
-                    f"the model's logits are NaN or infinite for {len(failed)} prompts, first: {failed[:8]}"
+                    f"the model's logits{cause} are NaN or infinite for {len(failed)} prompts, first: {failed[:8]}"
                 )
 
     def _admit(self, waiting: Tensor) -> tuple[Tensor, int]:

@@ -106,7 +106,7 @@ def commit(
 
     entropy = spread(predicted.entropy)
     step = StepPredictions(candidates, entropy, spread(predicted.confidence), spread(predicted.top1), spread(predicted.top2),
-                           block_length, L // block_length, rows.block_step, rows.gamma)  # fmt: skip
+                           spread(predicted.odds), spread(predicted.top_odds), block_length, L // block_length, rows.block_step, rows.gamma)  # fmt: skip
     plan = rule.plan(step)
     before = start.clone()
     committed = entropy_bounded_commit_(
@@ -137,6 +137,8 @@ class _Predictions(NamedTuple):
     confidence: Tensor
     top1: Tensor
     top2: Tensor
+    odds: Tensor
+    top_odds: Tensor
     valid: Tensor
 
 
@@ -155,13 +157,31 @@ def _predict_chunk(model, hidden_ND: tuple[Tensor, ...], uniform_N: Tensor | Non
     logits_NV = model.head(hidden_ND[0])
     if len(hidden_ND) == 2:
         unconditional_NV = model.head(hidden_ND[1])
-        logits_NV = unconditional_NV + (sampling.cfg_scale + 1) * (logits_NV - unconditional_NV)
+        logits_NV = _guided(logits_NV, unconditional_NV, sampling.cfg_scale)
     if logits_NV.dtype == torch.float64:
-        logits_NV = logits_NV.float()  # the operator takes what networks run in: fp32, bf16, fp16
+        logits_NV = _narrowed(logits_NV, model.mask_id)
     stats = row_statistics(logits_NV, sampling.temperature, uniform_N, banned_ids=[model.mask_id])
     token_N = stats.token.clamp(min=0)  # of a row that is not valid it is -1, which no embedding can take
-    confidence_N = (logits_NV.gather(1, token_N[:, None])[:, 0].float() - stats.lse).exp()
-    return _Predictions(token_N, stats.logprob, stats.entropy, confidence_N, stats.top1, stats.top2, stats.valid)
+    # The odds of a token that is not the most probable one are at least 1: its confidence has their digits.
+    odds_N = torch.where(stats.confidence == stats.top1, stats.odds, 1 / stats.confidence - 1)
+    return _Predictions(
+        token_N, stats.logprob, stats.entropy, stats.confidence, stats.top1, stats.top2, odds_N, stats.odds, stats.valid
+    )
+
+
+def _guided(logits_NV: Tensor, unconditional_NV: Tensor, scale: float) -> Tensor:
+    """u + (scale + 1)(c - u), formed as in the published code; a token impossible with the prompt (-inf) stays so."""
+    if logits_NV.dtype == torch.float16:  # the sum would leave its range
+        logits_NV, unconditional_NV = logits_NV.float(), unconditional_NV.float()
+    guided_NV = unconditional_NV + (scale + 1) * (logits_NV - unconditional_NV)
+    return torch.where(logits_NV == -torch.inf, logits_NV, guided_NV)
+
+
+def _narrowed(logits_NV: Tensor, mask_id: int) -> Tensor:
+    """float64 logits for the operator, which takes what networks run in: as differences to the largest, which float32 holds more exactly."""
+    logits_NV = logits_NV.clone()
+    logits_NV[:, mask_id] = -torch.inf
+    return (logits_NV - logits_NV.amax(dim=1, keepdim=True)).float()
 
 
 def _finished(tokens: Tensor, mask_id: int, eos_ids: tuple[int, ...]) -> Tensor:

@@ -16,8 +16,8 @@ from diffpo_kernels.ahead_of_time import AotCase
 
 @triton.jit
 def _scale(temperature):
-    """1 / T, kept finite so that 0 * scale is 0."""
-    return tl.minimum(1.0 / temperature, 3.4e38)
+    """1 / T, kept finite so that 0 * scale is 0, and positive so that -inf * scale is -inf."""
+    return tl.minimum(tl.maximum(1.0 / temperature, 1.1754943508222875e-38), 3.4e38)
 
 
 @triton.jit
