@@ -12,16 +12,20 @@ import math
 from collections.abc import Sequence
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from torch import Tensor
 
 from diffpo.decoding.generation import check_lengths, stream
 from diffpo.decoding_config import DecodingConfig
+from diffpo.dependencies import require
 from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
+
+require("lm_eval")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import TemplateLM  # noqa: E402
+from lm_eval.api.registry import register_model  # noqa: E402
 
 
 @register_model("diffpo")

@@ -1,9 +1,5 @@
 """diffpo's own format: config.json holds the fields of ModelConfig, and tensors carry the names of the modules."""
 
-import json
-
-from pydantic import ValidationError
-
 from diffpo.models.transformer import ModelConfig
 
 
@@ -15,11 +11,11 @@ class DiffpoFormat:
         """The ModelConfig in the fields of a config.json; ValueError for one that is unknown or does not fit."""
         try:
             return ModelConfig(**fields)
-        except ValidationError as error:
+        except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
     def fields(self, config: ModelConfig, original: dict | None = None) -> dict:
-        return json.loads(config.model_dump_json())
+        return config.model_dump()
 
     def tensor_name(self, name: str) -> str:
         return name

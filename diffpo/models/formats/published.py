@@ -4,9 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
-from diffpo.models.transformer import ModelConfig
+from diffpo.models.model_config import REQUIRED, ModelConfig
 
 # Written into config.json by transformers or trainers, without influence on the network. Among them "auto_map": it names
 # remote code, which is never run.
@@ -19,7 +17,6 @@ INERT = frozenset({
     "max_length", "min_length", "num_beams", "num_beam_groups", "temperature", "top_k", "top_p", "typical_p",
     "do_sample", "early_stopping", "length_penalty", "repetition_penalty", "num_return_sequences",
 })  # fmt: skip
-_REQUIRED = tuple(name for name, info in ModelConfig.model_fields.items() if info.is_required())
 _THRESHOLD = {"threshold_gammas": None, "threshold_proxy": "entropy"}  # stored in a file of its own
 
 
@@ -52,13 +49,13 @@ class PublishedFormat:
         fields = self.resolve(fields, where)
         values = dict(self.defaults)
         values |= {name: fields[key] for name, key in self.keys.items() if fields.get(key) is not None}
-        missing = [self.keys[name] for name in _REQUIRED if name not in values]
+        missing = [self.keys[name] for name in REQUIRED if name not in values]
         if missing:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
         try:
             config = ModelConfig(model_type=self.model_type, **values)
-        except ValidationError as error:
-            raise ValueError(f"{where}: {self._in_published_names(error)}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {self._in_published_names(str(error))}") from error
         if fields.get("head_dim") not in (None, config.head_dim):
             raise ValueError(f"{where}: head_dim {fields['head_dim']} is not supported, only {config.head_dim}")
         return config
@@ -102,10 +99,6 @@ class PublishedFormat:
                     "the network; remove it if it does not"
                 )
 
-    def _in_published_names(self, error: ValidationError) -> str:
-        lines = []
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    def _in_published_names(self, message: str) -> str:
         fields = re.compile(rf"\b({'|'.join(self.keys)})\b")
-        return fields.sub(lambda match: self.keys[match[1]], "; ".join(lines))
+        return fields.sub(lambda match: self.keys[match[1]], message)
