@@ -22,7 +22,7 @@ FIELDS = {
 
 
 def fault(**changes) -> str:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=":") as caught:
         ModelConfig(**FIELDS | changes)
     return str(caught.value)
 
