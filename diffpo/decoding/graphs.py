@@ -2,8 +2,8 @@
 
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -53,18 +53,15 @@ class StepGraphs:
     def _rehearse(self, step: Callable[[], None]) -> None:
         """The last step before the capture, in which nothing may wait for the device: no capture survives that, nor does its process
         unharmed (see ``_recover``)."""
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
         try:
-            self._run(step)
+            with _waiting_is_an_error():
+                self._run(step)
         except RuntimeError as error:
             if _WAITED not in str(error):
                 raise
             self._give_up(error)
         else:
             return
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
         self._run(step)
 
     def _capture(self, key: Hashable, step: Callable[[], None]) -> None:
@@ -117,6 +114,18 @@ class StepGraphs:
             warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
             with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
                 pass
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Flags:
