@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 DOWNLOAD = "pip download --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d benchmarks/wheels pydantic tyro math-verify"
@@ -57,9 +56,17 @@ def found_wheels() -> tuple[Path | None, list[Path]]:
     return None, []
 
 
+def importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
 def use_wheels(site: str) -> str | None:
     """Make what the commands need importable, in child processes too, from wheels where it is missing; or say why that cannot be."""
-    if all(find_spec(module) is not None for module in ("pydantic", "tyro")):
+    if all(map(importable, ("pydantic", "tyro"))):
         return None
     folder, wheels = found_wheels()
     if not wheels:

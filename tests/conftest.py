@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
-if importlib.util.find_spec("hypothesis") is None:
-    sys.path.append(str(Path(__file__).parent / "stand_ins"))
+try:
+    import hypothesis  # noqa: F401
+except ImportError:
+    spec = importlib.util.spec_from_file_location("hypothesis", Path(__file__).with_name("hypothesis_stand_in.py"))
+    sys.modules["hypothesis"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["hypothesis"])
 
 
 def build_random_model(seed: int = 0, scale: float = 1.0, **changes) -> MaskedDiffusionLM:

@@ -180,7 +180,7 @@ def test_training_without_its_packages_is_skipped_with_a_line_that_names_the_com
 def test_wheels_for_another_machine_are_named(tmp_path, monkeypatch):
     (tmp_path / "tyro-1-cp27-none-win32.whl").write_bytes(b"")
     monkeypatch.setenv("WHEELS", str(tmp_path))
-    monkeypatch.setattr(gpu_parts, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_parts, "importable", lambda name: False)
     reason = gpu_parts.use_wheels(str(tmp_path / "site"))
     assert "do not install" in reason
     assert "tyro-1-cp27-none-win32.whl" in reason

@@ -12,7 +12,7 @@ def settings(*_: object, **__: object):
 
 
 class Anything:
-    """A strategy, a health check, or what either is made of."""
+    """All strategies, or one; a health check. Nothing is drawn from them."""
 
     def __getattr__(self, name: str) -> "Anything":
         if name.startswith("__"):
@@ -26,5 +26,4 @@ class Anything:
         return self
 
 
-HealthCheck = Anything()
-assume = example = note = Anything()
+HealthCheck = strategies = assume = example = note = Anything()
