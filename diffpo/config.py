@@ -12,10 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
+from diffpo.dependencies import require
 from diffpo.text_input import decode
+
+require("pydantic", "tyro")
+
+# The other configurations take Field and model_validator from here, after the check.
+import tyro  # noqa: E402
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator  # noqa: E402, F401
 
 
 def _not_nan(value: float) -> float:

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from diffpo.completion_file import gamma_value
-from diffpo.config import fail, parse
+from diffpo.config import Field, fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleName
+from diffpo.dependencies import require
 from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
+        require(*task.packages)
         evaluation = prepare(config, task)
     except (ValueError, FileNotFoundError) as error:
         fail(str(error))

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
-from diffpo.config import fail, parse
+from diffpo.config import Field, fail, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.prompts import PromptError

@@ -12,19 +12,23 @@ import math
 from collections.abc import Sequence
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from torch import Tensor
 
 from diffpo.decoding.generation import check_lengths, decode_text, stream
 from diffpo.decoding.stopping import check_stop
 from diffpo.decoding_config import DecodingConfig
+from diffpo.dependencies import require
 from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
 from diffpo.models.chat_template import render_chats
 from diffpo.models.checkpoints import load
 from diffpo.models.special_tokens import encode_text
 from diffpo.models.transformer import MaskedDiffusionLM
+
+require("lm_eval")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import TemplateLM  # noqa: E402
+from lm_eval.api.registry import register_model  # noqa: E402
 
 
 @register_model("diffpo")

@@ -191,9 +191,8 @@ def _shapes(config: ModelConfig, most_layers: int, folder: Path) -> dict[str, to
     layers = config.num_hidden_layers
     if layers > most_layers:
         raise ValueError(f"{folder}: the config asks for {layers} layers, the files hold {most_layers} tensors")
-    values = {name: getattr(config, name) for name in ModelConfig.__annotations__}
     with torch.device("meta"):
-        single = MaskedDiffusionLM(ModelConfig(**values | {"num_hidden_layers": 1}))
+        single = MaskedDiffusionLM(config.model_copy(update={"num_hidden_layers": 1}))
     shapes = {}
     for name, tensor in _weights(single).items():
         repeated = range(layers) if name.startswith("layers.0.") else [0]

@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffpo.models.folder_files import find, parse_json
-from diffpo.models.formats.value_types import refuse_wrong_types
 from diffpo.models.stored_tensors import Stored, read_headers
 from diffpo.models.threshold import ThresholdPolicy
 from diffpo.models.transformer import ModelConfig
@@ -30,7 +29,6 @@ def add_threshold_fields(config: ModelConfig, folder: Path) -> ModelConfig:
             settings = file.metadata() or {}
         (gammas,) = parse_json(f'{{"gammas": {settings["gammas"]}}}', f"{path}: gammas").values()
         fields = {"threshold_gammas": gammas, "threshold_proxy": settings["proxy"]}
-        refuse_wrong_types(fields, {"threshold_gammas": "threshold_gammas"}, path)
         return ModelConfig(**config.model_dump() | fields)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable threshold file: {error!r}") from error

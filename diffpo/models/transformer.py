@@ -6,83 +6,19 @@ heads, d head size, N requested positions, V vocabulary.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from diffpo.models.attention import Padding, attend, left_padding
+from diffpo.models.model_config import ModelConfig
 from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
 from diffpo_kernels import skinny_linear
-
-_TokenId = Annotated[int, Field(ge=0)]
-EosIds = _TokenId | Annotated[tuple[_TokenId, ...], Field(min_length=1)] | None
-
-
-class ModelConfig(BaseModel):
-    """Size and conventions of a masked diffusion LM; field names as in transformers. Unknown fields are errors.
-
-    ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
-    ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
-    ``threshold_proxy``: the order of commitment it was trained with.
-    ``eos_token_id``: an id or several; ``MaskedDiffusionLM.eos_ids`` are all that end a completion.
-    ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    model_type: str = "diffpo"
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int | None = Field(default=None, gt=0)
-    max_position_embeddings: int = Field(default=4096, gt=0)
-    rms_norm_eps: float = Field(default=1e-5, gt=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
-    attention_bias: bool = False
-    tie_word_embeddings: bool = False
-    logit_shift: bool = False
-    mask_token_id: int = Field(ge=0)
-    eos_token_id: EosIds = None
-    pad_token_id: int | None = Field(default=None, ge=0)
-    threshold_gammas: tuple[float, ...] | None = None
-    threshold_proxy: Literal["entropy", "confidence", "margin"] = "entropy"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"hidden_size / num_attention_heads must be even for RoPE, got {self.head_dim}")
-        if self.num_attention_heads % self.key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} must divide by num_key_value_heads {self.num_key_value_heads}"
-            )
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            for token_id in value if isinstance(value, tuple) else () if value is None else (value,):
-                if token_id >= self.vocab_size:
-                    raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
-        if self.eos_token_id is not None and self.mask_token_id in end_ids(self.eos_token_id, (), None):
-            raise ValueError(f"eos_token_id must not be the mask token, {self.mask_token_id}")
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def key_value_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
-
 
 # what a layer does with the keys and values [B, L, K, d] it computed: those [B, S, K, d] to attend to
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -208,8 +144,9 @@ class MaskedDiffusionLM(nn.Module):
 
     def add_threshold(self, gammas: tuple[float, ...], proxy: str = "entropy") -> None:
         """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
-        self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
-        self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas), "threshold_proxy": proxy})
+        policy = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
+        self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_proxy=proxy)
+        self.threshold = policy
 
     def forward(
         self,

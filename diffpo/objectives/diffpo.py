@@ -10,15 +10,18 @@ gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = 1, the 
 """
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffpo.config import AlgorithmConfig
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.keyed_random import uniform
 from diffpo.objectives.objective import Objective, View, threshold_first
 from diffpo_kernels import surrogate_loss
+
+if TYPE_CHECKING:
+    from diffpo.config import AlgorithmConfig
 
 QUARTERS = 4  # of a rollout's denoising steps, by which diagnostics are reported
 EXACT = 0  # m = 0: a boundary at every step, the true likelihood
@@ -38,7 +41,7 @@ def draw_boundaries(nfe_B: Tensor, m: int, *key: int) -> list[int | Tensor]:
     return [0, *tau_BM.unbind(dim=1)]
 
 
-def mask_prompts(trajectory: Trajectory, config: AlgorithmConfig, *key: int) -> Trajectory:
+def mask_prompts(trajectory: Trajectory, config: "AlgorithmConfig", *key: int) -> Trajectory:
     """Each prompt token masked with probability ``prompt_mask_probability``, alike for the members of a group."""
     if config.prompt_mask_probability == 0:
         return trajectory

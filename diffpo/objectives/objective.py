@@ -3,16 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffpo.config import AlgorithmConfig
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.likelihood.mean_field import Scores, score
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo_kernels.surrogate_loss import SurrogateLoss
+
+if TYPE_CHECKING:
+    from diffpo.config import AlgorithmConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Objective(ABC):
 
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, config: AlgorithmConfig):
+    def __init__(self, config: "AlgorithmConfig"):
         self.config = config
 
     @abstractmethod

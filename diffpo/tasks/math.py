@@ -38,6 +38,7 @@ class Math500(ChatTask[MathProblem]):
     name = "math500"
     columns = ("problem",)
     hub_file = ("HuggingFaceH4/MATH-500", "test.jsonl")
+    packages = ("math_verify",)
     instruction = BOXED_FORMAT
 
     def __init__(self, equivalence: MathEquivalence | None = None, *, protocol: Protocol = "strict") -> None:

@@ -40,6 +40,7 @@ class ChatTask(ABC, Generic[ProblemT]):
     name: str
     columns: tuple[str, ...]  # that a row of the published data must have, see `problem_from_row`
     hub_file: tuple[str, str] | None = None  # dataset and file on the hub that hold the published test split
+    packages: tuple[str, ...] = ()  # modules that grading needs and `import diffpo` does not
     instruction: str = CHAT_FORMAT
     prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model, as in d1's evaluation
 

@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:  # tensorboard is missing
+    SummaryWriter = None
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard. On a resume the lines after the checkpoint are dropped, so each update stands once."""
+    """metrics.jsonl, and TensorBoard's files where it is installed. On a resume the lines after the checkpoint are dropped, so each update stands once."""
 
     def __init__(self, folder: Path, finished_updates: int):
         self.path = folder / "metrics.jsonl"
         kept = [line for line in self._lines() if line["update"] <= finished_updates]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=finished_updates + 1)
+        self._board = SummaryWriter and SummaryWriter(str(folder / "tensorboard"), purge_step=finished_updates + 1)
 
     def _lines(self) -> list[dict]:
         if not self.path.exists():
@@ -25,14 +28,15 @@ class MetricsLog:
     def write(self, metrics: dict) -> None:
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
+        for name, value in metrics.items() if self._board else ():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, metrics["update"])
 
     def close(self) -> list[dict]:
         """Close both and return all lines."""
         self._file.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
         return self._lines()
 
 

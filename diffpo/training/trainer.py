@@ -5,17 +5,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffpo.config import TrainConfig
 from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
 from diffpo.keyed_random import derive
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES
 from diffpo.tasks import Task
 from diffpo.training.rollout import Rollout, collect, group_advantage
+
+if TYPE_CHECKING:
+    from diffpo.config import TrainConfig
 
 MAX_CONSECUTIVE_SKIPS = 3
 _ROLLOUT, _VIEW = 0, 1  # purposes in the random key
@@ -28,7 +31,7 @@ class TrainingDivergedError(RuntimeError):
 class Trainer:
     """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update)."""
 
-    def __init__(self, config: TrainConfig, model: MaskedDiffusionLM, task: Task):
+    def __init__(self, config: "TrainConfig", model: MaskedDiffusionLM, task: Task):
         self.config, self.model, self.task = config, model, task
         algorithm = config.algorithm
         self.objective = OBJECTIVES[algorithm.name](algorithm)

@@ -13,6 +13,9 @@ import triton.language as tl
 
 from diffpo_kernels.ahead_of_time import AotCase
 
+# What changes from call to call, with the number of rows or where a chunk of them begins. One kernel serves all.
+_PER_ROW = ["temperature", "target", "logprob", "entropy", "max", "log_sum"]
+
 
 @triton.jit
 def _scale(temperature):
@@ -34,7 +37,7 @@ def _store_part(partials, row, part, S, m, s, w, mask):
     tl.store(base + 2 * S, w, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_PER_ROW[:2])
 def part_of_row(
     logits,  # [N, C]
     bias,  # [C] float32
@@ -70,7 +73,8 @@ def part_of_row(
     tl.store(target_logit + row, x, mask=here)
 
 
-@triton.jit(do_not_specialize=["N", "S"])  # N = 1 as a constant spills on sm_100
+# N = 1 as a constant spills on sm_100
+@triton.jit(do_not_specialize=["N", "S"], do_not_specialize_on_alignment=_PER_ROW[:2])
 def part_of_rows_from_hidden(
     hidden,  # [N, D], columns contiguous
     head,  # [C, D], columns contiguous
@@ -152,7 +156,7 @@ def part_of_rows_from_hidden(
     tl.store(target_logit + row, at_target, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_PER_ROW)
 def merge_parts(partials, target_logit, temperature, logprob, entropy, max, log_sum, S, PARTS: tl.constexpr):
     """One row per program; PARTS is S rounded up to a power of two."""
     row = tl.program_id(0).to(tl.int64)
@@ -184,7 +188,9 @@ def _one_minus_exp(x):
     return tl.where(x > -0.25, -x * series, 1.0 - tl.exp(x))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["N", "first_column"], do_not_specialize_on_alignment=[*_PER_ROW, "by_logprob", "by_entropy"]
+)
 def gradient_in_place(
     logits,  # [N, C], overwritten
     bias,

@@ -1,15 +1,16 @@
 """LLaDA-8B-Base, -Instruct and 1.5 (arXiv 2502.09992, 2505.19223): model_type "llada", an OLMo-style config."""
 
+from diffpo.models.folder_files import shown
 from diffpo.models.formats.published import PublishedFormat
-from diffpo.models.formats.value_types import require_integer
 
 
 def _resolve(fields: dict, where) -> dict:
     """embedding_size rows are stored (vocab_size, padded); without mlp_hidden_size, mlp_ratio gives the inner size."""
     fields = dict(fields)
     for key in ("embedding_size", "vocab_size", "mlp_ratio", "d_model"):
-        if fields.get(key) is not None:
-            require_integer(fields[key], key, where)
+        value = fields.get(key)
+        if value is not None and (type(value) is not int or abs(value) >= 2**30):
+            raise ValueError(f"{where}: {key}: Input should be a valid integer below 2^30, got {shown(value)}")
     stored, used = fields.get("embedding_size"), fields.get("vocab_size")
     if used is not None and used <= 0:
         raise ValueError(f"{where}: vocab_size {used} must be positive")

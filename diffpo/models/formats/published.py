@@ -4,14 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from diffpo.models.folder_files import shown
 from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
-from diffpo.models.formats.value_types import refuse_wrong_types
-from diffpo.models.transformer import ModelConfig
+from diffpo.models.model_config import REQUIRED, ModelConfig
 
-_REQUIRED = tuple(name for name, info in ModelConfig.model_fields.items() if info.is_required())
 _THRESHOLD = {"threshold_gammas": None, "threshold_proxy": "entropy"}  # stored in a file of its own
 
 
@@ -43,16 +39,15 @@ class PublishedFormat:
         fields = with_rope_theta(fields, where)
         self._refuse_what_changes_the_network(fields, where)
         fields = self.resolve(fields, where)
-        refuse_wrong_types(fields, self.keys, where)
         values = dict(self.defaults)
         values |= {name: fields[key] for name, key in self.keys.items() if fields.get(key) is not None}
-        missing = [self.keys[name] for name in _REQUIRED if name not in values]
+        missing = [self.keys[name] for name in REQUIRED if name not in values]
         if missing:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
         try:
             config = ModelConfig(model_type=self.model_type, **values)
-        except ValidationError as error:
-            raise ValueError(f"{where}: {self._in_published_names(error)}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {self._in_published_names(str(error))}") from error
         if fields.get("head_dim") not in (None, config.head_dim):
             raise ValueError(f"{where}: head_dim {shown(fields['head_dim'])} is not supported, only {config.head_dim}")
         for name in self.keys.keys() - self.keys.values() - self.inert:  # transformers' names beside the family's own
@@ -94,10 +89,6 @@ class PublishedFormat:
         known = self.inert | set(self.keys) | set(self.keys.values()) | set(self.fixed) | {"head_dim"}
         refuse_keys_that_act(fields, known, self.model_type, where)
 
-    def _in_published_names(self, error: ValidationError) -> str:
-        lines = []
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    def _in_published_names(self, message: str) -> str:
         fields = re.compile(rf"\b({'|'.join(self.keys)})\b")
-        return fields.sub(lambda match: self.keys[match[1]], "; ".join(lines))
+        return fields.sub(lambda match: self.keys[match[1]], message)
