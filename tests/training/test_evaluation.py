@@ -4,7 +4,7 @@ import pytest
 
 from diffpo.decoding.rules import EntropyBounded, FixedSchedule
 from diffpo.models.checkpoints import load
-from diffpo.tasks import get_task
+from diffpo.tasks import Grade, get_task
 from diffpo.training.evaluation import evaluate, fixed_problems, one_at_a_time, parallel_rules
 
 TASK = get_task("sudoku")
@@ -24,7 +24,7 @@ def test_the_held_out_problems_never_change_and_are_not_trained_on():
 def test_accuracy_is_the_share_of_right_answers(model, monkeypatch):
     problems = fixed_problems(TASK, 10)
     solved = set(problems[:3])
-    monkeypatch.setattr(type(TASK), "correct", lambda self, problem, text: problem in solved)
+    monkeypatch.setattr(type(TASK), "grade", lambda self, problem, text: Grade(0.5, problem in solved))
     assert evaluate(model, TASK, problems, FixedSchedule(1)).accuracy == pytest.approx(0.3)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpo.decoding.rules import EntropyBounded, PromptThreshold
+from diffpo.tasks import Grade
 
 
 def changed_parameters(trainer, updates: int = 2) -> set[str]:
@@ -76,7 +77,7 @@ def test_d1_runs_from_the_command_line_with_its_published_settings(train, tmp_pa
 
 def test_equal_rewards_leave_the_model_alone_and_are_counted(make_trainer, monkeypatch):
     trainer = make_trainer({"speed_exponent": 0.0}, kl_coefficient=0.0)
-    monkeypatch.setattr(trainer.task, "reward", lambda problem, text: 0.5)
+    monkeypatch.setattr(trainer.task, "grade", lambda problem, text: Grade(0.5, False))
     before = trainer.denoiser_calls.copy()
     assert changed_parameters(trainer, updates=1) == set()
     assert trainer.step()["zero_advantage_fraction"] == 1
@@ -85,9 +86,11 @@ def test_equal_rewards_leave_the_model_alone_and_are_counted(make_trainer, monke
 
 def test_nan_rewards_are_dropped(make_trainer, monkeypatch):
     trainer = make_trainer()
-    reward = trainer.task.reward
-    monkeypatch.setattr(trainer.task, "reward", lambda p, text: math.nan if text.startswith("1") else reward(p, text))
+    grade = trainer.task.grade
+    nothing = Grade(math.nan, None)
+    monkeypatch.setattr(trainer.task, "grade", lambda p, text: nothing if text.startswith("1") else grade(p, text))
     metrics = trainer.step()
+    assert 0 < metrics["dropped_rewards"] < 16
     assert math.isfinite(metrics["reward"])
     assert math.isfinite(metrics["loss"])
     assert metrics["skipped_updates"] == 0
