@@ -110,7 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
         fail(str(error))
     except ValueError as error:
         fail(str(error))
-    return run.execute()
+    try:
+        return run.execute()
+    finally:
+        run.folder.release()
 
 
 @dataclass(frozen=True)
@@ -210,10 +213,11 @@ class Run:
         self.console = Console(highlight=False, soft_wrap=True)
         self.folder = RunFolder("evaluate", evaluation.config, evaluation.inputs)
         items = self.folder.path / "items.jsonl"
-        if self.folder.resumes:
-            ItemLog(items).check(len(evaluation.problems))
-        self.folder.begin()
-        self.log = ItemLog(items)
+        with self.folder.released_on_error():
+            if self.folder.resumes:
+                ItemLog(items).check(len(evaluation.problems))
+            self.folder.begin()
+            self.log = ItemLog(items)
 
     def execute(self) -> int:
         """The exit code. SIGTERM does what Ctrl-C does."""

@@ -64,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         fail(str(error))
     except ValueError as error:
         fail(str(error))
-    return run.execute()
+    try:
+        return run.execute()
+    finally:
+        run.folder.release()
 
 
 def prepare(config: TrainConfig, task: Task) -> "Run":
@@ -79,10 +82,11 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
     trainer = Trainer(config, model, task)
     folder = RunFolder("train", config, model_inputs(source, commit))
     saved = None
-    if folder.resumes:
-        saved = newest(folder.checkpoints, model)
-        read_metrics(folder.path).close()
-    folder.begin()
+    with folder.released_on_error():
+        if folder.resumes:
+            saved = newest(folder.checkpoints, model)
+            read_metrics(folder.path).close()
+        folder.begin()
     return Run(config, folder, trainer, problems, saved)
 
 

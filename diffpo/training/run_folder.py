@@ -43,8 +43,12 @@ _OF_MODEL = (
 )
 _FOLDER = re.compile(r"checkpoints(/\d{6,})?|model|tensorboard")
 _FILE = re.compile(rf"\.lock|{_TOP}|(model|checkpoints/\d{{6,}})/{_OF_MODEL}|tensorboard/events\.out\.tfevents\.[^/]+")
-_LEFTOVER = re.compile(rf"\.{_TOP}\.\w+|checkpoints/\.\d{{6,}}\.partial|(model|checkpoints/\d{{6,}})/\.saving-\w+")
-_EMPTY = re.compile(r"\.lock|\.\.diffpo-run\.\w+")  # what a start leaves that was killed before its marker was whole
+_LEFTOVER = re.compile(
+    rf"\.{_TOP}\.[0-9a-f]{{8}}|checkpoints/\.\d{{6,}}\.partial|(model|checkpoints/\d{{6,}})/\.saving-\w+"
+)
+_EMPTY = re.compile(
+    r"\.lock|\.\.diffpo-run\.[0-9a-f]{8}"
+)  # what a start leaves that was killed before its marker was whole
 
 # Fields that say where or whether to run, not what the run computes. The content of model and data is compared instead of their names.
 _FREE_ON_RESUME = {
@@ -80,13 +84,26 @@ class RunFolder:
             self._marker()  # before anything is touched
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
-            marker = self._marker()  # another run may have come in between
         except OSError as error:
             if error.errno in DISK_FAULTS:
                 raise
             raise ValueError(f"output folder {self.path} is not writable: {error.strerror}") from error
-        self.resumes = config.resume and marker is not None and marker.begun
-        self._changed = self.resumes and self._check_same(marker)
+        with self.released_on_error():
+            marker = self._marker()  # another run may have come in between
+            self.resumes = config.resume and marker is not None and marker.begun
+            self._changed = self.resumes and self._check_same(marker)
+
+    def release(self) -> None:
+        """Let another process claim the folder."""
+        self._lock.close()
+
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def checkpoints(self) -> Path:
