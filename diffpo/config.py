@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 Nats = Annotated[float, Field(ge=0)]  # infinite: no bound
 Limit = Annotated[float, Field(gt=0)]  # infinite: no limit
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # the optimizer multiplies it in fp32
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Rows = Annotated[int, Field(gt=0, le=2**16)]  # of a batch
@@ -69,7 +69,7 @@ class PretrainConfig(Config):
     """folder for the checkpoint; must be new or empty"""
     steps: Count = 2250
     batch_size: Rows = 256
-    lr: Positive = 1.5e-3
+    lr: Rate = 1.5e-3
     warmup_steps: Count = 100
     final_lr_fraction: Fraction = 1.0
     """the learning rate falls linearly to this share of --lr at the last step; 1 = it stays"""
@@ -138,8 +138,8 @@ class RolloutConfig(Config):
 class OptimizerConfig(Config):
     """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
 
-    lr: Positive = 2e-4
-    threshold_lr: Positive = 2e-3
+    lr: Rate = 2e-4
+    threshold_lr: Rate = 2e-3
     weight_decay: NonNegative = 0.0
     warmup_updates: int = Field(10, ge=0, le=2**31 - 1)
     final_lr_fraction: Fraction = 0.1
