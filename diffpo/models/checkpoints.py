@@ -119,7 +119,7 @@ def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_b
 def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
     """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
     name = os.fspath(name_or_path)
-    local = Path(name) if Path(name).is_dir() else SHIPPED / name if name in shipped_models() else None
+    local = Path(name) if os.path.isdir(name) else SHIPPED / name if name in shipped_models() else None
     if local is not None:
         if revision is not None:
             raise ValueError(f"revision {revision!r}: {name} is a local folder; only a hub id has revisions")
