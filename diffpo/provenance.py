@@ -81,14 +81,13 @@ def weights_digest(folder: Path) -> str:
 
 def tokenizer_digest(folder: Path) -> str:
     """ "sha256:..." over what turns text into tokens and back in a checkpoint folder: tokenizer, chat template, generation defaults."""
-    names = (*TOKENIZER_FILES, "generation_config.json")
-    return files_digest(folder / name for name in names if (folder / name).exists())
+    return files_digest(folder / name for name in (*TOKENIZER_FILES, "generation_config.json"))
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """ "sha256:..." over the names and the contents of files, not where they lie."""
+    """ "sha256:..." over the names and the contents of files, not where they lie. Devices and pipes are no content."""
     digest = hashlib.sha256()
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if path.is_file()):
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"

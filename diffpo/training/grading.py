@@ -17,10 +17,7 @@ class TaskError(RuntimeError):
 
 
 def graded(task: ChatTask, problem: Any, text: str) -> Grade:
-    """``task.grade`` as plain values. reward: a finite fp32 number, or None where there is none (None, NaN, infinite, beyond fp32).
-
-    A task that raises has not decided: None, None and a warning. TaskError for a grade of a wrong type.
-    """
+    """``task.grade``, ``checked``. A task that raises has not decided: None, None and a warning."""
     try:
         grade = task.grade(problem, text)
     except Exception as error:
@@ -28,6 +25,14 @@ def graded(task: ChatTask, problem: Any, text: str) -> Grade:
             f"task {task.name} raised {type(error).__name__} on a text, which has no reward: {error}", stacklevel=2
         )
         return Grade(None, None)
+    return checked(task, grade)
+
+
+def checked(task: ChatTask, grade: Any) -> Grade:
+    """A task's grade as plain values. reward: a finite fp32 number, or None where there is none (None, NaN, infinite, beyond fp32).
+
+    TaskError for anything of a wrong type.
+    """
     if not isinstance(grade, Grade):
         raise TaskError(f"task {task.name}: grade must return a diffpo.Grade, got {_shown(grade)}")
     return Grade(_reward(task, grade.reward), _verdict(task, grade.correct))
