@@ -217,33 +217,6 @@ def test_the_umask_decides_who_may_read(flags, tmp_path, umask, folders, files):
 # Killed between two files
 
 
-def killed_at(event: int, act) -> bool:
-    """Whether a process that does ``act`` is killed before its ``event``-th change of a file; it does not clean up."""
-    child = os.fork()
-    if child == 0:
-        left = event
-
-        def watch(name, arguments):
-            nonlocal left
-            writes = name == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if writes or name in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
-                left -= 1
-                if left == 0:
-                    os._exit(9)
-
-        try:
-            import sys
-
-            sys.addaudithook(watch)
-            act()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
-
-
 def fill(run: Path) -> None:
     for name in (
         "metrics.jsonl",
@@ -257,7 +230,7 @@ def fill(run: Path) -> None:
 
 @pytest.mark.parametrize("next_flags", FLAGS.values(), ids=FLAGS)
 @pytest.mark.parametrize("killed_flags", [(), ("--overwrite",)], ids=["a first start", "an overwrite"])
-def test_a_start_that_was_killed_anywhere_can_be_repeated(claim, tmp_path, killed_flags, next_flags):
+def test_a_start_that_was_killed_anywhere_can_be_repeated(claim, killed_at, tmp_path, killed_flags, next_flags):
     repeated = 0
     for event in range(1, 100):
         runs = tmp_path / str(event)
