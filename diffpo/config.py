@@ -3,14 +3,16 @@
 An unknown key, a wrong type or an impossible value ends the program with exit code 2 before anything is loaded or created.
 """
 
-import argparse
 import difflib
-import math
+import io
+import itertools
+import re
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 from diffpo.dependencies import require
 from diffpo.text_input import decode
@@ -19,31 +21,53 @@ require("pydantic", "tyro")
 
 # The other configurations take Field and model_validator from here, after the check.
 import tyro  # noqa: E402
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator  # noqa: E402, F401
+from pydantic import (  # noqa: E402
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec  # noqa: E402
 
-
-def _not_nan(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("must be a number, got NaN")
-    return value
-
-
-Nats = Annotated[float, Field(ge=0), AfterValidator(_not_nan)]
+# NaN fails every comparison, so that a bound refuses it
+Nats = Annotated[float, Field(ge=0)]  # infinite: no bound
+Limit = Annotated[float, Field(gt=0)]  # infinite: no limit
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # the optimizer multiplies it in fp32
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Rows = Annotated[int, Field(gt=0, le=2**16)]  # of a batch
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Device = Literal["cpu", "cuda", "auto"]
-Positive = Annotated[float, Field(gt=0), AfterValidator(_not_nan)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]  # bytes of a file name
+FolderName = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+_TOML_BYTES = 2**20
 
 
 class Config(BaseModel):
-    """Base of all configurations: immutable, unknown keys are errors."""
+    """Base of all configurations: immutable, unknown keys are errors, true and false are no numbers, integers have 64 bits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_disguised_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are no values of this field")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("an integer of at most 64 bits is needed")
+        return value
 
 
 class ModelSize(Config):
-    hidden_size: int = Field(128, gt=0)
-    intermediate_size: int = Field(384, gt=0)
-    num_hidden_layers: int = Field(4, gt=0)
-    num_attention_heads: int = Field(4, gt=0)
+    hidden_size: int = Field(128, gt=0, le=2**14)
+    intermediate_size: int = Field(384, gt=0, le=2**16)
+    num_hidden_layers: int = Field(4, gt=0, le=2**8)
+    num_attention_heads: int = Field(4, gt=0, le=2**10)
 
 
 class PretrainConfig(Config):
@@ -55,19 +79,29 @@ class PretrainConfig(Config):
     """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
     with: the seed decides the examples"""
     device: Device = "cpu"
-    output: str = "runs/pretrained"
+    output: FolderName = "runs/pretrained"
     """folder for the checkpoint; must be new or empty"""
-    steps: int = Field(2250, gt=0)
-    batch_size: int = Field(256, gt=0)
-    lr: Positive = 1.5e-3
-    warmup_steps: int = Field(100, gt=0)
-    final_lr_fraction: float = Field(1.0, ge=0, le=1)
+    steps: Count = 2250
+    batch_size: Rows = 256
+    lr: Rate = 1.5e-3
+    warmup_steps: Count = 100
+    final_lr_fraction: Fraction = 1.0
     """the learning rate falls linearly to this share of --lr at the last step; 1 = it stays"""
-    weight_decay: float = Field(0.01, ge=0)
-    seed: int = Field(0, ge=0)
-    heldout: int = Field(1000, gt=0)
+    weight_decay: NonNegative = 0.01
+    seed: Seed = 0
+    heldout: Count = 1000
     """held-out problems of the final evaluation"""
     model: ModelSize = ModelSize()
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> "PretrainConfig":
+        size = self.model
+        of_layer = 4 * size.hidden_size**2 + 3 * size.hidden_size * size.intermediate_size
+        if size.num_hidden_layers * of_layer > 2**31:
+            raise ValueError(
+                f"model: {size.num_hidden_layers} layers of {of_layer} parameters are more than 2^31: choose a smaller size"
+            )
+        return self
 
 
 class AlgorithmConfig(Config):
@@ -78,31 +112,32 @@ class AlgorithmConfig(Config):
     """diffpo or d1"""
     mode: Literal["joint", "model", "sampler"] = "joint"
     """train the model and the threshold, the model alone at a fixed threshold, or the threshold alone"""
-    m: int = Field(2, ge=0)
+    m: int = Field(2, ge=0, le=2**12)
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
     importance_correction: bool = True
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
-    weight_cap: Positive = 2.0
-    clip: Positive = 0.2
-    kl_coefficient: Nats = 0.01
+    weight_cap: Limit = 2.0
+    clip: Limit = 0.2
+    kl_coefficient: NonNegative = 0.01
     """weight of the k3 KL to the starting model"""
     normalisation: Literal["sequence", "token"] = "sequence"
     advantage: Literal["mean", "std", "leave_one_out"] = "mean"
     """reward less the group's mean, also divided by its standard deviation, or less the mean of the others"""
-    group_size: int = Field(8, ge=2)
-    prompts_per_update: int = Field(64, gt=0)
-    inner_updates: int = Field(2, gt=0)
+    group_size: int = Field(8, ge=2, le=2**12)
+    prompts_per_update: Rows = 64
+    inner_updates: int = Field(2, gt=0, le=2**12)
     """optimizer steps per batch of rollouts"""
     fresh_views: bool = False
     """draw the boundaries and the prompt mask anew for each inner update, as d1 does; without it once per batch, so that old and reference
     scores are computed once: a quarter fewer denoiser calls an update"""
-    prompt_mask_probability: float = Field(0.0, ge=0, le=1)
+    prompt_mask_probability: Fraction = 0.0
 
 
 class RolloutConfig(Config):
     """How training rollouts are decoded and rewarded."""
 
-    temperature: Positive = 1.0
+    temperature: float = Field(1.0, ge=1e-3, allow_inf_nan=False)
+    """at least 0.001: below, the draws of a group are all the same and the gradients, which divide by it, leave fp32"""
     gamma: Nats = 0.1
     """entropy bound (nats) of rollouts in mode "model" """
     proxy: Literal["entropy", "confidence", "margin"] = "confidence"
@@ -110,19 +145,19 @@ class RolloutConfig(Config):
     """bins (nats) of the learned threshold. The smallest decides how parallel the rollouts are, and so how parallel the model learns to
     decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen tokens; where rollouts
     at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
-    speed_exponent: Nats = 1.0
+    speed_exponent: NonNegative = 1.0
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent, a wrong one at most L ** -speed_exponent; 0 = the task reward alone"""
 
 
 class OptimizerConfig(Config):
     """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
 
-    lr: Positive = 2e-4
-    threshold_lr: Positive = 2e-3
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_updates: int = Field(10, ge=0)
-    final_lr_fraction: float = Field(0.1, ge=0, le=1)
-    max_grad_norm: Positive = 1.0
+    lr: Rate = 2e-4
+    threshold_lr: Rate = 2e-3
+    weight_decay: NonNegative = 0.0
+    warmup_updates: int = Field(10, ge=0, le=2**31 - 1)
+    final_lr_fraction: Fraction = 0.1
+    max_grad_norm: Limit = 1.0
 
 
 class TrainConfig(Config):
@@ -134,15 +169,15 @@ class TrainConfig(Config):
     """countdown, countdown4 or sudoku"""
     device: Device = "cpu"
     """auto: a GPU where there is one"""
-    name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName = "diffpo-countdown"
     """of the run; its folder is <runs>/<name>"""
-    runs: str = "runs"
-    updates: int = Field(800, gt=0)
+    runs: FolderName = "runs"
+    updates: Count = 800
     """batches of rollouts"""
-    max_minutes: Positive | None = None
+    max_minutes: Limit | None = None
     """stop training early, with everything saved, after this many minutes"""
-    seed: int = Field(0, ge=0)
-    heldout: int = Field(1000, gt=0)
+    seed: Seed = 0
+    heldout: Count = 1000
     """held-out problems of the evaluations before and after"""
     split: Literal["test", "validation"] = "test"
     """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
@@ -150,12 +185,12 @@ class TrainConfig(Config):
     """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
-    save_every: int = Field(25, gt=0)
+    save_every: Count = 25
     """updates between checkpoints"""
     resume: bool = False
     """continue the run in its folder from the newest checkpoint"""
     overwrite: bool = False
-    """delete the run's folder first"""
+    """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     allow_config_change: bool = False
     """resume although the configuration differs from the one the run began with"""
     dry_run: bool = False
@@ -175,6 +210,7 @@ def parse(
 ) -> T:
     """The configuration of a command: defaults, then an optional TOML file (the first argument), then flags.
 
+    Each value of the file is checked alone; what the settings say together is checked once, after the flags.
     ``algorithm_defaults``: from an algorithm's name the settings it brings along, by table, below the TOML file and the flags.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -187,31 +223,100 @@ def parse(
             values[table] = settings | _table(values, table)
         values["algorithm"] = _table(values, "algorithm") | {"name": name}
     try:
-        command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
-        return tyro.cli(kind, prog=command, args=arguments, default=kind(**values), description=kind.__doc__)
+        defaults = kind(**values)
+    except ValidationError as error:
+        if any(fault["loc"] for fault in error.errors()):
+            fail(explain(error, kind))
+        defaults = _unchecked(kind, values)  # the settings do not fit together: flags may still change one
+    try:
+        return kind(**_with_flags(kind, arguments, defaults))
     except ValidationError as error:
         fail(explain(error, kind))
+
+
+def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> dict[str, Any]:
+    """All values, those of flags as their types say and otherwise unchecked. A mistake ends the program in one line."""
+    command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
+    with redirect_stderr(io.StringIO()) as drawn:
+        try:
+            return tyro.cli(
+                kind, prog=command, args=arguments, default=defaults, description=kind.__doc__, registry=_VALUES
+            )
+        except SystemExit as stopped:
+            if not stopped.code:  # --help
+                raise
+    fail(_one_line(drawn.getvalue(), command))
+
+
+def _one_line(drawn: str, command: str) -> str:
+    """What tyro says in a box of several lines."""
+    lines = [line.strip("│ \t") for line in drawn.splitlines() if line[:1] not in "╭╰"]
+    text = " ".join(line for line in lines if line and set(line) != {"─"})
+    message, _, similar = text.partition("For full helptext")[0].partition("Perhaps you meant:")
+    message = re.split(" Got errors: | Argument helptext:", message)[0].strip()
+    nearest = re.findall(r"--[a-z][-a-z0-9_.]*", similar)
+    return f"{message}{'; nearest: ' + ', '.join(dict.fromkeys(nearest)) if nearest else ''}; see {command} --help"
+
+
+_VALUES = ConstructorRegistry()
+
+
+@_VALUES.struct_rule
+def _values(info) -> StructConstructorSpec | None:
+    """tyro returns configurations as dicts, so that they are checked once, with the messages of ``explain``."""
+    kind = info.type
+    if not (isinstance(kind, type) and issubclass(kind, Config)):
+        return None
+    types = get_type_hints(kind, include_extras=True)
+    fields = (
+        StructFieldSpec(name, types[name], getattr(info.default, name), field.description)
+        for name, field in kind.model_fields.items()
+    )
+    return StructConstructorSpec(instantiate=dict, fields=tuple(fields))
+
+
+def _unchecked(kind: type[T], values: dict[str, Any]) -> T:
+    return kind.model_construct(
+        **{
+            name: _unchecked(field.annotation, values.get(name, {})) if _is_config(field.annotation) else values[name]
+            for name, field in kind.model_fields.items()
+            if name in values or _is_config(field.annotation)
+        }
+    )
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
 def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
     found = values.get(name, {})
     if not isinstance(found, dict):
-        fail(f"{name}: must be a table, got {found!r}")
+        fail(f"{name}: must be a table, got {_shown(found)}")
     return found
 
 
 def _flag(arguments: list[str], name: str) -> str | None:
-    """The value of one flag, without reading the others."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(name, dest="value")
-    return parser.parse_known_args(arguments)[0].value
+    """The last value of one flag, without reading the others."""
+    found = None
+    for argument, following in itertools.pairwise([*arguments, None]):
+        if argument == name:
+            found = following
+        elif argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = decode(path.read_bytes(), f"config file {path}")
+        with path.open("rb") as file:
+            content = file.read(_TOML_BYTES + 1)
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
+    if len(content) > _TOML_BYTES:
+        fail(f"config file {path} is longer than {_TOML_BYTES} bytes")
+    try:
+        text = decode(content, f"config file {path}")
     except ValueError as error:
         fail(str(error))
     try:
@@ -223,18 +328,29 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, kind: type[Config]) -> str:
-    """One line per fault: the field, what was wrong, and for an unknown field the nearest valid names."""
-    lines = []
+    """Each fault: the field, what was wrong, and for an unknown field the nearest valid names."""
+    found = []
     for fault in error.errors():
         field = ".".join(str(part) for part in fault["loc"])
-        message = f"{field}: {fault['msg']}, got {fault['input']!r}" if field else fault["msg"]
+        reason = fault["msg"].removeprefix("Value error, ")
+        message = f"{field}: {reason}, got {_shown(fault['input'])}" if field else reason
         if fault["type"] == "extra_forbidden":
             owner = kind
             for part in fault["loc"][:-1]:
                 owner = owner.model_fields[part].annotation
             message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
-        lines.append(message)
-    return "\n".join(lines)
+        found.append(message)
+    return "; ".join(found)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print an integer of thousands of digits
+        return (
+            f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value that cannot be printed"
+        )
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def nearest(name: str, valid) -> list[str]:
@@ -243,6 +359,10 @@ def nearest(name: str, valid) -> list[str]:
 
 
 def fail(message: str) -> NoReturn:
-    """Report a user's mistake and leave with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """Report a user's mistake, in one line, and leave with exit code 2."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def one_line(message: str) -> str:
+    return "; ".join(line.strip() for line in str(message).splitlines() if line.strip())

@@ -1,13 +1,17 @@
 """``python -m diffpo.evaluate``: the d1 protocol's prompts, the numbers of a run, resuming it, and every mistake a user can make."""
 
 import dataclasses
+import errno
 import json
+import math
 import os
+import shutil
 import signal
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -419,6 +423,165 @@ def test_an_unreadable_configuration_is_no_run_to_continue(run, chat_flags, tmp_
     assert (tmp_path / "run/config.json").read_text() == content
 
 
+def failing(run, capsys, *flags) -> str:
+    """The one line of a run that ended with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*flags)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_overwrite_leaves_somebodys_folder_alone(run, chat_flags, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("")
+    (tmp_path / "run/items.jsonl").write_text("")
+    (tmp_path / "run/thesis.tex").write_text("four years")
+    for flag in ("--overwrite", "--resume", "--no-resume"):
+        assert "run" in failing(run, capsys, *chat_flags, flag)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "items.jsonl", "thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "summary.json", "config.json", ".lock"])
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_link_keeps_its_target(run, chat_flags, tmp_path, capsys, name, flag):
+    assert run(*chat_flags, "--limit", "1") == 0
+    capsys.readouterr()
+    os.rename(tmp_path / "run" / name, tmp_path / "mine")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_bytes()
+    assert name in failing(run, capsys, *chat_flags, "--limit", "1", flag)
+    assert (tmp_path / "mine").read_bytes() == before
+
+
+@pytest.fixture
+def copied_model(chat_model, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def other_weights(folder) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"] = tensors["norm.weight"] * 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_template(folder) -> None:
+    (folder / "chat_template.jinja").write_text(LLADA_TEMPLATE.replace("\n\n", "\n"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(other_weights, "model: sha256:"), (other_template, "tokenizer: sha256:")]
+)
+def test_another_model_under_the_same_name_is_refused(run, chat_flags, copied_model, tmp_path, capsys, change, named):
+    flags = [*chat_flags, "--model", copied_model]
+    assert run(*flags) == 0
+    before = items_in(tmp_path / "run")
+    capsys.readouterr()
+    change(copied_model)
+    error = failing(run, capsys, *flags, "--resume")
+    assert named in error
+    assert ("prompts: sha256:" in error) is (change is other_template)
+    assert items_in(tmp_path / "run") == before
+
+
+def test_another_instruction_is_refused(run, chat_flags, tmp_path, capsys, monkeypatch):
+    assert run(*chat_flags) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(GSM8K, "instruction", "Answer in <answer> tags.")
+    assert "prompts: sha256:" in failing(run, capsys, *chat_flags, "--resume")
+
+
+def test_the_same_contents_under_other_names_go_on(run, chat_flags, copied_model, gsm8k, tmp_path):
+    assert run(*chat_flags) == 0
+    shutil.copy(gsm8k, tmp_path / "copy.jsonl")
+    assert run(*chat_flags, "--model", copied_model, "--data", tmp_path / "copy.jsonl", "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"index": 9}, {"index": -1}, {"index": True}, {"index": "0"}, {"nfe": None}, {"tokens": "3"}, {"seconds": [1]},
+        {"correct": "yes"}, {"reward": "1"}, {"reward": {}},
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_counted_is_refused(run, chat_flags, tmp_path, capsys, row):
+    assert run(*chat_flags, "--limit", "1") == 0
+    capsys.readouterr()
+    (item,) = items_in(tmp_path / "run")
+    (tmp_path / "run/items.jsonl").write_text(json.dumps(item | row) + "\n")
+    assert "is no evaluated problem" in failing(run, capsys, *chat_flags, "--limit", "1", "--resume")
+
+
+@pytest.mark.parametrize("reward", [None, math.nan, math.inf, 1e39])
+def test_a_reward_that_is_no_number_is_null(run, chat_flags, tmp_path, monkeypatch, reward):
+    monkeypatch.setattr(GSM8K, "grade", lambda self, problem, text: diffpo.Grade(reward, False))
+    assert run(*chat_flags, "--limit", "2") == 0
+    assert [item["reward"] for item in items_in(tmp_path / "run")] == [None, None]
+    assert summary_in(tmp_path / "run")["mean_reward"] is None
+
+
+@pytest.mark.parametrize(
+    "grade", [diffpo.Grade("1", True), diffpo.Grade(torch.ones(2), True), diffpo.Grade(1.0, "x"), 1.0, None]
+)
+def test_a_grade_of_a_wrong_type_ends_the_run_in_one_line(run, chat_flags, tmp_path, monkeypatch, capsys, grade):
+    with monkeypatch.context() as patch:
+        patch.setattr(GSM8K, "grade", lambda self, problem, text: grade)
+        assert run(*chat_flags, "--limit", "2") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "task gsm8k" in error
+    assert run(*chat_flags, "--limit", "2", "--resume") == 0
+
+
+def test_a_full_disk_while_rows_are_written(run, chat_flags, tmp_path, monkeypatch, capsys):
+    write, full = ItemLog.write, OSError(errno.ENOSPC, "No space left on device")
+
+    def limited(self, item):
+        if len(self.items) == 2:
+            raise full
+        write(self, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ItemLog, "write", limited)
+        assert run(*chat_flags) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "after 2 of 5 problems" in error
+    assert "No space left" in error
+    assert len(items_in(tmp_path / "run")) == 2
+    assert run(*chat_flags, "--resume") == 0
+    assert summary_in(tmp_path / "run")["done"] == 5
+
+
+@pytest.mark.parametrize("name", [".diffpo-run", "config.json", "summary.json"])
+def test_a_full_disk_at_the_start_and_at_the_end(run, chat_flags, tmp_path, monkeypatch, capsys, name):
+    rename = os.replace
+
+    def full(source, target):
+        if str(target).endswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert run(*chat_flags) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left" in error
+    begun = name == "summary.json"
+    assert run(*chat_flags, *(["--resume"] if begun else [])) == 0
+    assert summary_in(tmp_path / "run")["done"] == 5
+
+
+def test_what_is_written_is_valid_json_whatever_the_numbers(run, tmp_path):
+    assert run("--rule", "eb", "--gamma", "inf", "--limit", "1") == 0
+    for path in (tmp_path / "run").rglob("*.json*"):
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=pytest.fail)
+
+
 # Mistakes
 
 
@@ -435,6 +598,11 @@ def test_an_unreadable_configuration_is_no_run_to_continue(run, chat_flags, tmp_
         (["--gen-length", "12", "--block-length", "5"], "gen_length 12 must be a multiple of block_length"),
         (["--block-length", "4", "--steps", "7"], "steps 7 must be a multiple of the number of blocks 3"),
         (["--limit", "100000"], "limit: the test split of countdown holds"),
+        (["--limit", "99999999999999999999"], "limit: an integer of at most 64 bits"),
+        (["--batch-size", "99999999999999"], "batch_size"),
+        (["--gamma", "nan", "--rule", "eb"], "gamma"),
+        (["--model", "m" * 300], "neither a folder nor a shipped model"),
+        (["--data", "d" * 300 + ".jsonl"], "File name too long"),
     ],
 )
 def test_a_mistake_is_found_before_the_folder_is_made(run, tmp_path, capsys, flags, message):

@@ -11,6 +11,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
+from diffpo.training.grading import graded
 
 _ROUNDING = 1e-6  # several units in the last place of float32, in which rewards are sums and products
 
@@ -38,12 +39,15 @@ def collect(
     speed_exponent: float,
     seed: int,
 ) -> Rollout:
-    """Decode ``group_size`` completions of each of ``prompts`` fresh training problems; ``seed`` keys problems and draws."""
+    """Decode ``group_size`` completions of each of ``prompts`` fresh training problems; ``seed`` keys problems and draws.
+
+    TaskError if the task gives something else than a grade.
+    """
     problems = [problem for problem in task.problems("train", prompts, seed) for _ in range(group_size)]
     out = generate(
         model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, temperature, seed
     )
-    grades = [task.grade(problem, text) for problem, text in zip(problems, out.text, strict=True)]
+    grades = [graded(task, problem, text) for problem, text in zip(problems, out.text, strict=True)]
     task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])
     correct = torch.tensor([grade.correct is True for grade in grades])
     reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)

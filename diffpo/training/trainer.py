@@ -156,6 +156,7 @@ class Trainer:
         metrics = {
             "reward": rollout.reward.nanmean().item(),
             "task_reward": rollout.task_reward.nanmean().item(),
+            "dropped_rewards": int(rollout.task_reward.isnan().sum()),
             "accuracy": rollout.correct.float().mean().item(),
             "nfe": trajectory.nfe.float().mean().item(),
             "gamma": trajectory.gamma.mean().item(),

@@ -6,7 +6,6 @@ import pytest
 from tokenizers import Tokenizer, models
 
 import diffpo
-from diffpo.generate_command import main
 from diffpo.models.chat_template import ChatTemplateError, render_chats
 
 USER = [{"role": "user", "content": "7 3 11"}]
@@ -80,6 +79,7 @@ def test_the_chat_that_fails_is_named(tokenizer):
 
 @pytest.mark.parametrize("kind", ["raises", "does not parse", "nested loops", "a huge string", "sandbox"])
 def test_the_command_ends_before_it_writes(tmp_path, capsys, kind):
+    main = pytest.importorskip("diffpo.generate_command", exc_type=ImportError).main
     model = diffpo.load("tiny-countdown")
     model.tokenizer.chat_template = HOSTILE[kind][0]
     model.save(tmp_path / "hostile")

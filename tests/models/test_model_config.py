@@ -43,7 +43,8 @@ def test_defaults_and_equality():
 
 def test_a_number_is_kept_in_the_fields_type():
     config = ModelConfig(
-        **FIELDS | {"vocab_size": np.int32(40), "rope_theta": 500000, "pad_token_id": np.int64(3), "threshold_gammas": [0, 1.5]}
+        **FIELDS
+        | {"vocab_size": np.int32(40), "rope_theta": 500000, "pad_token_id": np.int64(3), "threshold_gammas": [0, 1.5]}
     )
     assert (config.vocab_size, type(config.vocab_size)) == (40, int)
     assert type(config.rope_theta) is float
