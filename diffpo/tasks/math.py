@@ -14,6 +14,8 @@ from .math_equivalence import MathEquivalence
 from .mathematics import answer_in_prose, d1, is_list, reads_as_mathematics
 from .task import ChatTask, Grade, Protocol, chat_answer
 
+_MOST_BOXES = 60  # of one list
+
 
 @dataclass(frozen=True)
 class MathProblem:
@@ -101,7 +103,7 @@ def final_answer(text: str, gold: str = "") -> str | None:
 
 def _boxed(text: str, gold: str) -> str | None:
     boxes = last_boxes(text)
-    if len(boxes) > 1 and is_list(gold) and not any(map(is_list, boxes)):
+    if 1 < len(boxes) <= _MOST_BOXES and is_list(gold) and not any(map(is_list, boxes)):
         return ", ".join(boxes)
     return boxes[-1] if boxes else None
 

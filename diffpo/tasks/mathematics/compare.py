@@ -23,6 +23,7 @@ from .kinds import (
     Words,
 )
 from .nodes import Node, UnreadableError, minus, number
+from .plain import PROSE, plain
 from .prose import values_among_words
 from .reading import LONGEST, read
 from .reals import as_reals, is_solution, same_reals
@@ -40,7 +41,7 @@ class UndecidedError(Exception):
 def decide(gold: str, answer: str) -> bool | None:
     """Whether two answers in LaTeX are equal; None if they cannot be read here.
 
-    UndecidedError if a number is absurdly large, or telling two apart takes too much work. An answer is wrong if it has more than 2,000
+    UndecidedError if a number is too large to be computed and no bound tells it from the other, or telling two apart takes too much work. An answer is wrong if it has more than 2,000
     characters, or more than 300 that cannot be read here.
     """
     if gold.strip() == answer.strip():
@@ -79,7 +80,8 @@ def _decided(gold: str, answer: str) -> bool | None:
 
 def _says(key: str, answer: str) -> bool:
     """Whether an answer says these words, or names this choice: (C), C, and (C) with what it stands for."""
-    if words_of(answer) == key:
+    said = PROSE.sub("", re.sub(r"\\text\{([^{}]*)\}", r"\1", plain(answer)))  # without "the answer is"
+    if key in (words_of(answer), words_of(said)):
         return True
     if len(key) == 1:
         return re.match(rf"[^a-zA-Z]*(?:\\text\w*\{{)?\s*\(\s*{key}\s*\)", answer, re.IGNORECASE) is not None

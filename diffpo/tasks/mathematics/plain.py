@@ -126,7 +126,7 @@ _RULES: list[tuple[re.Pattern, str]] = [
 _TEXT = re.compile(
     rf"\\(?:{_TEXT_COMMANDS})(?![a-zA-Z])\s*(?:\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}|\s([a-zA-Z])(?![a-zA-Z]))"
 )
-_PROSE = re.compile(
+PROSE = re.compile(
     r"^(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct|required)\s+)?(?:answer|result|solution|value|option|choice)"
     r"(?:\s+(?:is|are|=|:)|\s*[:=])\s*|^(?:option|choice)\s+(?=\(?[A-Z]\b)|^\s*(?:=|\\implies|\\Rightarrow|\\approx(?=\s*$))\s*",
     re.IGNORECASE,
@@ -180,7 +180,7 @@ def _unwrapped(text: str) -> str:
     for ending in (".", ",", ";"):
         if text.endswith(ending) and not text.endswith("..") and not text.endswith("\\" + ending):
             return text[:-1]
-    return _PROSE.sub("", text)
+    return PROSE.sub("", text)
 
 
 def _text(match: re.Match) -> str:

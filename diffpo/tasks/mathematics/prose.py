@@ -8,7 +8,9 @@ from .plain import plain
 from .scan import grouped
 from .units import BARE_UNITS, NUMBER_WORDS, SCALES, singular
 
-_WORD = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{2,}(?:'[a-z]+)?|[aAI](?=\s+[a-zA-Z]{2}))(?![a-zA-Z])")
+_WORD = re.compile(
+    r"(?<![\\a-zA-Z])(?<!\\begin\{)(?<!\\end\{)(?:[a-zA-Z]{2,}(?:'[a-z]+)?|[aAI](?=\s+[a-zA-Z]{2}))(?![a-zA-Z])"
+)
 _SPELLED = re.compile(rf"(?<![\\\w-])(?:{'|'.join(NUMBER_WORDS)})(?![\w-])", re.IGNORECASE)
 _ORDINAL = r"thirds?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|hal(?:f|ves)|quarters?"
 _CHANGES = re.compile(  # of what such words do to the number beside them nothing is known here
@@ -17,6 +19,7 @@ _CHANGES = re.compile(  # of what such words do to the number beside them nothin
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(r"[a-zA-Z](?:_\s*(?:\w|\{\w+\}))?|\\(?:theta|alpha|beta|lambda|mu|phi)")
+_AROUND = re.compile(r"^(?:[\s,;:!?'\"]|\.(?!\d))+|[\s.,;:!?'\"]+$")
 _SIGNS = {"percent": "%", "degree": r"^\circ "}
 _GAP, _NUMBER = "\ue002", "\ue003"
 
@@ -34,7 +37,7 @@ def values_among_words(text: str) -> list[str]:
     text = _WORD.sub(_kept, grouped(text))
     if _NUMBER in text:
         return []
-    values = [part.strip(" .,;:!?'\"") for part in text.split(_GAP)]
+    values = [_AROUND.sub("", part) for part in text.split(_GAP)]
     values = [value for value in values if value]
     return [value for value in values if not _VARIABLE.fullmatch(value)] or values
 

@@ -202,7 +202,10 @@ def _value(node: Node, at: Mapping[str, Fraction]) -> Any:
     if node.kind in _CONSTANTS:
         return _CONSTANTS[node.kind]()
     if node.kind == "mod":
-        return _bounded(Fraction(_residue(node.args[0], _modulus(_value(node.args[1], at)), at)))
+        modulus = _whole(_value(node.args[1], at))
+        if not 0 < modulus < _MAX_MODULUS:
+            raise UndefinedError("a modulus that is not positive, or absurdly large")
+        return Fraction(_residue(node.args[0], modulus, at))
     args = [_value(arg, at) for arg in node.args]
     if node.kind in ("+", "*"):
         total = args[0]
@@ -215,12 +218,6 @@ def _value(node: Node, at: Mapping[str, Fraction]) -> Any:
             total = _bounded(total + arg if node.kind == "+" else total * arg)
         return total
     return _bounded(_OPERATIONS[node.kind](*args))
-
-
-def _modulus(x: Any) -> int:
-    if not 0 < _whole(x) < _MAX_MODULUS:
-        raise UndefinedError("a modulus that is not positive, or absurdly large")
-    return int(x)
 
 
 def _residue(node: Node, modulus: int, at: Mapping[str, Fraction]) -> int:
