@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .boxed import last_boxed
+from .boxed import last_boxed, last_boxes
 from .gsm8k import BOXED_FORMAT
 from .math_equivalence import MathEquivalence
-from .mathematics import answer_in_prose, d1, reads_as_mathematics
+from .mathematics import answer_in_prose, d1, is_list, reads_as_mathematics
 from .task import ChatTask, Grade, Protocol, chat_answer
+
+_MOST_BOXES = 60  # of one list
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Math500(ChatTask[MathProblem]):
         super().__init__(protocol=protocol)
         self.equivalence = equivalence or MathEquivalence()
 
-    def problem_from_row(self, row: dict[str, Any]) -> MathProblem:
+    def problem_from_row(self, row: Mapping[str, Any]) -> MathProblem:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"a row must be an object with the columns problem and answer, got {str(row)[:40]!r}")
         if row.get("problem") is None:
             raise ValueError(f"needs a column problem; columns: {', '.join(map(str, row))}")
         return MathProblem(str(row["problem"]), _gold(row))
@@ -60,7 +64,10 @@ class Math500(ChatTask[MathProblem]):
         """A grade for every text, within the equivalence's budget of time for all of them."""
         if self.protocol == "d1":
             return [_d1_grade(problem.answer, text) for problem, text in zip(problems, texts, strict=True)]
-        answers = [final_answer(text) if isinstance(text, str) else None for text in texts]
+        answers = [
+            final_answer(text, problem.answer) if isinstance(text, str) else None
+            for problem, text in zip(problems, texts, strict=True)
+        ]
         pairs = [(problem.answer, answer) for problem, answer in zip(problems, answers, strict=True) if answer]
         verdicts = dict(zip(pairs, self.equivalence.many(pairs), strict=True)) if pairs else {}
         grades = []
@@ -77,8 +84,8 @@ def _d1_grade(gold: str, text: str) -> Grade:
     return Grade(d1.reward(gold, text), d1.is_correct(gold, text)) if isinstance(text, str) else Grade(None, None)
 
 
-def final_answer(text: str) -> str | None:
-    """What a text answers; None if nothing.
+def final_answer(text: str, gold: str = "") -> str | None:
+    """What a text answers; None if nothing. If gold is a list, boxes that follow one another are the items of one.
 
     The last box in the last `<answer>`, which need not be closed. Without a box there, its content, if that is mathematics; else the last
     box of the text; else the content. Of a sentence, what it says last (`answer_in_prose`).
@@ -87,12 +94,19 @@ def final_answer(text: str) -> str | None:
     if answer is None and "<answer>" in text:
         answer = text.rpartition("<answer>")[2].strip()
     if answer is None:
-        return last_boxed(text)
-    box = last_boxed(answer)
+        return _boxed(text, gold)
+    box = _boxed(answer, gold)
     if box is not None:
         return box
     answer = answer_in_prose(answer)
-    return answer if reads_as_mathematics(answer) else last_boxed(text) or answer
+    return answer if reads_as_mathematics(answer) else _boxed(text, gold) or answer
+
+
+def _boxed(text: str, gold: str) -> str | None:
+    boxes = last_boxes(text)
+    if 1 < len(boxes) <= _MOST_BOXES and is_list(gold) and not any(map(is_list, boxes)):
+        return ", ".join(boxes)
+    return boxes[-1] if boxes else None
 
 
 def format_reward(text: str) -> float:
@@ -103,7 +117,7 @@ def format_reward(text: str) -> float:
     return 0.5 if last_boxed(text) is not None else 0.25
 
 
-def _gold(row: dict[str, Any]) -> str:
+def _gold(row: Mapping[str, Any]) -> str:
     """The answer of a row in LaTeX. ValueError if it has none, or one that is no text, number or list of them."""
     answer = row.get("answer")
     if answer is None or answer == "":

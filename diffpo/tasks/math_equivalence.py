@@ -33,8 +33,9 @@ class MathEquivalence:
     """equal = equivalence(gold, answer), or equivalence.many(pairs): True, False, or None where it could not be decided.
 
     What `mathematics.decide` reads is decided here, exactly. Anything else is asked of math-verify, in a pool of processes. None means that
-    math-verify raised, that a number is absurdly large, or that a limit was reached: seconds of processor time for one pair, or budget,
-    in seconds of the clock for all pairs of one call (within it every pair is tried for a little, then those that need it for longer).
+    math-verify raised, that a number is too large for what bounds can tell, or that a limit was reached: for one pair seconds of processor
+    time, or of the clock and one more; for all pairs of one call budget, in seconds of the clock (within it every pair is tried for a
+    little, then those that need it for longer).
     workers: pairs at a time, by default the processors, at most 8. memory_gib: address space of each process.
 
     One instance may be used from several threads, and after a fork: the child starts a pool of its own. ValueError if math-verify is

@@ -55,6 +55,12 @@ def test_a_row_without_a_problem_is_refused():
         diffpo.grade("math500", {"answer": "2"}, r"\boxed{2}")
 
 
+@pytest.mark.parametrize("row", [None, "row", 5, [("problem", "p")]])
+def test_a_row_that_is_no_object_is_refused(task, row):
+    with pytest.raises(ValueError, match="object with the columns problem and answer"):
+        task.problem_from_row(row)
+
+
 def test_a_list_is_right_in_any_order():
     row = {"problem": "p", "answer": ["1", "2"]}
     assert diffpo.grade("math500", row, r"\boxed{2, 1}").correct is True

@@ -101,10 +101,17 @@ class _Parser:
             term = self.product(depth)
             terms.append(Node("*", (number(-1), term)) if negative else term)
             if self.peek() not in ("+", "-"):
-                return terms[0] if len(terms) == 1 else Node("+", tuple(terms))
+                node = terms[0] if len(terms) == 1 else Node("+", tuple(terms))
+                return self._remainder(node, depth)
             negative = False
             while self.peek() in ("+", "-"):
                 negative ^= self.take() == "-"
+
+    def _remainder(self, node: Node, depth: int) -> Node:
+        if self.peek() not in (r"\bmod", r"\mod"):
+            return node
+        self.take()
+        return Node("mod", (node, self.product(depth)))
 
     def product(self, depth: int) -> Node:
         factors = [self.power(depth)]

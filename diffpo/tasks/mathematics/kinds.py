@@ -91,9 +91,27 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """A time of day, if it is none of a ratio. half: "am", "pm", "noon", "midnight" or ""."""
+
+    hour: int
+    minute: int
+    half: str
+
+    def minutes(self) -> frozenset[int]:
+        """What it can be in minutes after midnight."""
+        hours = {"am": (0,), "midnight": (0,), "pm": (12,), "noon": (12,)}.get(self.half, (0, 12))
+        if self.hour > 12:
+            return frozenset([(60 * self.hour + self.minute) % 1440])
+        return frozenset(60 * (self.hour % 12 + more) + self.minute for more in hours)
+
+
+@dataclass(frozen=True)
 class Falsehood:
     """5 = 6: wrong whatever the question."""
 
 
-Answer = Expression | Words | Many | Matrix | Numeral | Named | Equation | Inequality | Reals | Ratio | Falsehood
+Answer = (
+    Expression | Words | Many | Matrix | Numeral | Named | Equation | Inequality | Reals | Ratio | Clock | Falsehood
+)
 EVERYTHING = Reals((Interval(None, None, False, False),))

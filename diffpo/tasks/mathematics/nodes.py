@@ -13,8 +13,8 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """kind: "number" (value), "symbol" (name) or a constant (pi, e, i), or an operation on args: + * inverse ^ root ! deg % abs floor ceil
-    binom, or a function.
+    """kind: "number" (value), "symbol" (name) or a constant (pi, e, i), or an operation on args: + * inverse ^ root ! deg % mod abs floor
+    ceil binom, or a function.
     """
 
     kind: str

@@ -27,7 +27,7 @@ _CHARACTERS = {
     **{"\u230a": r"\lfloor ", "\u230b": r"\rfloor ", "\u2308": r"\lceil ", "\u2309": r"\rceil ", "\u2236": ":"},
     **{"\u2227": r"\land ", "\u2228": r"\lor ", "\u2223": "|", "\u2115": r"\mathbb{N}", "\u211a": r"\mathbb{Q}"},
     **{"\u20ac": r"\text{euros}", "\u00a3": r"\text{pounds}", "\u00a5": r"\text{yen}", "\u20b9": r"\text{rupees}"},
-    **{"\u00a2": r"\text{cents}", "\u3001": ",", "\u2248": r"\approx ", "\u2148": "i", "\u2147": "e"},
+    **{"\u00a2": r"\text{cents}", "\u3001": ",", "\u3002": ".", "\u2248": r"\approx ", "\u2148": "i", "\u2147": "e"},
     **{"\u2033": '"', "\u2220": r"\angle ", "\u25b3": r"\triangle ", "\u2261": r"\equiv "},
 }
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi chi psi omega"
@@ -57,6 +57,9 @@ _WORDS = {
     "union": r"\cup ",
 }
 _SPACE = r"(?:\s|\\[,;: ]|~)"
+_OPTION = r"\s*(?:\[[^\[\]]*\]\s*)*"
+_DECORATION = rf"boxed|f(?:rame)?box{_OPTION}|(?:textcolor|colorbox){_OPTION}\{{[^{{}}]*\}}|fcolorbox{_OPTION}(?:\{{[^{{}}]*\}}){{2}}"
+_DECORATED = rf"\\(?:{_DECORATION})\s*\{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}"
 
 # in this order: digits that are spaced or grouped, then layout, synonyms, and what models type instead of LaTeX
 _RULES: list[tuple[re.Pattern, str]] = [
@@ -75,7 +78,10 @@ _RULES: list[tuple[re.Pattern, str]] = [
         (r"(?<![\d.,_^{} ])(\d{1,3}) (\d{3})(?![\d., ])", r"\1\2"),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|nonumber|notag|therefore|because)(?![a-zA-Z])", ""),
-        (r"\\(?:hspace|vspace|kern|phantom|vphantom|hphantom|label|tag|color)\*?\s*\{[^{}]*\}", " "),
+        (
+            r"\\(?:hspace|vspace|kern|phantom|vphantom|hphantom|label|tag|color)\*?\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}",
+            " ",
+        ),
         (r"(?<!\\)\\(?:[,;:! ]|(?:quad|qquad|thinspace|enspace|hfill|allowbreak)(?![a-zA-Z]))|(?<!\\)~", " "),
         (r"\\\\\s*\[[^\[\]]*(?:pt|em|ex|mm|cm)\]", r"\\\\"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -110,8 +116,8 @@ _RULES: list[tuple[re.Pattern, str]] = [
         (r"(?<![a-zA-Z])([apAP])\.\s?m\b\.?", r"\1m"),
         (r"\\%", "%"),
         (r"\\#", ""),
-        (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", r"\1"),
-        (r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", r"\1"),
+        (_DECORATED, r"\1"),
+        (_DECORATED, r"\1"),  # within one another
         (r"\+\s*/\s*-|\+-(?=\s*[\d\\a-zA-Z(])", r"\\pm "),
         (r"(?<=[\w)}\]])\s*\*\*\s*(?=[\w({\\-])", "^"),
         (r"(?<![A-Za-z\\])((?:\d+(?:\.\d*)?|\.\d+))[eE]([+-]?\d+)(?![\w.])", r"(\1\\cdot 10^{\2})"),
@@ -120,7 +126,7 @@ _RULES: list[tuple[re.Pattern, str]] = [
 _TEXT = re.compile(
     rf"\\(?:{_TEXT_COMMANDS})(?![a-zA-Z])\s*(?:\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}|\s([a-zA-Z])(?![a-zA-Z]))"
 )
-_PROSE = re.compile(
+PROSE = re.compile(
     r"^(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct|required)\s+)?(?:answer|result|solution|value|option|choice)"
     r"(?:\s+(?:is|are|=|:)|\s*[:=])\s*|^(?:option|choice)\s+(?=\(?[A-Z]\b)|^\s*(?:=|\\implies|\\Rightarrow|\\approx(?=\s*$))\s*",
     re.IGNORECASE,
@@ -174,7 +180,7 @@ def _unwrapped(text: str) -> str:
     for ending in (".", ",", ";"):
         if text.endswith(ending) and not text.endswith("..") and not text.endswith("\\" + ending):
             return text[:-1]
-    return _PROSE.sub("", text)
+    return PROSE.sub("", text)
 
 
 def _text(match: re.Match) -> str:

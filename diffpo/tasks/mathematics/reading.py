@@ -10,6 +10,7 @@ from .expression import parse
 from .kinds import (
     EVERYTHING,
     Answer,
+    Clock,
     Equation,
     Expression,
     Falsehood,
@@ -40,19 +41,29 @@ _LABEL = re.compile(
     r"\s*(?:\\text\{[^{}]*\}|[a-zA-Z]|\\[a-zA-Z]+)(?:_\s*(?:\{[^{}]*\}|\w))?(?:\s*\^\s*\{\s*-1\s*\})?'*\s*(?:\(\s*[^()=]*\s*\))?(?:\s*\\text\{[^{}]*\})?\s*"
 )
 _FRENCH_START, _FRENCH_END = re.compile(r"(?:^|(?<=\\cup )|(?<=\\in ))\]"), re.compile(r"\[(?=\s*(?:$|\\cup))")
+_LIST_COMMA = re.compile(r"\{,\}(?!\d{3}(?!\d))")
 _SENTENCE = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{5}|[a-zA-Z]{2,} [a-zA-Z]{2})")
 _SAID = re.compile(r"\b(?:is|are|equals)\b|=|:")
 _FORMULA = re.compile(r"\$([^$]+)\$|\\\(((?:[^\\]|\\[^)])+)\\\)")
 _QUANTITY = re.compile(
     r"\([a-zA-Z](?:\s*\\(?:circ|cdot)\s*[a-zA-Z])+\)\s*\([a-zA-Z]\)|m?\\(?:angle|triangle)\s*\w+|(?=.*\\text\{)(?![\d(])(?!\\(?!text))[^=]*|[a-zA-Z]{5,}[a-zA-Z ]*"
 )
-_POINT_LABEL = re.compile(r"\(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\)")
+_LETTER = r"(?:[a-zA-Z]|\\(?!text)[a-zA-Z]+)(?:\s*_\s*(?:\w|\{\w+\}))?'*\s*"
+_LETTERS = rf"\s*{_LETTER}(?:,\s*{_LETTER})+"
+_POINT_LABEL = re.compile(rf"\({_LETTERS}\)|\\langle{_LETTERS}\\rangle")
+_BARE_POINT_LABEL = re.compile(rf"({_LETTERS})=\s*([^=]+)")
+_CLOCK = re.compile(
+    r"(?:\\text\{)?\s*(\d{1,2})\s*\{?:\}?\s*([0-5]\d)\s*\}?\s*(?:\\text\{)?\s*(am|pm|noon|midnight)?\s*\}?",
+    re.IGNORECASE,
+)
 
 
 def read(text: str, thousands: bool = True) -> Answer:
-    """The answer as a thing to compare. thousands: whether 1,234 is one number. UnreadableError."""
+    """The answer as a thing to compare. thousands: whether 1,234 and 1{,}5 are one number. UnreadableError."""
     if len(text) > LONGEST:
         raise UnreadableError("too long")
+    if not thousands:
+        text = _LIST_COMMA.sub(",", text)
     text = _FRENCH_END.sub(")", _FRENCH_START.sub("(", plain(text)))
     return _read(grouped(text) if thousands else text)
 
@@ -64,6 +75,16 @@ def reads_as_mathematics(text: str) -> bool:
         return not isinstance(read(text), Words)
     except (UnreadableError, RecursionError, ArithmeticError):
         return False
+
+
+def is_list(text: str) -> bool:
+    """Whether a text is several answers, in no order."""
+    start_work()
+    try:
+        answer = _unnamed(read(text))
+    except (UnreadableError, RecursionError, ArithmeticError):
+        return False
+    return isinstance(answer, Many) and answer.kind in ("list", "set") and len(answer.items) > 1
 
 
 def answer_in_prose(text: str) -> str:
@@ -86,10 +107,14 @@ def _read(text: str) -> Answer:
         return Words("-infinity" if "-" in text else "infinity")
     if text == r"\mathbb{R}":
         return EVERYTHING
+    if (match := _CLOCK.fullmatch(text)) and int(match[1]) <= 24:
+        return Clock(int(match[1]), int(match[2]), (match[3] or "").lower())
     if text.startswith(r"\text{") and (match := re.fullmatch(r"\\text\{([^{}]*)\}", text)):
         return words(match[1])
     if (digits := numeral(text)) is not None:
         return digits
+    if (point := _named_point(text)) is not None:
+        return point
     if len(connected := split(text, (r"\lor", r"\land", ";"))) > 1 or (len(connected := split(text, (",",))) > 1):
         return _connected(connected)
     united = split(text, (r"\cup", r"\setminus"))
@@ -108,6 +133,16 @@ def _read(text: str) -> Answer:
     if len(terms := split(text, (":",))) > 1:
         return Ratio(tuple(parse(term) for _, term in terms))
     return _expression(text)
+
+
+def _named_point(text: str) -> Answer | None:
+    """x, y = 1, 2 and x, y = (1, 2), if there is a value for every letter."""
+    if (match := _BARE_POINT_LABEL.fullmatch(text)) is None:
+        return None
+    count, value = match[1].count(",") + 1, _read(match[2])
+    if not isinstance(value, Many) or value.kind not in ("list", "point") or len(value.items) != count:
+        return None
+    return Named(f"({match[1].replace(' ', '')})", Many("point", value.items))
 
 
 def _connected(pieces: list[tuple[str, str]]) -> Answer:

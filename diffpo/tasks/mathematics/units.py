@@ -8,13 +8,16 @@ from .kinds import EVERYTHING, Answer, Expression, Many, Numeral, Words
 from .nodes import UnreadableError, number
 from .plain import plain
 
-_NUMBER_WORDS = {
+NUMBER_WORDS = {
     word: value
     for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: SIM905
     )
+} | {
+    word: 10 * value
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)  # noqa: SIM905
 }
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _UNITS = {
     **dict.fromkeys(("dollar", "usd", "buck"), "dollar"),
     **dict.fromkeys(("in", "inch", "inche"), "inch"),
@@ -38,14 +41,14 @@ _UNITS = {
     **dict.fromkeys(("rad", "radian"), "radian"),
     **dict.fromkeys(("unit",), "unit"),
 }
-_BARE_UNITS = frozenset(_UNITS) | frozenset(
+BARE_UNITS = frozenset(_UNITS) | frozenset(
     "cent euro yen rupee inches day week month year way people am pm".split()  # noqa: SIM905
 )
 _SHORT_WORDS = frozenset(
     "yes odd all the red blue tie few six two one ten may sat sun mon tue wed thu fri".split()  # noqa: SIM905
 )
-_BASE_WORD = r"(?:\\text\{\s*(?:\(?base )?([a-z]+|\d+)\)?\s*\}|\{?\s*(\d+)\s*\}?|\{\s*\\text\{\s*(?:base )?([a-z]+|\d+)\s*\}\s*\})"
-_NUMERAL = re.compile(rf"\(?(?:\\text\{{)?([0-9A-F]+)\}}?\)?\s*_\s*{_BASE_WORD}")
+_OPENED, _CLOSED = r"(?:[\s({\[]|\\text\s*\{)*", r"[\s)}\]]*"  # whatever stands around digits and base: only they count
+_NUMERAL = re.compile(rf"{_OPENED}([0-9A-F]+){_CLOSED}_{_OPENED}(?:base\s)?\s*([a-z]+|\d+){_CLOSED}")
 _NUMERAL_IN_WORDS = re.compile(r"([0-9A-F]+)\s*\(?(?:\\text\{\s*)?\(?(?:in )?base[ -]*\}?\s*_?([a-z]+|\d+)\s*\)?\}?\)?")
 _UNIT_AT_END = re.compile(
     r"(?:\\text\{(?P<text>[^{}]*)\}|(?<=[\d}) ])(?P<bare>(?:(?:square|cubic|sq|cu)\.? )?[a-zA-Z]{1,12}(?:(?:\s*/\s*| per | )[a-zA-Z]{1,12})?)\.?)"
@@ -58,6 +61,7 @@ def words_of(text: str) -> str:
     """Letters and digits of an answer, in lower case, without articles: what it says."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", plain(text))
     text = text.replace(r"\land", "and").replace(r"\lor", "or").replace(r"^\circ", "degrees").lower()
+    text = re.sub(r"(?<=\d)(?:st|nd|rd|th|\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\})(?![a-z])", "", text)  # June 20th
     text = re.sub(r"^(?:an?|the)\s+", "", text.strip(" .,;:!\"'*`()"))
     return re.sub(r"[^\w+\-/<>=^]|_", "", text)
 
@@ -67,8 +71,8 @@ def words(content: str) -> Answer:
     choices = re.split(r"\s*(?:,|;|\band\b)\s*", content.replace("(", "").replace(")", "").strip(" ."))
     if len(choices) > 1 and all(len(choice) == 1 and choice.isalpha() for choice in choices):  # A, C
         return Many("list", tuple(Words(choice.lower()) for choice in choices))
-    if key in _NUMBER_WORDS:
-        return Expression(number(_NUMBER_WORDS[key]))
+    if key in NUMBER_WORDS:
+        return Expression(number(NUMBER_WORDS[key]))
     if key in ("nosolution", "nosolutions", "emptyset", "nosuchnumber"):
         return Many("set", ())
     if key in ("allrealnumbers", "allreals", "allrealnumber"):
@@ -96,7 +100,7 @@ def numeral(text: str) -> Numeral | None:
     if match is None:
         return None
     name = next(group for group in match.groups()[1:] if group)
-    base = int(name) if name.isdigit() and len(name) < 4 else _NUMBER_WORDS.get(name, 0)
+    base = int(name) if name.isdigit() and len(name) < 4 else NUMBER_WORDS.get(name, 0)
     base = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}.get(name, base)
     if (
         not 2 <= base <= 36
@@ -120,8 +124,8 @@ def without_unit(text: str) -> tuple[str, str | None]:
             break
         name = match["text"] if match["text"] is not None else match["bare"]
         first, _, others = name.strip().partition(" ")
-        if first.lower().removesuffix("s") in _SCALES and not match["power"]:
-            text = rf"({rest})\cdot {_SCALES[first.lower().removesuffix('s')]}"
+        if first.lower().removesuffix("s") in SCALES and not match["power"]:
+            text = rf"({rest})\cdot {SCALES[first.lower().removesuffix('s')]}"
             unit = _unit_name(others.removeprefix("of "), None) if others else unit
             continue
         unit, text = _unit_name(name, match["power"]), rest
@@ -131,7 +135,7 @@ def without_unit(text: str) -> tuple[str, str | None]:
 def _is_bare_unit(name: str, before: str) -> bool:
     words = [word for word in re.split(r"[\s/.]+", name.lower()) if word]
     known = all(
-        _singular(word) in _BARE_UNITS or word in _SCALES or word in ("square", "cubic", "sq", "cu", "per")
+        singular(word) in BARE_UNITS or word in SCALES or word in ("square", "cubic", "sq", "cu", "per")
         for word in words
     )
     single = len(name) == 1
@@ -145,7 +149,7 @@ def _is_bare_unit(name: str, before: str) -> bool:
     )
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
     return word if word in _UNITS or len(word) < 3 else word.removesuffix("s")
 
 
@@ -156,7 +160,7 @@ def _unit_name(name: str, power: str | None) -> str | None:
     words = [word for word in re.split(r"\s+|(/)|\^", name) if word]
     power = next((prefix[word] for word in words if word in prefix), power)
     kept = [
-        _UNITS.get(_singular(word), _singular(word))
+        _UNITS.get(singular(word), singular(word))
         for word in words
         if word not in prefix and word not in ("the", "of", "a", "an")
     ]

@@ -17,6 +17,7 @@ from .nodes import Node, minus, number, substituted
 MAX_BITS = 2**17  # of an exact number: 39,456 digits
 MAX_WORK = 500_000  # about microseconds
 _MAX_FACTORIAL = 10_000
+_MAX_MODULUS, _MAX_EXPONENT_BITS = 2**256, 4096
 _MAX_EXPONENT = 10**6  # of e, as a number
 _DIGITS = (40, 120, 500, 1500)  # precisions at which a difference is looked at
 _POINT_DIGITS = _DIGITS[:3]
@@ -200,6 +201,11 @@ def _value(node: Node, at: Mapping[str, Fraction]) -> Any:
         return at[node.value]
     if node.kind in _CONSTANTS:
         return _CONSTANTS[node.kind]()
+    if node.kind == "mod":
+        modulus = _whole(_value(node.args[1], at))
+        if not 0 < modulus < _MAX_MODULUS:
+            raise UndefinedError("a modulus that is not positive, or absurdly large")
+        return Fraction(_residue(node.args[0], modulus, at))
     args = [_value(arg, at) for arg in node.args]
     if node.kind in ("+", "*"):
         total = args[0]
@@ -212,6 +218,18 @@ def _value(node: Node, at: Mapping[str, Fraction]) -> Any:
             total = _bounded(total + arg if node.kind == "+" else total * arg)
         return total
     return _bounded(_OPERATIONS[node.kind](*args))
+
+
+def _residue(node: Node, modulus: int, at: Mapping[str, Fraction]) -> int:
+    """Of sums, products and powers too, whose value may be far too large."""
+    if node.kind in ("+", "*") and "inverse" not in node.kinds():
+        residues = [_residue(arg, modulus, at) for arg in node.args]
+        return (sum(residues) if node.kind == "+" else math.prod(residues)) % modulus
+    if node.kind == "^":
+        exponent = _whole(_value(node.args[1], at))
+        if exponent >= 0 and exponent.bit_length() <= _MAX_EXPONENT_BITS:
+            return pow(_residue(node.args[0], modulus, at), exponent, modulus)
+    return _whole(_value(node, at)) % modulus
 
 
 def _inverse(x: Any) -> Any:
