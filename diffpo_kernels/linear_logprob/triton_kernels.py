@@ -222,7 +222,9 @@ def gradient_in_place(
     for i in range(ROWS):
         row = group * ROWS + i
         alive = row < N
-        x = tl.load(logits + row * C + column, mask=inside & alive, other=-float("inf")).to(tl.float32)
+        # The interpreter of triton 3.9 makes inside & alive an int32, which no load takes as its mask.
+        there = column < tl.where(alive, C, 0)
+        x = tl.load(logits + row * C + column, mask=there, other=-float("inf")).to(tl.float32)
         if HAS_BIAS:
             x += tl.load(bias + column, mask=inside, other=0.0)
         scale = _scale(tl.load(temperature + row, mask=alive, other=1.0))
@@ -239,7 +241,7 @@ def gradient_in_place(
         if HAS_ENTROPY:
             h = tl.load(by_entropy + row, mask=alive, other=0.0) * scale
             dx -= h * p * (log_p + tl.load(entropy + row, mask=alive, other=0.0))
-        tl.store(logits + row * C + column, dx.to(logits.dtype.element_ty), mask=inside & alive)
+        tl.store(logits + row * C + column, dx.to(logits.dtype.element_ty), mask=there)
         if SUM_ROWS:
             total += dx
     if SUM_ROWS:
