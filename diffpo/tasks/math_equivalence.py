@@ -24,6 +24,7 @@ Pair = tuple[str, str]
 _WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 120.0  # to import sympy on a busy machine
 _GRACE_SECONDS = 10.0  # for the last replies after the budget
+_HASTY_SECONDS = 0.25
 _MOST_WORKERS = 8
 _REMEMBERED = 10_000
 _instances: weakref.WeakSet[MathEquivalence] = weakref.WeakSet()
@@ -35,7 +36,8 @@ class MathEquivalence:
     What `mathematics.decide` reads is decided here, exactly. Anything else is asked of math-verify, in a pool of processes. None means that
     math-verify raised, that a number is too large for what bounds can tell, or that a limit was reached: for one pair seconds of processor
     time, or of the clock and one more; for all pairs of one call budget, in seconds of the clock (within it every pair is tried for a
-    little, then those that need it for longer).
+    little, then those that need it for longer). Calls that end undecided draw on a budget of the same size for all of them together;
+    when it is used up, a pair has a quarter of a second.
     workers: pairs at a time, by default the processors, at most 8. memory_gib: address space of each process.
 
     One instance may be used from several threads, and after a fork: the child starts a pool of its own. ValueError if math-verify is
@@ -47,6 +49,7 @@ class MathEquivalence:
     ) -> None:
         self.seconds, self.budget, self.memory_bytes = seconds, budget, int(memory_gib * 2**30)
         self.workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+        self._patience = budget
         self._remembered: OrderedDict[Pair, bool | None] = OrderedDict()
         self._process: subprocess.Popen | None = None
         self._finalizer: weakref.finalize | None = None
@@ -86,14 +89,18 @@ class MathEquivalence:
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
         """What the pool says, without the pairs for which the budget was too short."""
         process = self._running()
-        request = {"pairs": [[typeset(side) for side in pair] for pair in pairs], "seconds": self.seconds}
+        seconds = self.seconds if self._patience > 0 else min(self.seconds, _HASTY_SECONDS)
+        request = {"pairs": [[typeset(side) for side in pair] for pair in pairs], "seconds": seconds}
         request |= {"budget": self.budget, "workers": self.workers}
         final: dict[Pair, bool | None] = {}
+        started = time.monotonic()
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             for reply in _replies(process, self.budget + _GRACE_SECONDS):
                 if reply == "done":
+                    if not all(isinstance(final.get(pair), bool) for pair in pairs):
+                        self._patience -= time.monotonic() - started
                     return final
                 index, verdict, is_final = reply
                 if is_final:
@@ -104,6 +111,7 @@ class MathEquivalence:
             self._stop()
             raise
         self._stop()
+        self._patience -= time.monotonic() - started
         return final
 
     def _running(self) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 """What a task says about a text, checked: a task may be anybody's code, and a run must not end in the middle because of it."""
 
 import warnings
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -26,6 +27,19 @@ def graded(task: ChatTask, problem: Any, text: str) -> Grade:
         )
         return Grade(None, None)
     return checked(task, grade)
+
+
+def graded_together(task: ChatTask, problems: Sequence, texts: Sequence[str]) -> list[Grade]:
+    """``task.grade_many``, each ``checked``; one by one where the task raises on some text of them."""
+    try:
+        grades = task.grade_many(problems, texts)
+    except Exception:
+        return [graded(task, problem, text) for problem, text in zip(problems, texts, strict=True)]
+    if len(grades) != len(texts):
+        raise TaskError(
+            f"task {task.name}: grade_many must return a grade for each of {len(texts)} texts, got {len(grades)}"
+        )
+    return [checked(task, grade) for grade in grades]
 
 
 def checked(task: ChatTask, grade: Any) -> Grade:

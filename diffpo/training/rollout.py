@@ -11,7 +11,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.decoding.trajectory import Trajectory
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
-from diffpo.training.grading import graded
+from diffpo.training.grading import graded_together
 
 _ROUNDING = 1e-6  # several units in the last place of float32, in which rewards are sums and products
 
@@ -47,7 +47,7 @@ def collect(
     out = generate(
         model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, temperature, seed
     )
-    grades = [graded(task, problem, text) for problem, text in zip(problems, out.text, strict=True)]
+    grades = graded_together(task, problems, out.text)
     task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])
     correct = torch.tensor([grade.correct is True for grade in grades])
     reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)

@@ -83,6 +83,18 @@ def test_many_that_hang_stay_within_the_budget_and_the_others_are_decided():
     assert set(verdicts[:50] + verdicts[53:]) == {None}
 
 
+@pytest.mark.slow
+def test_checks_that_hang_one_after_the_other_share_a_budget():
+    """512 of them would take 512 times the limit for one."""
+    equal = MathEquivalence(seconds=3.0, budget=3.0)
+    assert equal("6", SUM % 3) is True
+    assert equal("3", endless(0)) is None
+    started = time.monotonic()
+    assert [equal("3", endless(k)) for k in range(1, 6)] == [None] * 5
+    assert time.monotonic() - started < 5 * 1.5
+    assert equal("10", SUM % 4) is True
+
+
 def test_equal_pairs_are_asked_once(equal, monkeypatch):
     asked = []
     ask = equal._ask
