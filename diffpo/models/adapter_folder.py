@@ -9,7 +9,7 @@ _FILES = ("adapter_config.json", "adapter_model*", "adapters.safetensors", "adap
 
 
 def refuse_adapter(folder: Path) -> None:
-    """ValueError, with the commands that merge it, if a folder holds an adapter, beside base weights or alone."""
+    """ValueError, with the way to merge it, if a folder holds an adapter, beside base weights or alone."""
     found = sorted({path.name for pattern in _FILES for path in folder.glob(pattern)})
     if found:
         base = _base(folder) if _CONFIG in found else None
@@ -21,11 +21,10 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def merge_command(base: str, adapter: str) -> str:
-    """The lines of Python that write base model and adapter as one checkpoint."""
+    """How to write base model and adapter as one checkpoint."""
     return (
-        "from transformers import AutoModel; from peft import PeftModel; "
-        f"base = AutoModel.from_pretrained({base!r}, trust_remote_code=True); "
-        f"PeftModel.from_pretrained(base, {adapter!r}).merge_and_unload().save_pretrained('merged'), "
+        f"with base = {base} as the tool that trained the adapter loads it, "
+        f"peft.PeftModel.from_pretrained(base, {adapter!r}).merge_and_unload().save_pretrained('merged'), "
         "then copy the base's tokenizer files to 'merged'"
     )
 
