@@ -22,11 +22,11 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// `outputs`: the addresses of token, logprob, entropy, top1, top2, lse, valid.
+// `outputs`: the addresses of token, logprob, entropy, confidence, top1, top2, odds, lse, valid.
 diffpo::RowStatisticsArguments row_statistics_arguments(uintptr_t logits, int dtype, int64_t rows, int64_t vocabulary,
                                                         int64_t row_stride, uintptr_t temperature, uintptr_t uniform,
                                                         const std::vector<uintptr_t>& outputs) {
-    if (outputs.size() != 7) throw std::invalid_argument("row_statistics writes 7 outputs");
+    if (outputs.size() != 9) throw std::invalid_argument("row_statistics writes 9 outputs");
     return {pointer<const void>(logits),
             static_cast<diffpo::Dtype>(dtype),
             rows,
@@ -42,7 +42,9 @@ diffpo::RowStatisticsArguments row_statistics_arguments(uintptr_t logits, int dt
             pointer<float>(outputs[3]),
             pointer<float>(outputs[4]),
             pointer<float>(outputs[5]),
-            pointer<bool>(outputs[6])};
+            pointer<float>(outputs[6]),
+            pointer<float>(outputs[7]),
+            pointer<bool>(outputs[8])};
 }
 
 void row_statistics_cpu(uintptr_t logits, int dtype, int64_t rows, int64_t vocabulary, int64_t row_stride, uintptr_t temperature,

@@ -80,8 +80,11 @@ private:
     alignas(64) float x_[kTile];
 };
 
-// 1 / T, kept finite so that 0 * scale is 0.
-float scale_of(float temperature) { return std::min(1.0f / temperature, std::numeric_limits<float>::max()); }
+// 1 / T, kept finite so that 0 * scale is 0, and positive so that -inf * scale is -inf.
+float scale_of(float temperature) {
+    using limits = std::numeric_limits<float>;
+    return std::min(std::max(1.0f / temperature, limits::min()), limits::max());
+}
 
 // A row so far: sum of exp((x - max) scale) and of (x - max) scale exp((x - max) scale). max is NaN once the row is spoilt.
 struct RowSums {

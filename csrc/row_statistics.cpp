@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 
 #include "chunk_kernels.h"
 #include "parallel.h"
@@ -71,8 +72,8 @@ private:
 
 float temperature_of(const RowStatisticsArguments& a, int64_t row) { return a.temperature ? a.temperature[row] : 0.0f; }
 
-// 1 / T, kept finite so that 0 * scale is 0.
-float scale_of(float temperature) { return std::min(1.0f / temperature, 1e30f); }
+// 1 / T, kept finite so that 0 * scale is 0, and positive so that -inf * scale is -inf.
+float scale_of(float temperature) { return std::min(std::max(1.0f / temperature, std::numeric_limits<float>::min()), 1e30f); }
 
 Partial summarise(const Chunk& chunk, float temperature, int entry_size, const ChunkKernels& k) {
     Partial p{};
@@ -92,7 +93,8 @@ Partial summarise(const Chunk& chunk, float temperature, int entry_size, const C
 // All of a row, relative to its max.
 struct Whole {
     float max = kMinusInfinity, second = kMinusInfinity;
-    double sum = 0, weighted = 0;
+    double odds = 0;  // sum of exp(x - max) in the chunks but argmax_chunk
+    double weighted = 0;
     int64_t argmax_chunk = 0;  // the first that holds max
 };
 
@@ -116,7 +118,7 @@ Whole merge(const Partial* partial, int64_t chunks) {
         const Partial& p = partial[c];
         if (p.max == kMinusInfinity) continue;
         const double gap = static_cast<double>(p.max) - whole.max, factor = gap == 0 ? 1.0 : std::exp(gap);
-        whole.sum += factor * p.sum;
+        if (c != whole.argmax_chunk) whole.odds += factor * p.sum;
         whole.weighted += factor * (p.weighted + gap * p.sum);
     }
     return whole;
@@ -144,6 +146,7 @@ Choice walk(int64_t count, double threshold, const Weight& weight) {
 
 struct Draw {
     int64_t token;
+    double gap;  // x - max
     double logprob;
 };
 
@@ -174,8 +177,25 @@ Draw draw(int64_t row, int64_t chunks, const Partial* partial, float row_max, fl
     const Choice entry = walk(size_of(block.unit), left - block.before, [&](int64_t i) { return terms[i]; });
 
     const int64_t index = block.unit * kBlock + entry.unit;
-    const double log_weight = (static_cast<double>(chunk.x[index]) - row_max) * scale;
-    return {chosen.unit * kChunk + index, log_weight - std::log(total)};
+    const double gap = static_cast<double>(chunk.x[index]) - row_max;
+    return {chosen.unit * kChunk + index, gap, gap * scale - std::log(total)};
+}
+
+// The sum of exp(x - max) over a chunk but its largest entry, at `index`: that one is 1 and would swallow small ones.
+double sum_of_others(const Chunk& chunk, int index, float max, const ChunkKernels& k) {
+    double sum = 0;
+    for (int begin = 0; begin < chunk.size; begin += kBlock) {
+        const int size = std::min(kBlock, chunk.size - begin);
+        if (index < begin || index >= begin + size) {
+            sum += k.exp_sum(chunk.x + begin, size, max, 1.0f, nullptr);
+            continue;
+        }
+        float terms[kBlock];
+        k.exp_sum(chunk.x + begin, size, max, 1.0f, terms);
+        terms[index - begin] = 0;
+        sum = std::accumulate(terms, terms + size, sum);
+    }
+    return sum;
 }
 
 void finish_row(const RowStatisticsArguments& a, int64_t row, int64_t chunks, const Partial* partial, ChunkReader& reader,
@@ -184,13 +204,16 @@ void finish_row(const RowStatisticsArguments& a, int64_t row, int64_t chunks, co
     a.valid[row] = std::isfinite(whole.max);
     if (!a.valid[row]) {
         a.token[row] = -1;
-        a.logprob[row] = a.entropy[row] = a.top1[row] = a.top2[row] = a.lse[row] = kNaN;
+        for (float* field : {a.logprob, a.entropy, a.confidence, a.top1, a.top2, a.odds, a.lse}) field[row] = kNaN;
         return;
     }
-    const double log_sum = std::log(whole.sum);
-    a.entropy[row] = static_cast<float>(std::max(0.0, log_sum - whole.weighted / whole.sum));
-    a.top1[row] = static_cast<float>(1.0 / whole.sum);
-    a.top2[row] = static_cast<float>(std::exp(static_cast<double>(whole.second) - whole.max) / whole.sum);
+    const Chunk best = reader.read(row, whole.argmax_chunk);
+    const int argmax = k.first_equal(best.x, best.size, whole.max);
+    const double odds = whole.odds + sum_of_others(best, argmax, whole.max, k), sum = 1 + odds, log_sum = std::log1p(odds);
+    a.entropy[row] = static_cast<float>(std::max(0.0, log_sum - whole.weighted / sum));
+    a.top1[row] = static_cast<float>(1 / sum);
+    a.top2[row] = static_cast<float>(std::exp(static_cast<double>(whole.second) - whole.max) / sum);
+    a.odds[row] = static_cast<float>(odds);
     a.lse[row] = static_cast<float>(whole.max + log_sum);
 
     const float temperature = temperature_of(a, row);
@@ -198,10 +221,11 @@ void finish_row(const RowStatisticsArguments& a, int64_t row, int64_t chunks, co
         const Draw drawn = draw(row, chunks, partial, whole.max, temperature, a.uniform[row], reader, k);
         a.token[row] = drawn.token;
         a.logprob[row] = static_cast<float>(drawn.logprob);
+        a.confidence[row] = static_cast<float>(std::exp(drawn.gap) / sum);
     } else {
-        const Chunk chunk = reader.read(row, whole.argmax_chunk);
-        a.token[row] = whole.argmax_chunk * kChunk + k.first_equal(chunk.x, chunk.size, whole.max);
+        a.token[row] = whole.argmax_chunk * kChunk + argmax;
         a.logprob[row] = static_cast<float>(-log_sum);
+        a.confidence[row] = a.top1[row];
     }
 }
 
@@ -219,8 +243,8 @@ void row_statistics_cpu(const RowStatisticsArguments& a, int threads) {
         for (int64_t i = begin; i < end; ++i)
             partial[i] = summarise(reader.read(i / chunks, i % chunks), temperature_of(a, i / chunks), reader.entry_size(), k);
     });
-    // A row's second stage costs at most about as much as three chunks.
-    parallel_for(a.rows, std::min<int64_t>(wanted, a.rows * 3 * kChunk / kWorkPerThread), [&](int64_t begin, int64_t end) {
+    // A row's second stage costs at most about as much as four chunks.
+    parallel_for(a.rows, std::min<int64_t>(wanted, a.rows * 4 * kChunk / kWorkPerThread), [&](int64_t begin, int64_t end) {
         ChunkReader reader(a, k);
         for (int64_t row = begin; row < end; ++row) finish_row(a, row, chunks, partial.get() + row * chunks, reader, k);
     });

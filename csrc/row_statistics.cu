@@ -85,7 +85,8 @@ __device__ T over_warp(T value) {
 }
 
 __device__ float temperature_of(const RowStatisticsArguments& a, int64_t row) { return a.temperature ? a.temperature[row] : 0.0f; }
-__device__ float scale_of(float temperature) { return fminf(__fdividef(1.0f, temperature), 1e30f); }  // finite, so that 0 * scale is 0
+// 1 / T, finite, so that 0 * scale is 0, and positive, so that -inf * scale is -inf.
+__device__ float scale_of(float temperature) { return fminf(fmaxf(__fdividef(1.0f, temperature), 1.17549435e-38f), 1e30f); }
 
 // One chunk of a row as float32 in registers; -inf past the row's end. kAligned: every row starts at a multiple of 16 bytes and ends at
 // one, so that a load of 16 bytes is either inside the row or outside it.
@@ -214,6 +215,7 @@ struct Walk {
 
 struct Draw {
     int64_t token;
+    float gap;  // x - max
     float logprob;
 };
 
@@ -253,7 +255,7 @@ __device__ Draw draw(const RowStatisticsArguments& a, int64_t row, unsigned chun
     for (int i = first; i < first + kPerLane && !over_entries.done; i += kWarp) over_entries.step(i, *term(i + threadIdx.x));
     const int64_t token = chosen * int64_t{kChunk} + over_entries.unit;
     const float x = widen(static_cast<const T*>(a.logits)[row * a.row_stride + token]);
-    return {token, (x - row_max) * scale - logf(static_cast<float>(total))};
+    return {token, x - row_max, (x - row_max) * scale - logf(static_cast<float>(total))};
 }
 
 template <typename T, bool kAligned>
@@ -275,7 +277,7 @@ __global__ void __launch_bounds__(kWarp, 16) finish(RowStatisticsArguments a, un
 #pragma unroll 1
     for (unsigned c = threadIdx.x; c < chunks; c += kWarp) row_max = fmaxf(row_max, partials[c].max);
     row_max = over_warp<Max>(row_max);
-    float sum = 0, weighted = 0, second = minus_infinity();
+    float sum = 0, weighted = 0;
     int argmax_chunk = -1;  // the first, so the largest of the negated numbers
 #pragma unroll 1
     for (unsigned c = threadIdx.x; c < chunks; c += kWarp) {
@@ -289,32 +291,41 @@ __global__ void __launch_bounds__(kWarp, 16) finish(RowStatisticsArguments a, un
     weighted = over_warp<Sum>(weighted);
     argmax_chunk = -over_warp<Max>(argmax_chunk < 0 ? -INT32_MAX : -argmax_chunk);
 
-    Draw chosen{-1, __int_as_float(0x7fc00000)};
-    float entropy = chosen.logprob, top1 = entropy, top2 = entropy, lse = entropy;
+    const float nan = __int_as_float(0x7fc00000);
+    Draw chosen{-1, nan, nan};
+    float entropy = nan, top1 = nan, top2 = nan, odds = nan, lse = nan;
     const bool valid = sum > 0;  // a NaN or +inf anywhere made it NaN; without a finite logit it is 0
     if (valid) {
-        const float log_sum = logf(sum);
-        entropy = fmaxf(0.0f, log_sum - weighted / sum);
-        top1 = 1.0f / sum;
-        lse = row_max + log_sum;
         Chunk<T, kAligned> chunk(a, row, argmax_chunk);
         chunk.ban(a, argmax_chunk);
         const int index = chunk.find(row_max);
         chunk.exclude(index);
+        float second = chunk.max();
+        odds = chunk.sum([&](float v) { return exp_base_2(exponent(v, row_max)); });  // without the largest: it would swallow small ones
 #pragma unroll 1
-        for (unsigned c = threadIdx.x; c < chunks; c += kWarp)
-            if (c != static_cast<unsigned>(argmax_chunk)) second = fmaxf(second, partials[c].max);
-        second = fmaxf(over_warp<Max>(second), chunk.max());
-        top2 = exp_base_2(exponent(second, row_max)) / sum;
+        for (unsigned c = threadIdx.x; c < chunks; c += kWarp) {
+            if (c == static_cast<unsigned>(argmax_chunk)) continue;
+            second = fmaxf(second, partials[c].max);
+            odds += exp_base_2(exponent(partials[c].max, row_max)) * partials[c].sum;
+        }
+        odds = over_warp<Sum>(odds);
+        sum = 1 + odds;
+        const float log_sum = log1pf(odds);
+        entropy = fmaxf(0.0f, log_sum - weighted / sum);
+        top1 = 1 / sum;
+        top2 = exp_base_2(exponent(over_warp<Max>(second), row_max)) / sum;
+        lse = row_max + log_sum;
         chosen = temperature > 0 ? draw<T, kAligned>(a, row, chunks, partials, row_max, temperature)
-                                 : Draw{argmax_chunk * int64_t{kChunk} + index, -log_sum};
+                                 : Draw{argmax_chunk * int64_t{kChunk} + index, 0, -log_sum};
     }
     if (threadIdx.x != 0) return;
     a.token[row] = chosen.token;
     a.logprob[row] = chosen.logprob;
     a.entropy[row] = entropy;
+    a.confidence[row] = exp_base_2(chosen.gap * kLog2E) * top1;
     a.top1[row] = top1;
     a.top2[row] = top2;
+    a.odds[row] = odds;
     a.lse[row] = lse;
     a.valid[row] = valid;
 }
@@ -337,7 +348,8 @@ void launch(const RowStatisticsArguments& a, Partial* partials, cudaStream_t str
         if (a.uniform) part.uniform += first;
         part.token += first, part.valid += first;
         for (float* RowStatisticsArguments::*field : {&RowStatisticsArguments::logprob, &RowStatisticsArguments::entropy,
-                                                      &RowStatisticsArguments::top1, &RowStatisticsArguments::top2,
+                                                      &RowStatisticsArguments::confidence, &RowStatisticsArguments::top1,
+                                                      &RowStatisticsArguments::top2, &RowStatisticsArguments::odds,
                                                       &RowStatisticsArguments::lse})
             part.*field += first;
         const auto width = static_cast<unsigned>(chunks);

@@ -2,7 +2,8 @@
 // The contract (every output, ties, NaN, -inf, banned ids) is the docstring of diffpo_kernels/row_statistics/__init__.py.
 //
 // Both split each row into chunks of columns. Stage 1 reads the logits once and leaves one Partial per (row, chunk); stage 2
-// merges a row's partials in chunk order, then reads one chunk again to find the argmax or to finish the draw. Splitting by chunk and
+// merges a row's partials in chunk order, then reads one chunk again to find the argmax and to sum the others without it, and one to
+// finish a draw. Splitting by chunk and
 // not by thread makes the result independent of the number of threads.
 #pragma once
 
@@ -21,7 +22,7 @@ struct RowStatisticsArguments {
     const int64_t* banned;                 // sorted, unique
     int64_t banned_count;
     int64_t* token;                        // outputs, [rows] each
-    float *logprob, *entropy, *top1, *top2, *lse;
+    float *logprob, *entropy, *confidence, *top1, *top2, *odds, *lse;
     bool* valid;
 };
 

@@ -1,6 +1,6 @@
 """diffpo: reinforcement learning that makes masked diffusion language models reason better in fewer network evaluations."""
 
-from diffpo.decoding.generation import Generation, generate
+from diffpo.decoding.generation import Generation, generate, stream
 from diffpo.decoding.rules import (
     ConfidenceThreshold,
     EntropyBounded,
@@ -32,5 +32,6 @@ __all__ = [
     "generate",
     "grade",
     "load",
+    "stream",
     "trajectory_logprobs",
 ]

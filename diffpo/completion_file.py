@@ -8,15 +8,16 @@ from pathlib import Path
 
 from diffpo.decoding.generation import Generation
 from diffpo.prompt_file import Prompt
+from diffpo.text_input import decode, numbered_lines, parse_json
 from diffpo.trajectory import Trajectory
 
-_ROW_START = '{"index": '  # of every line that `completion_record` makes
+_ROW_START = b'{"index": '  # of every line that `completion_record` makes
 
 
 def completion_record(index: int, prompt: Prompt, completion: Generation, statistics: bool) -> dict[str, object]:
     """One finished row as JSON values; ``completion`` holds exactly that row, as streamed.
 
-    text: up to the first EOS. tokens, commit_step: all L positions, as in ``Trajectory``; ``length`` of them count (up to
+    text: up to the first EOS or stop string. tokens, commit_step: all L positions, as in ``Trajectory``; ``length`` of them count (up to
     and including the first EOS). seconds: as in ``Generation``, the row's time in the batch; tokens_per_forward = length / nfe,
     tokens_per_second = length / seconds. gamma: nats, null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
     """
@@ -52,6 +53,9 @@ class StandardOutput:
 
     earlier: tuple[dict, ...] = ()
 
+    def begin(self, settings: dict[str, object]) -> None:
+        pass
+
     def write(self, record: dict) -> None:
         sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
         sys.stdout.flush()
@@ -63,8 +67,9 @@ class StandardOutput:
 class CompletionFile:
     """Rows to a file that this process alone writes. ``earlier``: the rows a resumed file already holds.
 
-    An existing file is refused unless ``overwrite`` (emptied at the first new row, so a run that fails before loses nothing) or ``resume``
-    (continued; half a line at its end is dropped). ValueError for every file that cannot be written or continued.
+    Each row says in ``settings`` what it was made with (model, rule, seed, ...), so that a file never holds rows of two kinds.
+    An existing file is refused unless ``overwrite`` or ``resume`` (continued; half a line at its end is dropped). Nothing is changed
+    before the first new row, so a run that fails before loses nothing. ValueError for every file that cannot be written or continued.
     """
 
     def __init__(self, path: Path, overwrite: bool = False, resume: bool = False):
@@ -74,38 +79,56 @@ class CompletionFile:
         if not self._new and path.stat().st_size and not (overwrite or resume):
             raise ValueError(f"output {path} exists: --resume continues it, --overwrite replaces it")
         try:
-            self._file = path.open("a+", encoding="utf-8")
+            self._file = path.open("ab+", buffering=0)  # nothing is left to fail when it is closed
         except OSError as error:
             raise ValueError(f"output {path} is not writable: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
         except BlockingIOError:
             raise ValueError(f"output {path} is being written by another process") from None
-        self._empty_first = overwrite
-        self.earlier = self._read_earlier() if resume else ()
+        self._settings: dict[str, object] = {}
+        self._keep, self.earlier = self._read_earlier() if resume else (0 if overwrite else None, ())
 
-    def _read_earlier(self) -> tuple[dict, ...]:
+    def _read_earlier(self) -> tuple[int | None, tuple[dict, ...]]:
+        """How many bytes to keep (None: all), and the rows in them."""
         self._file.seek(0)
+        complete, end, rest = self._file.read().rpartition(b"\n")
+        name = f"output {self.path}"
         try:
-            complete, end, rest = self._file.read().rpartition("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"output {self.path} is not UTF-8, so it cannot be resumed: {error}") from error
-        rows = tuple(
-            _read_row(line, f"output {self.path}, line {n}")
-            for n, line in enumerate(complete.split("\n") if complete else (), 1)
-        )
-        if rest:  # a killed run may leave half a line; anything else is not ours to drop
-            if not rest.startswith(_ROW_START[: len(rest)]):
-                raise ValueError(f"output {self.path} ends in a line that is no completion, so it cannot be resumed")
-            self._file.truncate(len((complete + end).encode()))
-        return rows
+            lines = numbered_lines(decode(complete, name))
+            rows = tuple(_checked(parse_json(line, name, number), f"{name}, line {number}") for number, line in lines)
+            _check_indices(rows, name)
+        except ValueError as error:
+            raise ValueError(f"{error}, so it cannot be resumed") from error
+        # a killed run may leave half a line; anything else is not ours to drop
+        if rest and not rest.startswith(_ROW_START[: len(rest)]):
+            raise ValueError(f"output {self.path} ends in a line that is no completion, so it cannot be resumed")
+        return len(complete + end) if rest else None, rows
+
+    def begin(self, settings: dict[str, object]) -> None:
+        """What the rows to come are made with, as JSON values. ValueError if the rows before them were made with anything else."""
+        self._settings = settings
+        for row in self.earlier:
+            if "settings" not in row:
+                raise ValueError(
+                    f"resume: {self.path} does not say what its rows were made with, as an older version wrote it: give another output, or "
+                    "--overwrite"
+                )
+            before = row["settings"]
+            changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+            if changed:
+                changes = "; ".join(f"{name}: {before.get(name)} -> {settings.get(name)}" for name in changed)
+                raise ValueError(
+                    f"resume: {self.path} was made with other settings: {changes}; give another output, or the same settings"
+                )
 
     def write(self, record: dict) -> None:
-        if self._empty_first:
-            self._file.truncate(0)
-            self._empty_first = False
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        if self._keep is not None:
+            self._file.truncate(self._keep)
+            self._keep = None
+        line = json.dumps(record | {"settings": self._settings}, allow_nan=False).encode() + b"\n"
+        while line:  # a disk that is nearly full takes a part
+            line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Close; a file that this run created and wrote nothing into is removed again."""
@@ -114,15 +137,21 @@ class CompletionFile:
             self.path.unlink()
 
 
-def _read_row(line: str, place: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not valid JSON, so it cannot be resumed: {error}") from error
+def _checked(row: object, place: str) -> dict:
     known = isinstance(row, dict) and {"index", "prompt", "tokens", "commit_step"} <= row.keys()
-    if not known or not isinstance(row["index"], int):
-        raise ValueError(f"{place} is no completion of this command, so it cannot be resumed")
+    if not known or type(row["index"]) is not int or not isinstance(row.get("settings", {}), dict):
+        raise ValueError(f"{place} is no completion of this command")
+    for name in ("tokens", "commit_step"):
+        if not isinstance(row[name], list) or any(type(value) is not int for value in row[name]):
+            raise ValueError(f"{place} is no completion of this command: {name} must be a list of integers")
     return row
+
+
+def _check_indices(rows: tuple[dict, ...], name: str) -> None:
+    seen: set[int] = set()
+    twice = [row["index"] for row in rows if row["index"] in seen or seen.add(row["index"])]
+    if twice:
+        raise ValueError(f"{name} holds index {twice[0]} twice")
 
 
 def check_target(name: str, path: Path) -> None:

@@ -3,40 +3,70 @@
 An unknown key, a wrong type or an impossible value ends the program with exit code 2 before anything is loaded or created.
 """
 
-import argparse
 import difflib
-import math
+import io
+import itertools
+import re
 import sys
 import tomllib
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
-import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from diffpo.dependencies import require
+from diffpo.text_input import decode
 
+require("pydantic", "tyro")
 
-def _not_nan(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("must be a number, got NaN")
-    return value
+# The other configurations take Field and model_validator from here, after the check.
+import tyro  # noqa: E402
+from pydantic import (  # noqa: E402
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec  # noqa: E402
 
-
-Nats = Annotated[float, Field(ge=0), AfterValidator(_not_nan)]
+# NaN fails every comparison, so that a bound refuses it
+Nats = Annotated[float, Field(ge=0)]  # infinite: no bound
+Limit = Annotated[float, Field(gt=0)]  # infinite: no limit
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # the optimizer multiplies it in fp32
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Rows = Annotated[int, Field(gt=0, le=2**16)]  # of a batch
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Device = Literal["cpu", "cuda", "auto"]
-Positive = Annotated[float, Field(gt=0), AfterValidator(_not_nan)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]  # bytes of a file name
+FolderName = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+_TOML_BYTES = 2**20
 
 
 class Config(BaseModel):
-    """Base of all configurations: immutable, unknown keys are errors."""
+    """Base of all configurations: immutable, unknown keys are errors, true and false are no numbers, integers have 64 bits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_disguised_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are no values of this field")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("an integer of at most 64 bits is needed")
+        return value
 
 
 class ModelSize(Config):
-    hidden_size: int = Field(128, gt=0)
-    intermediate_size: int = Field(384, gt=0)
-    num_hidden_layers: int = Field(4, gt=0)
-    num_attention_heads: int = Field(4, gt=0)
+    hidden_size: int = Field(128, gt=0, le=2**14)
+    intermediate_size: int = Field(384, gt=0, le=2**16)
+    num_hidden_layers: int = Field(4, gt=0, le=2**8)
+    num_attention_heads: int = Field(4, gt=0, le=2**10)
 
 
 class PretrainConfig(Config):
@@ -48,26 +78,39 @@ class PretrainConfig(Config):
     """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
     with: the seed decides the examples"""
     device: Device = "cpu"
-    output: str = "runs/pretrained"
+    output: FolderName = "runs/pretrained"
     """folder for the checkpoint; must be new or empty"""
-    steps: int = Field(2250, gt=0)
-    batch_size: int = Field(256, gt=0)
-    lr: Positive = 1.5e-3
-    warmup_steps: int = Field(100, gt=0)
-    final_lr_fraction: float = Field(1.0, ge=0, le=1)
+    steps: Count = 2250
+    batch_size: Rows = 256
+    lr: Rate = 1.5e-3
+    warmup_steps: Count = 100
+    final_lr_fraction: Fraction = 1.0
     """the learning rate falls linearly to this share of --lr at the last step; 1 = it stays"""
-    weight_decay: float = Field(0.01, ge=0)
-    seed: int = Field(0, ge=0)
-    heldout: int = Field(1000, gt=0)
+    weight_decay: NonNegative = 0.01
+    seed: Seed = 0
+    heldout: Count = 1000
     """held-out problems of the final evaluation"""
     model: ModelSize = ModelSize()
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> "PretrainConfig":
+        size = self.model
+        of_layer = 4 * size.hidden_size**2 + 3 * size.hidden_size * size.intermediate_size
+        if size.num_hidden_layers * of_layer > 2**31:
+            raise ValueError(
+                f"model: {size.num_hidden_layers} layers of {of_layer} parameters are more than 2^31: choose a smaller size"
+            )
+        return self
 
 
 T = TypeVar("T", bound=Config)
 
 
 def parse(kind: type[T], arguments: list[str] | None = None) -> T:
-    """The configuration of a command: defaults, then an optional TOML file (the first argument), then flags."""
+    """The configuration of a command: defaults, then an optional TOML file (the first argument), then flags.
+
+    Each value of the file is checked alone; what the settings say together is checked once, after the flags.
+    """
     return parse_flags(kind, *toml_and_flags(arguments))
 
 
@@ -82,48 +125,134 @@ def toml_and_flags(arguments: list[str] | None) -> tuple[dict[str, Any], list[st
 def parse_flags(kind: type[T], values: dict[str, Any], flags: list[str]) -> T:
     """The configuration with ``values`` for defaults and the flags on top."""
     try:
-        command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
-        return tyro.cli(kind, prog=command, args=flags, default=kind(**values), description=kind.__doc__)
+        defaults = kind(**values)
+    except ValidationError as error:
+        if any(fault["loc"] for fault in error.errors()):
+            fail(explain(error, kind))
+        defaults = _unchecked(kind, values)  # the settings do not fit together: flags may still change one
+    try:
+        return kind(**_with_flags(kind, flags, defaults))
     except ValidationError as error:
         fail(explain(error, kind))
+
+
+def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> dict[str, Any]:
+    """All values, those of flags as their types say and otherwise unchecked. A mistake ends the program in one line."""
+    command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
+    with redirect_stderr(io.StringIO()) as drawn:
+        try:
+            return tyro.cli(
+                kind, prog=command, args=arguments, default=defaults, description=kind.__doc__, registry=_VALUES
+            )
+        except SystemExit as stopped:
+            if not stopped.code:  # --help
+                raise
+    fail(_one_line(drawn.getvalue(), command))
+
+
+def _one_line(drawn: str, command: str) -> str:
+    """What tyro says in a box of several lines."""
+    lines = [line.strip("│ \t") for line in drawn.splitlines() if line[:1] not in "╭╰"]
+    text = " ".join(line for line in lines if line and set(line) != {"─"})
+    message, _, similar = text.partition("For full helptext")[0].partition("Perhaps you meant:")
+    message = re.split(" Got errors: | Argument helptext:", message)[0].strip()
+    nearest = re.findall(r"--[a-z][-a-z0-9_.]*", similar)
+    return f"{message}{'; nearest: ' + ', '.join(dict.fromkeys(nearest)) if nearest else ''}; see {command} --help"
+
+
+_VALUES = ConstructorRegistry()
+
+
+@_VALUES.struct_rule
+def _values(info) -> StructConstructorSpec | None:
+    """tyro returns configurations as dicts, so that they are checked once, with the messages of ``explain``."""
+    kind = info.type
+    if not (isinstance(kind, type) and issubclass(kind, Config)):
+        return None
+    types = get_type_hints(kind, include_extras=True)
+    fields = (
+        StructFieldSpec(name, types[name], getattr(info.default, name), field.description)
+        for name, field in kind.model_fields.items()
+    )
+    return StructConstructorSpec(instantiate=dict, fields=tuple(fields))
+
+
+def _unchecked(kind: type[T], values: dict[str, Any]) -> T:
+    return kind.model_construct(
+        **{
+            name: _unchecked(field.annotation, values.get(name, {})) if _is_config(field.annotation) else values[name]
+            for name, field in kind.model_fields.items()
+            if name in values or _is_config(field.annotation)
+        }
+    )
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
 def table(values: dict[str, Any], name: str) -> dict[str, Any]:
     found = values.get(name, {})
     if not isinstance(found, dict):
-        fail(f"{name}: must be a table, got {found!r}")
+        fail(f"{name}: must be a table, got {_shown(found)}")
     return found
 
 
 def flag(arguments: list[str], name: str) -> str | None:
-    """The value of one flag, without reading the others."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(name, dest="value")
-    return parser.parse_known_args(arguments)[0].value
+    """The last value of one flag, without reading the others."""
+    found = None
+    for argument, following in itertools.pairwise([*arguments, None]):
+        if argument == name:
+            found = following
+        elif argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(_TOML_BYTES + 1)
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
-    except tomllib.TOMLDecodeError as error:
+    if len(content) > _TOML_BYTES:
+        fail(f"config file {path} is longer than {_TOML_BYTES} bytes")
+    try:
+        text = decode(content, f"config file {path}")
+    except ValueError as error:
+        fail(str(error))
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        fail(f"config file {path} is not valid TOML: it is nested too deeply")
+    except ValueError as error:  # TOMLDecodeError, or Python's limit on the digits of an integer
         fail(f"config file {path} is not valid TOML: {error}")
 
 
 def explain(error: ValidationError, kind: type[Config]) -> str:
-    """One line per fault: the field, what was wrong, and for an unknown field the nearest valid names."""
-    lines = []
+    """Each fault: the field, what was wrong, and for an unknown field the nearest valid names."""
+    found = []
     for fault in error.errors():
         field = ".".join(str(part) for part in fault["loc"])
-        message = f"{field}: {fault['msg']}, got {fault['input']!r}" if field else fault["msg"]
+        reason = fault["msg"].removeprefix("Value error, ")
+        message = f"{field}: {reason}, got {_shown(fault['input'])}" if field else reason
         if fault["type"] == "extra_forbidden":
             owner = kind
             for part in fault["loc"][:-1]:
                 owner = owner.model_fields[part].annotation
             message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
-        lines.append(message)
-    return "\n".join(lines)
+        found.append(message)
+    return "; ".join(found)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print an integer of thousands of digits
+        return (
+            f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value that cannot be printed"
+        )
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def nearest(name: str, valid) -> list[str]:
@@ -132,6 +261,10 @@ def nearest(name: str, valid) -> list[str]:
 
 
 def fail(message: str) -> NoReturn:
-    """Report a user's mistake and leave with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """Report a user's mistake, in one line, and leave with exit code 2."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def one_line(message: str) -> str:
+    return "; ".join(line.strip() for line in str(message).splitlines() if line.strip())

@@ -2,9 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
-
-from diffpo.config import Config, Nats
+from diffpo.config import Config, Field, Nats, model_validator
 from diffpo.decoding.rules import (
     ConfidenceThreshold,
     EntropyBounded,

@@ -1,11 +1,13 @@
 """``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown or sudoku.
 
-The d1 protocol in format chat: no examples, one user turn of format instruction and question, the assistant's turn begun with
-<reasoning>, temperature 0, blocks of 32, steps = gen_length / 2. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
+In format chat it decodes as d1 does: no examples, one user turn of format instruction and question, the assistant's turn begun with
+<reasoning>, temperature 0, blocks of 32, steps = gen_length / 2. The instruction is ours unless --instruction gives a paper's, verdicts
+and rewards are mathematical ones unless --protocol d1 asks for those of d1's own scripts. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
 done, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything done saved; ``--resume`` continues.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -13,32 +15,33 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from diffpo.completion_file import gamma_value
-from diffpo.config import fail, parse
+from diffpo.config import Count, FolderName, Rows, RunName, fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleName
+from diffpo.dependencies import require
 from diffpo.device import choose_device
-from diffpo.models.checkpoints import load, resolve, write_atomically
+from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.provenance import provenance, weights_digest, without_folder
-from diffpo.tasks import ChatTask, Task, get_chat_task
+from diffpo.provenance import model_inputs, provenance, without_folder
+from diffpo.tasks import ChatTask, Protocol, Task, get_chat_task
 from diffpo.tasks.data import hub_problems, local_problems
-from diffpo.tasks.prompts import chat_prompts, compact_prompts
+from diffpo.tasks.prompts import chat_prompts, check_no_mask, compact_prompts, read_instruction
 from diffpo.training.evaluation import check_vocabulary
+from diffpo.training.grading import TaskError, graded
 from diffpo.training.item_log import ItemLog
-from diffpo.training.run_folder import RunFolder
+from diffpo.training.json_lines import finite
+from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
 
 CHAT_GEN_LENGTH, CHAT_BLOCK_LENGTH = 256, 32
 GENERATED_PROBLEMS = 1000
@@ -63,55 +66,68 @@ class EvaluateConfig(DecodingConfig):
     data: str = ""
     """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
     sudoku generate their test split"""
-    limit: int | None = Field(None, gt=0)
+    limit: Count | None = None
     """the first problems only; of a generated test split, 1000 by default"""
     format: Literal["auto", "chat", "compact"] = "auto"
-    """chat: one user turn, the answer begun with <reasoning> (the d1 protocol); compact: the words of a tiny model; auto: chat if the
+    """chat: one user turn, the answer begun with <reasoning>; compact: the words of a tiny model; auto: chat if the
     model's tokenizer has a chat template"""
-    gen_length: int | None = Field(None, gt=0)
+    protocol: Protocol = "strict"
+    """how answers are judged in format chat. strict: right is what is mathematically right; d1: verdicts and rewards as d1's own scripts
+    give them (arXiv 2504.12216), of sudoku the reward is the share of right cells that d1 reports as accuracy"""
+    instruction: FolderName = ""
+    """UTF-8 file with the text that replaces the task's format instruction in front of the question, for a paper's exact prompt"""
+    gen_length: Count | None = None
     """tokens of a completion; default 256 in chat, the task's own in compact"""
-    block_length: int | None = Field(None, gt=0)
+    block_length: Count | None = None
     """tokens decoded before the next ones are begun; default 32 in chat, the task's own in compact"""
     rule: RuleName = "fixed"
     """as in DecodingConfig; fixed is the protocol's"""
-    steps: int | None = Field(None, gt=0)
+    steps: Count | None = None
     """of fixed; default gen_length / 2"""
-    batch_size: int = Field(32, gt=0)
+    batch_size: Rows = 32
     """problems decoded together; it does not change the results"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
-    name: str = Field("evaluation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName = "evaluation"
     """of the run; its folder is <runs>/<name>"""
-    runs: str = "runs"
+    runs: FolderName = "runs"
     resume: bool = False
     """continue the run in its folder: problems that are done are not decoded again"""
     overwrite: bool = False
-    """delete the run's folder first"""
+    """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     dry_run: bool = False
     """print the resolved configuration and stop"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or interrupted with everything saved, 1 the model's logits are not finite or one problem alone
-    does not fit in memory; 2 (SystemExit) a user's mistake, found before anything is decoded."""
+    """Returns the exit code: 0 done or interrupted with everything saved; 1 the model's logits are not finite, one problem alone does
+    not fit in memory, a task without a grade, or a full disk; 2 (SystemExit) a user's mistake, found before anything is decoded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(EvaluateConfig, arguments)
     try:
-        task = get_chat_task(config.task)
+        task = get_chat_task(config.task, config.protocol)
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
-        evaluation = prepare(config, task)
-    except (ValueError, FileNotFoundError) as error:
+        require(*task.packages)
+        keep_freed_memory()
+        run = Run(prepare(config, task), arguments)
+    except OSError as error:
+        if error.errno in DISK_FAULTS:
+            return stopped(f"before the start: {error}")
         fail(str(error))
-    keep_freed_memory()
-    return Run(evaluation, RunFolder(evaluation.config), arguments).execute()
+    except ValueError as error:
+        fail(str(error))
+    try:
+        return run.execute()
+    finally:
+        run.folder.release()
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Everything that is decided before the first network evaluation. config: with every default filled in; prompts: token ids
-    int64 [P_i] of each problem; revisions: of the model and the data."""
+    int64 [P_i] of each problem; inputs: digests of the model, its tokenizer, the data and the prompts."""
 
     config: EvaluateConfig
     task: ChatTask
@@ -119,11 +135,13 @@ class Evaluation:
     prompts: list[Tensor]
     model: MaskedDiffusionLM
     rule: Rule
-    revisions: dict[str, str]
+    inputs: dict[str, str]
 
 
 def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
-    """Read the data, then the model. ValueError or FileNotFoundError for anything that does not fit together."""
+    """Read the instruction, the data, then the model. ValueError or OSError for anything that does not fit together."""
+    if config.instruction:
+        task.instruction = read_instruction(config.instruction)
     problems, data_revision = read_problems(config, task)
     folder, commit = resolve(config.model, config.revision)
     device = choose_device(config.device)
@@ -132,16 +150,35 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     prompts = encoded(config, task, problems, model)
     check_lengths(config.gen_length, config.block_length)
     check_context(prompts, config.gen_length, model)
+    check_no_mask(prompts, model.mask_id)
     rule = config.commit_rule(model, config.gen_length).resolve(model)
     rule.check(model, len(prompts), config.gen_length, config.block_length)
-    revisions = {"model": commit or weights_digest(folder), "data": data_revision}
-    return Evaluation(config, task, problems, prompts, model, rule, revisions)
+    inputs = model_inputs(folder, commit) | {
+        "data": data_revision,
+        "instruction": text_digest(task.instruction),
+        "prompts": prompts_digest(prompts),
+    }
+    return Evaluation(config, task, problems, prompts, model, rule, inputs)
+
+
+def prompts_digest(prompts: list[Tensor]) -> str:
+    """ "sha256:..." over all token ids: whatever they came from, a resumed run must ask the same."""
+    return text_digest("\n".join(" ".join(map(str, ids.tolist())) for ids in prompts))
+
+
+def text_digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def encoded(config: EvaluateConfig, task: ChatTask, problems: list, model: MaskedDiffusionLM) -> list[Tensor]:
     """The prompt of every problem in the chosen format."""
     if config.format == "chat":
         return chat_prompts(model.tokenizer, task, problems)
+    for field, ours in (("protocol", "strict"), ("instruction", "")):
+        if getattr(config, field) != ours:
+            raise ValueError(
+                f"{field}: {getattr(config, field)} is for chats, and the format is compact: use --format chat"
+            )
     if isinstance(task, Task):
         check_vocabulary(model, task)
     return compact_prompts(model.tokenizer, task, problems)
@@ -192,47 +229,46 @@ def check_context(prompts: list[Tensor], gen_length: int, model: MaskedDiffusion
 class Run:
     """One command: decode what is not done yet, a line per problem, then the summary."""
 
-    def __init__(self, evaluation: Evaluation, folder: RunFolder, arguments: list[str]):
-        self.evaluation, self.path = evaluation, folder.path
-        self.folder = folder  # holds the lock
-        self.arguments = arguments
+    def __init__(self, evaluation: Evaluation, arguments: list[str]):
+        """ValueError or OSError if the folder cannot be this run's."""
+        self.evaluation, self.arguments = evaluation, arguments
         self.interrupted = self.decoding = False
         self.console = Console(highlight=False, soft_wrap=True)
-        self._check_revisions()
-        try:
-            self.log = ItemLog(self.path / "items.jsonl")
-        except ValueError as error:
-            fail(f"resume: {error}")
-
-    def _check_revisions(self) -> None:
-        """A resumed run must go on with the same model and data, which their names do not guarantee."""
-        path, now = self.path / "revisions.json", self.evaluation.revisions
-        before = json.loads(path.read_text()) if path.exists() else now
-        changes = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
-        if changes:
-            fail(f"resume: the files changed: {'; '.join(changes)}; start again with --overwrite")
-        write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(now, indent=2) + "\n"))
+        self.folder = RunFolder("evaluate", evaluation.config, evaluation.inputs)
+        items = self.folder.path / "items.jsonl"
+        with self.folder.released_on_error():
+            if self.folder.resumes:
+                ItemLog(items).check(len(evaluation.problems))
+            self.folder.begin()
+            self.log = ItemLog(items)
 
     def execute(self) -> int:
         """The exit code. SIGTERM does what Ctrl-C does."""
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        stopped, code = None, 0
+        reason, code = None, 0
         try:
             self._decode()
         except KeyboardInterrupt:
-            stopped = "interrupted"
+            reason = "interrupted"
         except (FloatingPointError, torch.OutOfMemoryError) as error:
-            stopped, code = str(error), 1
+            reason, code = str(error), 1
+        except (OSError, TaskError) as error:
+            return stopped(f"{self._progress()}: {error}; continue with --resume")
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.log.close()
-        done, total = len(self.log.items), len(self.evaluation.problems)
-        if done:
-            self._report()
-        if stopped:
-            self.console.print(f"stopped after {done} of {total} problems: {stopped}; continue with --resume")
+        try:
+            if self.log.items:
+                self._report()
+            if reason:
+                self.console.print(f"stopped {self._progress()}: {reason}; continue with --resume")
+        except OSError as error:
+            return stopped(f"{self._progress()}, which are saved, the summary is not: {error}; continue with --resume")
         return code
+
+    def _progress(self) -> str:
+        return f"after {len(self.log.items)} of {len(self.evaluation.problems)} problems"
 
     def _interrupt(self, number, frame) -> None:
         """At once inside the network; a row that is decoded is scored and written first."""
@@ -276,20 +312,18 @@ class Run:
         summary = summarise(self.evaluation, list(self.log.items.values()))
         summary["provenance"] = {
             **provenance("diffpo.evaluate", self.arguments),
-            "model_revision": self.evaluation.revisions["model"],
-            "data_revision": self.evaluation.revisions["data"],
+            **{f"{name}_revision": digest for name, digest in self.evaluation.inputs.items()},
         }
-        text = json.dumps(summary, indent=2) + "\n"
-        write_atomically(self.path / "summary.json", lambda temporary: Path(temporary).write_text(text))
+        self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
         self.console.print(summary_table(summary))
-        self.console.print(f"items.jsonl and summary.json are in {self.path}")
+        self.console.print(f"items.jsonl and summary.json are in {self.folder.path}")
 
 
 def scored(evaluation: Evaluation, index: int, generation: Generation, seconds: float) -> dict:
     """The line of one problem. tokens: up to and including the first EOS; seconds: of decoding, since the row before."""
     task, problem, trajectory = evaluation.task, evaluation.problems[index], generation.trajectory
     completion = generation.text[0]
-    grade = task.grade(problem, task.prefill + completion if evaluation.config.format == "chat" else completion)
+    grade = graded(task, problem, task.prefill + completion if evaluation.config.format == "chat" else completion)
     return {
         "index": index,
         "problem": dataclasses.asdict(problem),
@@ -310,9 +344,9 @@ def summarise(evaluation: Evaluation, items: list[dict]) -> dict:
     right = sum(item["correct"] is True for item in items)
     rewards = [item["reward"] for item in items if item["reward"] is not None]
     tokens, nfe, seconds = (sum(item[name] for item in items) for name in ("tokens", "nfe", "seconds"))
-    settings = config.model_dump(exclude={"name", "runs", "resume", "overwrite", "dry_run"})
+    settings = json.loads(config.model_dump_json(exclude={"name", "runs", "resume", "overwrite", "dry_run"}))
     return {
-        "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data")},
+        "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data", "instruction")},
         "rule": repr(evaluation.rule),
         "problems": len(evaluation.problems),
         "done": count,

@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
-from diffpo.config import fail, parse
+from diffpo.config import Field, fail, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
+from diffpo.decoding.prompts import PromptError
 from diffpo.decoding_config import DecodingConfig
-from diffpo.models.checkpoints import load, write_atomically
+from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.prompt_file import Format, Prompt, as_chats, prompt_text, read_prompts
+from diffpo.prompt_file import Format, Prompt, as_chats, numbered_prompts, prompt_text
+from diffpo.provenance import weights_digest
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32
@@ -33,9 +34,10 @@ class GenerateConfig(DecodingConfig):
     prompt: tuple[str, ...] = ()
     """prompts on the command line; also without the flag, as the first words"""
     input: str | None = None
-    """a file of prompts, - for standard input: text (one prompt per line) or JSONL (objects with prompt or messages)"""
+    """a file of prompts, - for standard input: text (one prompt per line) or JSONL (objects with prompt, a string or messages, or with
+    messages; a last message of the assistant is continued)"""
     input_format: Format | None = None
-    """default: jsonl for a file named so, otherwise text"""
+    """default: jsonl for a file named so (.jsonl, .ndjson, .json) or with lines that look like JSON objects, otherwise text"""
     chat: bool = False
     """prompts are user messages, put into the tokenizer's chat template"""
     system: str | None = None
@@ -56,11 +58,11 @@ class GenerateConfig(DecodingConfig):
     cfg_scale: float = Field(0.0, ge=0, allow_inf_nan=False)
     """classifier-free guidance; 0 = off"""
     stop: tuple[str, ...] = ()
-    """strings; a completion ends before the first of them"""
+    """strings; a completion ends before the first of them. They may hold special tokens, e.g. "<|eot_id|>" """
     output: Path | None = None
     """JSONL file, one object per prompt, written row by row; default standard output"""
     resume: bool = False
-    """continue output: prompts it already holds are skipped"""
+    """continue output: prompts it already holds are skipped. Model, rule, seed and the other settings must be the same"""
     overwrite: bool = False
     """replace output and trace if they exist"""
     statistics: bool = False
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_lengths(config.gen_length, config.tokens_per_block)  # before a large model is read
         _check_files_differ(config)
-        prompts = _read(config)
+        places, prompts = _read(config)
         if config.trace is not None:
             check_target("trace", config.trace)
             if config.trace.exists() and not (config.overwrite or config.resume):
@@ -102,9 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
         fail(str(error))
     run = None
     try:
-        run = Run(config, prompts, output)
+        run = Run(config, places, prompts, output)
         return run.execute()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if run is not None and run.records:
             raise  # every check comes before the first row: this one is a fault of ours
         fail(str(error))
@@ -129,14 +131,16 @@ def _check_files_differ(config: GenerateConfig) -> None:
             raise ValueError(f"{name} and {other} are the same file {path}: give {other} another name")
 
 
-def _read(config: GenerateConfig) -> list[Prompt]:
+def _read(config: GenerateConfig) -> tuple[list[str], list[Prompt]]:
+    """The words that name each prompt in a message, and the prompts."""
     if config.prompt:
-        prompts = list(config.prompt)
+        numbered = [(f"prompt {number}", prompt) for number, prompt in enumerate(config.prompt, 1)]
     elif config.input is None and sys.stdin.isatty():
         raise ValueError("no prompt: give one on the command line, --input FILE, or on standard input")
     else:
-        prompts = read_prompts(config.input or "-", config.input_format)
-    return as_chats(prompts, config.chat, config.system)
+        numbered = numbered_prompts(config.input or "-", config.input_format)
+    places, prompts = zip(*numbered, strict=True)
+    return list(places), as_chats(list(prompts), config.chat, config.system)
 
 
 def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
@@ -148,11 +152,34 @@ def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
     return model
 
 
+def made_with(config: GenerateConfig, model: MaskedDiffusionLM) -> dict[str, object]:
+    """What decides a completion beside its prompt, as JSON values; the model by its content, not its name."""
+    return {
+        "model": model.source.revision or weights_digest(resolve(config.model)[0]),
+        "rule": repr(config.commit_rule(model, config.gen_length).resolve(model)),
+        "gen_length": config.gen_length,
+        "block_length": config.tokens_per_block,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "cfg_scale": config.cfg_scale,
+        "stop": list(config.stop),
+        "cache": config.cache,
+        "cache_refresh": config.cache_refresh,
+        "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
+    }
+
+
 class Run:
     """One command: decode what is missing, write row by row, report, draw."""
 
-    def __init__(self, config: GenerateConfig, prompts: list[Prompt], output: CompletionFile | StandardOutput):
-        self.config, self.prompts, self.output = config, prompts, output
+    def __init__(
+        self,
+        config: GenerateConfig,
+        places: list[str],
+        prompts: list[Prompt],
+        output: CompletionFile | StandardOutput,
+    ):
+        self.config, self.places, self.prompts, self.output = config, places, prompts, output
         self.missing = self._missing()
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.readable = len(prompts) == 1 and config.output is None and sys.stdout.isatty()
@@ -179,15 +206,18 @@ class Run:
         handler = signal.signal(signal.SIGTERM, _interrupt)
         model, code = None, 0
         try:
-            if self.missing or self.config.trace:
+            if self.missing or self.config.trace or self.output.earlier:
                 model = load_model(self.config)
+                self.output.begin(made_with(self.config, model) if self.config.output else {})
             if self.missing:
                 self._decode(model)
         except KeyboardInterrupt:
             self.console.print(f"interrupted after {len(self.records)} of {len(self.missing)} prompts{self._kept()}")
             code = 130
-        except BrokenPipeError:  # the reader of standard output is gone, e.g. head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:  # the disk is full, or the reader of standard output is gone, e.g. head
+            if not self.records:
+                raise
+            self._report_writing(error)
             code = 1
         except (FloatingPointError, torch.OutOfMemoryError) as error:
             self.console.print(f"stopped: {error}{self._kept()}", markup=False)
@@ -195,8 +225,18 @@ class Run:
         finally:
             signal.signal(signal.SIGTERM, handler)
             if model is not None:
-                self._draw(model)
+                try:
+                    self._draw(model)
+                except OSError as error:
+                    self._report_writing(error)
+                    code = 1
         return code
+
+    def _report_writing(self, error: OSError) -> None:
+        if self.config.output is None:  # what is still in its buffer must not fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            self.console.print(f"stopped: cannot write: {error.strerror}{self._kept()}", markup=False)
 
     def _kept(self) -> str:
         return "" if self.config.output is None else f"; they are in {self.config.output}, --resume continues"
@@ -223,19 +263,22 @@ class Run:
         if config.chat and model.tokenizer.chat_template is None:
             raise ValueError(f"chat: the tokenizer of {config.model} has no chat template: leave --chat out")
         keep_freed_memory()
-        return stream(
-            model,
-            [self.prompts[index] for index in self.missing],
-            gen_length=config.gen_length,
-            block_length=config.tokens_per_block,
-            rule=config.commit_rule(model, config.gen_length),
-            temperature=config.temperature,
-            seed=config.seed,
-            cfg_scale=config.cfg_scale,
-            stop=config.stop,
-            row_ids=torch.tensor(self.missing),  # a resumed run draws what the whole one would have drawn
-            **config.stream_options(),
-        )
+        try:
+            return stream(
+                model,
+                [self.prompts[index] for index in self.missing],
+                gen_length=config.gen_length,
+                block_length=config.tokens_per_block,
+                rule=config.commit_rule(model, config.gen_length),
+                temperature=config.temperature,
+                seed=config.seed,
+                cfg_scale=config.cfg_scale,
+                stop=config.stop,
+                row_ids=torch.tensor(self.missing),  # a resumed run draws what the whole one would have drawn
+                **config.stream_options(),
+            )
+        except PromptError as error:
+            raise ValueError(f"{self.places[self.missing[error.index]]}: {error.reason}") from error
 
     def _draw(self, model: MaskedDiffusionLM) -> None:
         records = sorted([*self.output.earlier, *self.records], key=lambda record: record["index"])

@@ -12,16 +12,23 @@ import math
 from collections.abc import Sequence
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from diffpo.decoding.generation import check_lengths, stream
+from diffpo.decoding.generation import check_lengths, decode_text, stream
+from diffpo.decoding.stopping import check_stop
 from diffpo.decoding_config import DecodingConfig
+from diffpo.dependencies import require
 from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
+from diffpo.models.chat_template import render_chats
 from diffpo.models.checkpoints import load
+from diffpo.models.special_tokens import encode_text
 from diffpo.models.transformer import MaskedDiffusionLM
+
+require("lm_eval")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import TemplateLM  # noqa: E402
+from lm_eval.api.registry import register_model  # noqa: E402
 
 
 @register_model("diffpo")
@@ -58,7 +65,7 @@ class DiffpoLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        return self.model.config.eos_token_id
+        return next(iter(self.model.eos_ids), None)
 
     @property
     def prefix_token_id(self) -> int | None:
@@ -69,17 +76,12 @@ class DiffpoLM(TemplateLM):
         return self.name.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        return render_chats(self.tokenizer, [chat_history])[0]  # continues a last message of the assistant
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        if add_special_tokens is None:  # a chat template writes its own
-            add_special_tokens = self.tokenizer.bos_token is None or not string.startswith(self.tokenizer.bos_token)
-        return self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]
+        return encode_text(
+            self.tokenizer, string, add_special_tokens is not False
+        )  # a BOS of a chat template stays alone
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         contexts, options = zip(*(request.args for request in requests), strict=True)
@@ -91,7 +93,8 @@ class DiffpoLM(TemplateLM):
         rows = stream(self.model, prompts, self.gen_length, self.block_length, rule, **self.config.stream_options())
         texts = [""] * len(requests)
         for index, generation in rows:
-            texts[index] = cut(generation.text[0], options[index].get("until", ()))
+            stop = until_strings(options[index].get("until", ()))
+            texts[index] = decode_text(self.model, generation.trajectory, check_stop(self.model, stop))[0]
             self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
         return texts
 
@@ -108,10 +111,9 @@ class DiffpoLM(TemplateLM):
         )
 
 
-def cut(text: str, until: str | Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    stops = [until] if isinstance(until, str) else until
-    return text[: min((text.find(stop) for stop in stops if stop and stop in text), default=len(text))]
+def until_strings(until: str | Sequence[str]) -> list[str]:
+    """The stop strings of a task; some name an empty one, which stops nothing."""
+    return [string for string in ([until] if isinstance(until, str) else until) if string]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpo.config import ModelSize, PretrainConfig, fail, parse
@@ -25,7 +26,9 @@ from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.tasks import Task, get_task
+from diffpo.training.checkpointing import check_finite
 from diffpo.training.evaluation import check_vocabulary, evaluate, fixed_problems, one_at_a_time
+from diffpo.training.run_folder import DISK_FAULTS, stopped
 from diffpo_kernels import linear_logprob
 
 _SMALLEST_MASK_RATE = 1e-3  # keeps the 1/p weight finite, as LLaDA's reference does
@@ -147,22 +150,28 @@ def main() -> None:
         device = choose_device(config.device)
         model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
         check_vocabulary(model, task)
+        fixed_problems(task, config.heldout)
         Path(config.output).mkdir(parents=True, exist_ok=True)
         if any(Path(config.output).iterdir()):
             fail(f"output folder {config.output} is not empty: choose another with --output")
-    except (ValueError, OSError) as error:  # FileNotFoundError among them
+    except OSError as error:
+        if error.errno in DISK_FAULTS:
+            raise SystemExit(stopped(f"before the start: {error}")) from error
+        fail(str(error))
+    except ValueError as error:
         fail(str(error))
     model.train()
     keep_freed_memory()
     started = time.perf_counter()
     try:
         loss = pretrain(model, task, config)
-    except FloatingPointError as error:
-        raise SystemExit(f"stopped: {error}") from error
-    model.save(config.output)
-    card = model_card(model, task, config, loss, time.perf_counter() - started)
-    (Path(config.output) / "README.md").write_text(card)
-    print(card)
+        check_finite(model)
+        model.save(config.output)
+        card = model_card(model, task, config, loss, time.perf_counter() - started)
+        (Path(config.output) / "README.md").write_text(card)
+        print(card)
+    except (FloatingPointError, OSError, SafetensorError) as error:  # safetensors reports a full disk by its own type
+        raise SystemExit(stopped(str(error))) from error
 
 
 if __name__ == "__main__":

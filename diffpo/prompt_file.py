@@ -1,55 +1,73 @@
-"""Prompts of a command: text, one prompt per line, or JSONL with ``prompt`` or ``messages``; strings or chats."""
+"""Prompts of a command: text, one prompt per line, or JSON rows with ``prompt`` or ``messages``; strings or chats."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Literal
 
+from diffpo.chats import as_messages
+from diffpo.text_input import decode, json_rows, looks_like_json, numbered_lines
+
 Prompt = str | list[dict[str, str]]
 Format = Literal["text", "jsonl"]
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 
 
 def read_prompts(source: str, format: Format | None = None) -> list[Prompt]:
     """The prompts of a file, or of standard input ("-"); blank lines are skipped.
 
-    ``format`` None: jsonl for a file named so, otherwise text. ValueError names the source and the line.
+    Text holds a prompt in each line. JSONL (or an array) holds objects with ``prompt``, a string or the messages of a chat, or with
+    ``messages``. ``format`` None: jsonl for a file named so and for content that looks like JSON, otherwise text.
+    ValueError names the source and the line.
     """
-    name = "standard input" if source == "-" else source
+    return [prompt for _, prompt in numbered_prompts(source, format)]
+
+
+def numbered_prompts(source: str, format: Format | None = None) -> list[tuple[str, Prompt]]:
+    """(place, prompt): as ``read_prompts``, each with the words that name it in a message."""
+    name = "input standard input" if source == "-" else f"input {source}"
+    ending = Path(source).suffix.lower()
+    if format is None and ending in _TABLES:
+        raise ValueError(f"{name}: {ending[1:]} files are not read: give text (one prompt per line) or JSONL")
     try:
-        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = text.decode("utf-8-sig").split("\n")
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
-        raise ValueError(f"input {name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"input {name} is not UTF-8: {error}") from error
-    format = format or ("jsonl" if source.endswith(".jsonl") else "text")
-    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"input {name} holds no prompt: give one per line")
-    if format == "text":
-        return [line for _, line in numbered]
-    return [_prompt_of(line, f"input {name}, line {number}") for number, line in numbered]
-
-
-def _prompt_of(line: str, place: str) -> Prompt:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    text = decode(content, name)
+    guessed = format is None and ending not in _JSON_ENDINGS
+    is_json = format == "jsonl" or (format is None and (not guessed or looks_like_json(text)))
     try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not valid JSON: {error}") from error
+        prompts = _json_prompts(text, name) if is_json else _text_prompts(text, name)
+    except ValueError as error:
+        hint = "; it looks like JSON: if it is text, add --input-format text" if guessed and is_json else ""
+        raise ValueError(f"{error}{hint}") from error
+    if not prompts:
+        raise ValueError(f"{name} holds no prompt: give one per line")
+    return prompts
+
+
+def _text_prompts(text: str, name: str) -> list[tuple[str, Prompt]]:
+    return [(f"{name}, line {number}", line) for number, line in numbered_lines(text)]
+
+
+def _json_prompts(text: str, name: str) -> list[tuple[str, Prompt]]:
+    return [(place, _prompt_of(row, place)) for place, row in json_rows(text, name)]
+
+
+def _prompt_of(fields: object, place: str) -> Prompt:
     if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
         raise ValueError(f'{place} must be a JSON object with either "prompt" or "messages"')
-    if "prompt" in fields:
-        if not isinstance(fields["prompt"], str):
-            raise ValueError(f"{place}: prompt must be a string, got {fields['prompt']!r}")
-        return fields["prompt"]
-    messages = fields["messages"]
-    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
-        raise ValueError(f'{place}: messages must be a list of {{"role": ..., "content": ...}} with strings')
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    if fields.get("tools"):
+        raise ValueError(f"{place}: tools are not supported: leave them out")
+    prompt = fields.get("prompt", fields.get("messages"))
+    if "prompt" in fields and isinstance(prompt, str):
+        return prompt
+    if "prompt" in fields and not isinstance(prompt, list):
+        raise ValueError(f"{place}: prompt must be a string or a list of messages, got {prompt!r}")
+    try:
+        return as_messages(prompt)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def as_chats(prompts: list[Prompt], chat: bool, system: str | None) -> list[Prompt]:

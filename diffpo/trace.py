@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from diffpo.models.special_tokens import special_tokens
 from diffpo.prompt_file import prompt_text
 
 _CONTEXT = 8  # tokens decoded before each piece, enough for any multi-token character
@@ -33,7 +34,7 @@ def trace_page(records: Sequence[dict], tokenizer, facts: dict[str, str]) -> str
 
 def trace_row(record: dict, tokenizer) -> dict:
     """What the page needs of one row: the record without its ids' order changed, with the tokens' text beside them."""
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     kept = ("index", "text", "length", "nfe", "seconds", "gamma", "tokens", "commit_step", "logprob", "entropy")
     return {
         **{name: record.get(name) for name in kept},

@@ -4,12 +4,12 @@ Evaluates the base model, trains, evaluates again; writes runs/<name>/ (see ``Ru
 current update, saves and exits with code 0; ``--resume`` continues.
 """
 
+import contextlib
 import json
 import math
 import platform
 import signal
 import time
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from diffpo.config import fail
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.device import choose_device
-from diffpo.models.checkpoints import load, write_atomically
-from diffpo.tasks import get_task
-from diffpo.training.checkpointing import checkpoints, load_state, save_state
+from diffpo.models.checkpoints import load, resolve
+from diffpo.provenance import model_inputs
+from diffpo.tasks import Task, get_task
+from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.evaluation import (
     Evaluation,
@@ -32,8 +33,10 @@ from diffpo.training.evaluation import (
     one_at_a_time,
     parallel_rules,
 )
-from diffpo.training.logging import MetricsLog, draw_curves, summary_line
-from diffpo.training.run_folder import RunFolder
+from diffpo.training.grading import TaskError
+from diffpo.training.json_lines import finite
+from diffpo.training.logging import MetricsLog, draw_curves, read_metrics, summary_line
+from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 PROGRESS_COLUMNS = (
@@ -46,33 +49,68 @@ PROGRESS_COLUMNS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or interrupted with everything saved, 1 diverged; 2 (SystemExit) a user's mistake."""
+    """Returns the exit code: 0 done or interrupted with everything saved; 1 diverged, a task without a grade, or a full disk, with
+    everything that was written whole; 2 (SystemExit) a user's mistake."""
     config = parse_train(arguments)
     try:
         task = get_task(config.task)
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
-        problems = fixed_problems(task, config.heldout, config.split)
-        model = load(config.model, choose_device(config.device))
-        check_vocabulary(model, task)
-    except (ValueError, FileNotFoundError) as error:
+        run = prepare(config, task)
+    except OSError as error:
+        if error.errno in DISK_FAULTS:
+            return stopped(f"before the start: {error}")
         fail(str(error))
+    except ValueError as error:
+        fail(str(error))
+    try:
+        return run.execute()
+    finally:
+        run.folder.release()
+
+
+def prepare(config: TrainConfig, task: Task) -> "Run":
+    """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
+    problems = fixed_problems(task, config.heldout, config.split)
+    check_prompts(task, config)
+    device = choose_device(config.device)
+    source, commit = resolve(config.model)
+    model = load(source, device)
+    check_vocabulary(model, task)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
-    return Run(config, RunFolder(config), trainer, problems).execute()
+    folder = RunFolder("train", config, model_inputs(source, commit))
+    saved = None
+    with folder.released_on_error():
+        if folder.resumes:
+            saved = newest(folder.checkpoints, model)
+            read_metrics(folder.path).close()
+        folder.begin()
+    return Run(config, folder, trainer, problems, saved)
+
+
+def check_prompts(task: Task, config: TrainConfig) -> None:
+    """ValueError if an update asks for more problems than there are."""
+    try:
+        task.problems("train", config.algorithm.prompts_per_update, config.seed)
+    except ValueError as error:
+        raise ValueError(f"algorithm.prompts_per_update: {error}") from error
 
 
 class Run:
     """One command: evaluate, train, evaluate, report."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list):
-        self.config, self.folder, self.trainer = config, folder, trainer
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
+    ):
+        self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems = problems
         self.rules = [one_at_a_time(trainer.task), *(parallel_rules(trainer.task) if config.sweep else ())]
         self.started = time.perf_counter()
         self.interrupted = False
+        self.saved_update: int | None = None  # whose checkpoint is the newest
 
     def execute(self) -> int:
         """The exit code. SIGINT and SIGTERM end the run at the next rule or update, with everything saved."""
@@ -80,42 +118,62 @@ class Run:
         try:
             return self._execute()
         except (TrainingDivergedError, FloatingPointError) as error:
-            if not checkpoints(self.folder.checkpoints):
-                self._save()  # skipped updates left the weights as they were
-            self.console.print(f"stopped: {error}; the last good weights are in {self.folder.checkpoints}")
-            return 1
+            return self._diverged(error)
+        except TaskError as error:
+            with contextlib.suppress(FloatingPointError, OSError):
+                self._save()
+            return self._stopped(error)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own type
+            return self._stopped(error)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _execute(self) -> int:
-        base = self._base_evaluation()
-        if self.config.resume:
-            state = load_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer)
-            if state is not None:
-                self.trainer.restore(state)
+        base = self._base_evaluation()  # of the model as it came, so before a checkpoint's weights
+        if self.saved is not None:
+            self.trainer.restore(restore(self.saved, self.trainer.model, self.trainer.optimizer))
+            self.saved_update = self.trainer.update
+        if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
         log = MetricsLog(self.folder.path, self.trainer.update)
         try:
             self._train(log)
         finally:
             lines = log.close()
+        self._save()
         if not self.interrupted:
             self._report(base, lines)
         if self.interrupted:
             self.console.print(f"interrupted after update {self.trainer.update}; continue with --resume")
         return 0
 
+    def _stopped(self, error: Exception) -> int:
+        return stopped(f"after update {self.trainer.update}: {error}; {self._newest()}; continue with --resume")
+
+    def _diverged(self, error: Exception) -> int:
+        if not checkpoints(self.folder.checkpoints):
+            # skipped updates left the weights as they were, unless those are what is not finite
+            with contextlib.suppress(FloatingPointError, OSError):
+                self._save()
+        self.console.print(f"stopped: {error}; {self._newest()}")
+        return 1
+
+    def _newest(self) -> str:
+        found = checkpoints(self.folder.checkpoints)
+        return f"the last good weights are in {found[0]}" if found else "there is no checkpoint"
+
     def _base_evaluation(self) -> list[Evaluation]:
         """The untrained model under every rule; kept in base.json, so that a resumed run does not repeat it."""
         path = self.folder.path / "base.json"
-        if path.exists():
+        with contextlib.suppress(
+            FileNotFoundError, ValueError, TypeError, RecursionError
+        ):  # what is not readable is made again
             return [Evaluation(**fields) for fields in json.loads(path.read_text())]
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(self.rules)
         if not self.interrupted:
-            text = json.dumps([e.asdict() for e in evaluations], indent=1)
-            write_atomically(path, lambda temporary: Path(temporary).write_text(text))
+            self.folder.write("base.json", json.dumps([finite(e.asdict()) for e in evaluations], indent=1))
         return evaluations
 
     def _evaluate(self, rules) -> list[Evaluation]:
@@ -141,18 +199,19 @@ class Run:
                     self.console.print(summary_line(metrics, config.updates))
                 # not in a row of skipped updates: resuming from before it is another chance
                 if trainer.update % config.save_every == 0 and not trainer.skipped_in_a_row:
-                    self._save()
-        self._save()
+                    try:
+                        self._save()
+                    except OSError as error:  # the older checkpoint stays, the next save is tried
+                        self.console.print(f"checkpoint not saved, training goes on: {error}")
 
     def _interrupt(self, number, frame) -> None:
         self.interrupted = True  # no more: printing here would re-enter a print that the signal interrupted
 
     def _save(self) -> None:
-        """A full disk must not end the run: the older checkpoint stays, the next save is tried."""
-        try:
+        """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
+        if self.saved_update != self.trainer.update:
             save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, self.trainer.state())
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own type
-            self.console.print(f"checkpoint not saved, training goes on: {error}")
+            self.saved_update = self.trainer.update
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, curves.png, the trained model and summary.json."""
@@ -174,11 +233,10 @@ class Run:
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
             "environment": environment(),
-            "denoiser_calls": lines[-1]["denoiser_calls"] if lines else 0,
+            "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
             "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in (trained, *swept)]},
         }
-        text = json.dumps(summary, indent=2) + "\n"
-        write_atomically(path / "summary.json", lambda temporary: Path(temporary).write_text(text))
+        self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
         self._print_table(base[0], best, swept[0], trained)
         self.console.print(f"model, metrics, curves.png and summary.json are in {path}")
 

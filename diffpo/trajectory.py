@@ -38,7 +38,7 @@ class Trajectory:
     entropy: fp32 [B, L], nats: entropy of the untempered predictive distribution when the position was committed; 0 where never
     gamma: fp32 [B], nats: the entropy bound used, NaN for rules without one
     nfe: int64 [B], denoising steps (network evaluations of the row)
-    length: int64 [B], tokens up to and including the first EOS
+    length: int64 [B], tokens up to and including the first EOS, any of the model's ``eos_ids``
     key: int64 [B], what names a rollout: every later draw about it is keyed by this, never by its place in a batch
     group: int64 [B], rollouts of one prompt that are compared with each other share it
     version: int64 [B], of the weights that decoded the rollout

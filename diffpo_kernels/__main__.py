@@ -22,6 +22,7 @@ def main() -> None:
             "  remedy: install a C++17 compiler (cmake and ninja come by themselves), then `pip install .` again"
         )
     console.print(f"CUDA kernels: {report.get('cuda', 'no build report')}", highlight=False)
+    console.print(f"Triton: {_triton()}", highlight=False)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {_devices()}", highlight=False)
 
     table = Table("operator", "device", "None picks", "available", "not available, and why")
@@ -38,6 +39,13 @@ def main() -> None:
             "No GPU kernel, in Triton or in CUDA C++, was yet run on a GPU: they compile, and Triton's pass the tests under its interpreter. "
             f"None never picks cuda (written for {in_cuda})."
         )
+
+
+def _triton() -> str:
+    reason = backends.unavailable_reason("row_statistics", "triton", "cuda")
+    if reason is not None:
+        return reason
+    return "launched a kernel" if torch.cuda.is_available() else "no CUDA device to launch a kernel on"
 
 
 def _devices() -> str:

@@ -9,7 +9,10 @@
 interpreter and compile within their budgets of registers and spills for every supported GPU, and because plain torch would not fit in
 memory; "cuda" is taken only by name until a benchmark on a device shows where it wins.
 
-Environment: DIFFPO_KERNELS=require turns a missing native extension into an error instead of one warning. DIFFPO_CPU=baseline or avx2
+Where the preferred one cannot run (no compiled extension; a machine on which Triton cannot build its launcher) plain torch does, and one
+warning says why.
+
+Environment: DIFFPO_KERNELS=require turns that warning into an error. DIFFPO_CPU=baseline or avx2
 keeps the native backend from using a better instruction set than that (for tests and bug reports).
 """
 
@@ -22,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from diffpo_kernels import triton_probe
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 
@@ -49,43 +54,46 @@ def select(operator: str, device: torch.device, backend: str | None) -> str:
 
     Raises ValueError for an unknown name, RuntimeError for a known one that cannot run here, saying why and what can.
     """
-    return _select(operator, device.type, backend, os.environ.get("DIFFPO_KERNELS", ""))
+    return _select(operator, device, backend, os.environ.get("DIFFPO_KERNELS", ""))
 
 
 @functools.cache
-def _select(operator: str, device_type: str, backend: str | None, mode: str) -> str:
+def _select(operator: str, device: torch.device, backend: str | None, mode: str) -> str:
     if mode not in ("", "require"):
         raise ValueError(f"the environment variable DIFFPO_KERNELS must be unset or 'require', got {mode!r}")
     if backend is None:
-        if device_type == "cpu" and native_module() is None:
-            _complain(required=mode == "require")
-        return preferred(operator, device_type)
+        best = _PREFERENCE.get(device.type, ("reference",))[0]
+        reason = unavailable_reason(operator, best, device) if best in _IMPLEMENTED[operator] else None
+        if reason is not None:
+            _complain(device.type, reason, required=mode == "require")
+        return preferred(operator, device)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
-    reason = unavailable_reason(operator, backend, device_type)
+    reason = unavailable_reason(operator, backend, device)
     if reason is not None:
-        usable = ", ".join(name for name in BACKENDS if unavailable_reason(operator, name, device_type) is None)
+        usable = ", ".join(name for name in BACKENDS if unavailable_reason(operator, name, device) is None)
         raise RuntimeError(
-            f"backend {backend!r} of {operator} is not available for {device_type}: {reason}; available: {usable}"
+            f"backend {backend!r} of {operator} is not available for {device.type}: {reason}; available: {usable}"
         )
     return backend
 
 
-def preferred(operator: str, device_type: str) -> str:
+def preferred(operator: str, device: str | torch.device) -> str:
     """The backend that None stands for: the first of the preference list that is available."""
-    candidates = _PREFERENCE.get(device_type, ("reference",))
-    return next(name for name in candidates if unavailable_reason(operator, name, device_type) is None)
+    candidates = _PREFERENCE.get(torch.device(device).type, ("reference",))
+    return next(name for name in candidates if unavailable_reason(operator, name, device) is None)
 
 
-def unavailable_reason(operator: str, backend: str, device_type: str) -> str | None:
-    """Why `backend` cannot run `operator` on this kind of device, or None if it can."""
+def unavailable_reason(operator: str, backend: str, device: str | torch.device) -> str | None:
+    """Why `backend` cannot run `operator` on this device, or None if it can. "cuda" is the current one."""
+    device = torch.device(device)
     if backend not in _IMPLEMENTED[operator]:
         return "not written for this operator"
     if backend == "reference":
         return None
     if backend == "triton":
-        return _triton_unavailable_reason(device_type)
-    if device_type != _DEVICE_OF[backend]:
+        return _triton_unavailable_reason(device)
+    if device.type != _DEVICE_OF[backend]:
         return f"it runs on {_DEVICE_OF[backend]} tensors only"
     if native_module() is None:
         return f"the compiled extension is missing ({missing_extension_reason()})"
@@ -94,9 +102,9 @@ def unavailable_reason(operator: str, backend: str, device_type: str) -> str | N
     return None
 
 
-def _triton_unavailable_reason(device_type: str) -> str | None:
+def _triton_unavailable_reason(device: torch.device) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it once, when it is imported
-    if device_type != ("cpu" if interpreted else "cuda"):
+    if device.type != ("cpu" if interpreted else "cuda"):
         return (
             "it runs on cuda tensors only"
             if not interpreted
@@ -106,12 +114,14 @@ def _triton_unavailable_reason(device_type: str) -> str | None:
         importlib.import_module("triton")
     except ImportError as error:
         return f"triton cannot be imported: {error}"
-    return None
+    if interpreted or not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+        return None  # nothing to try it on, or not now
+    return triton_probe.launch_failure(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache  # one warning for all operators
-def _complain(required: bool) -> None:
-    message = f"diffpo_kernels runs in plain torch, many times slower: {missing_extension_reason()}"
+def _complain(device_type: str, reason: str, required: bool) -> None:
+    message = f"diffpo_kernels runs in plain torch on {device_type}, many times slower: {reason}"
     if required:
         raise RuntimeError(f"{message} (DIFFPO_KERNELS=require)")
     warnings.warn(f"{message}. Run `python -m diffpo_kernels` for details.", RuntimeWarning, stacklevel=6)

@@ -42,6 +42,22 @@ def check_tensor(
         raise ValueError(f"{name} must be on {device} like the first argument, got {value.device}")
 
 
+def as_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+    """Operands of a matrix product as torch.nn.functional.linear takes them under torch.autocast: those of different dtypes in autocast's.
+
+    Equal dtypes, and float64, which autocast never casts, are left alone; what then still differs is for `check_tensor` to refuse.
+    """
+    if not all(isinstance(operand, Tensor) and operand.is_floating_point() for operand in operands):
+        return operands
+    device_type = operands[0].device.type
+    if len({operand.dtype for operand in operands}) == 1 or not torch.amp.is_autocast_available(device_type):
+        return operands
+    if not torch.is_autocast_enabled(device_type):
+        return operands
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(operand if operand.dtype == torch.float64 else operand.to(dtype) for operand in operands)
+
+
 def check_number(name: str, value: float, minimum: float, *, above: bool = False, finite: bool = False) -> float:
     """Require a real number of at least `minimum`, or strictly above it. NaN is never allowed, inf unless `finite`."""
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -1,11 +1,12 @@
 """What a result says about where it comes from."""
 
+import os
 import shutil
 
 import torch
 
 from diffpo.models.checkpoints import SHIPPED
-from diffpo.provenance import command, hardware, versions, weights_digest
+from diffpo.provenance import command, hardware, model_inputs, tokenizer_digest, versions, weights_digest
 
 
 def test_the_command_holds_no_folders():
@@ -44,3 +45,19 @@ def test_the_digest_is_of_config_and_weights(tmp_path):
     assert weights_digest(first) != weights_digest(second)
     (first / "diffpo_threshold.st").write_bytes(b"a threshold")
     assert weights_digest(first) != before
+
+
+def test_the_digest_of_the_tokenizer_is_of_all_that_makes_tokens(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "elsewhere" / "b"
+    for folder in (first, second):
+        shutil.copytree(SHIPPED / "tiny-sudoku", folder)
+    before = tokenizer_digest(first)
+    assert before == tokenizer_digest(second)
+    (second / "notes.txt").write_text("no part of it")
+    os.mkfifo(second / "x.safetensors")  # must not hang
+    assert model_inputs(second, None) == model_inputs(first, None)
+    for name in ("chat_template.jinja", "generation_config.json"):
+        (second / name).write_text("{}")
+        assert tokenizer_digest(second) != before
+        (second / name).unlink()
+    assert model_inputs(first, "0123abc") == {"model": "0123abc", "tokenizer": before}

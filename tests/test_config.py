@@ -1,8 +1,11 @@
 """Configuration: which source wins, and that every mistake ends with exit code 2 and names its field."""
 
+import json
+
 import pytest
 
 from diffpo.config import PretrainConfig, nearest, parse
+from diffpo.evaluate import EvaluateConfig
 from diffpo.training.config import TrainConfig, parse_train
 
 
@@ -107,3 +110,137 @@ def test_a_configuration_is_immutable():
 
 def test_nearest_lists_the_closest_first():
     assert nearest("grup_size", ["clip", "group_size", "m"])[0] == "group_size"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfseed = 3\n",
+        b"\xef\xbb\xbf# a comment\r\nseed = 3\r\n",
+    ],
+    ids=["BOM", "BOM and CRLF"],
+)
+def test_a_byte_order_mark_is_read_over(tmp_path, content):
+    (tmp_path / "x.toml").write_bytes(content)
+    assert train_config(str(tmp_path / "x.toml")).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"seed = 99999999999999999999", "seed: an integer of at most 64 bits"),
+        (b"seed = 9223372036854775808", "seed"),
+        (b"[algorithm]\nm = -99999999999999999999", "algorithm.m"),
+        (b"seed = 0x" + b"f" * 6000, "seed"),
+        (b"seed = " + b"9" * 6000, "not valid TOML"),
+        (b"updates = true", "updates: true and false are no values"),
+        (b"name = 3", "name"),
+        (b"updates = 2026-01-01", "updates"),
+        (b"updates = [[[]]]", "updates"),
+        (b"algorithm = [{}]", "algorithm: must be a table"),
+        (b"seed = 1\nseed = 2", "not valid TOML"),
+        (b"seed = 1\n[algorithm]\nm = 1\n[algorithm]\nm = 2", "not valid TOML"),
+        (b"seed = " + b"[" * 100_000, "not valid TOML"),
+        (b"seed = " + b"{a=" * 5_000, "not valid TOML"),
+        (b"\xff\xfes\x00e\x00", "UTF-16"),
+        (b"\x00", "NUL byte"),
+        (b"#" * 2_000_000, "longer than"),
+        (b'runs = "a\\u0000b"', "runs"),
+        (b'name = "' + b"n" * 300 + b'"', "name: String should have at most 255"),
+        (b"[optimizer]\nlr = inf", "optimizer.lr: "),
+        (b"[optimizer]\nlr = nan", "optimizer.lr"),
+        (b"[optimizer]\nlr = 0", "optimizer.lr"),
+        (b"[optimizer]\nlr = 1e300", "optimizer.lr"),
+        (b"[optimizer]\nweight_decay = inf", "optimizer.weight_decay"),
+        (b"[optimizer]\nthreshold_lr = -1e-3", "optimizer.threshold_lr"),
+        (b"[rollout]\ntemperature = 1e-30", "rollout.temperature"),
+        (b"[rollout]\ntemperature = inf", "rollout.temperature"),
+        (b"[rollout]\nspeed_exponent = 1e999", "rollout.speed_exponent"),
+        (b"[rollout]\nthreshold_gammas = []", "rollout.threshold_gammas"),
+        (b"[rollout]\nthreshold_gammas = [nan]", "rollout.threshold_gammas"),
+        (b"[algorithm]\nkl_coefficient = inf", "algorithm.kl_coefficient"),
+        (b"[algorithm]\nprompts_per_update = 1000000000000", "algorithm.prompts_per_update"),
+        (b"[algorithm]\ngroup_size = 100000000", "algorithm.group_size"),
+        (b"heldout = 4294967296", "heldout"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line(tmp_path, capsys, content, named):
+    (tmp_path / "x.toml").write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        train_config(str(tmp_path / "x.toml"))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+    assert len(error) < 500
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--seed", "99999999999999999999"], "seed"),
+        (["--seed", "9" * 5000], "--seed"),
+        (["--updates", "0"], "updates"),
+        (["--updates", "1e3"], "--updates"),
+        (["--optimizer.lr", "inf"], "optimizer.lr"),
+        (["--optimizer.lr=nan"], "optimizer.lr"),
+        (["--rollout.temperature", "1e-30"], "rollout.temperature"),
+        (["--max-minutes", "soon"], "--max-minutes"),
+        (["--name", "n" * 300], "name"),
+        (["--name", "../other"], "name"),
+        (["--algorithm.clop", "1"], "--algorithm.clip"),
+        (["--algorithm.name"], "--algorithm.name"),
+        (["--algorithm.train", "modle"], "--algorithm.train"),
+        (["--algorithm.group-size", "-3", "--updates", "-1"], "algorithm.group_size"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_one_line(capsys, flags, named):
+    with pytest.raises(SystemExit) as stopped:
+        train_config(*flags)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+    assert "╭" not in error
+
+
+def test_bounds_that_may_be_infinite(toml):
+    config = train_config(
+        toml("max_minutes = inf\n[algorithm]\ntrain = [\"model\"]\nclip = inf\nweight_cap = inf\n[rollout]\ngamma = inf\n")
+    )
+    assert config.algorithm.weight_cap == config.algorithm.clip == config.rollout.gamma == float("inf")
+    written = json.loads(config.model_dump_json(), parse_constant=pytest.fail)
+    assert TrainConfig(**written) == config
+
+
+def test_settings_are_checked_together_after_the_flags(toml, capsys):
+    """Each of file and flags alone would be wrong."""
+    assert parse(EvaluateConfig, [toml('rule = "factor"\n'), "--factor", "2"]).factor == 2
+    assert parse(EvaluateConfig, [toml("gamma = 0.5\n"), "--rule", "eb"]).gamma == 0.5
+    assert (
+        parse(
+            EvaluateConfig, [toml("cache_refresh = 4\ngamma = inf\nlimit = 3\n"), "--cache", "prefix", "--rule=eb"]
+        ).limit
+        == 3
+    )
+    with pytest.raises(SystemExit):
+        parse(EvaluateConfig, [toml('rule = "eb"\ngamma = 0.5\n'), "--rule", "confidence"])
+    assert "gamma: is a setting of rule eb" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(EvaluateConfig, [toml('rule = "factor"\nlimt = 3\n'), "--factor", "2"])
+    assert "unknown key 'limt'; nearest: limit" in capsys.readouterr().err
+
+
+def test_help_still_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_config("--help")
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "updates between checkpoints" in text
+    assert "what is trained: the model, the threshold policy, or both" in text
+
+
+def test_a_model_too_large_to_pretrain_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(PretrainConfig, ["--model.hidden-size", "16384", "--model.num-hidden-layers", "200"])
+    assert "more than 2^31" in capsys.readouterr().err

@@ -1,19 +1,24 @@
 """``python -m diffpo.evaluate``: the d1 protocol's prompts, the numbers of a run, resuming it, and every mistake a user can make."""
 
+import dataclasses
+import errno
 import json
+import math
 import os
+import shutil
 import signal
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import EvaluateConfig, main, wilson_interval
+from diffpo.evaluate import EvaluateConfig, main, prepare, wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
 from diffpo.training.config import TrainConfig
@@ -342,6 +347,40 @@ def test_resuming_with_another_configuration_is_refused(run, chat_flags, tmp_pat
     assert items_in(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        (
+            "{{ raise_exception('no user messages') }}",
+            "problem 0: the tokenizer's chat template fails: TemplateError: no user messages",
+        ),
+        ("{% for m in messages %}{{ m['content'] }", "TemplateSyntaxError"),
+        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
+    ],
+)
+def test_a_chat_template_that_fails(run, chat_flags, tmp_path, capsys, template, named):
+    model = load(chat_flags[1])
+    model.tokenizer.chat_template = template
+    model.save(tmp_path / "hostile")
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags, "--model", tmp_path / "hostile")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mask_token_in_a_question(run, chat_flags, gsm8k, tmp_path, capsys):
+    with open(gsm8k, "a") as file:
+        file.write('{"question": "What is <|mdm_mask|>?", "answer": "#### 1"}\n')
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags)
+    assert stopped.value.code == 2
+    assert "problem 5 (row 6) contains the mask token" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_with_other_files_is_refused(run, chat_flags, gsm8k, capsys):
     assert run(*chat_flags) == 0
     with open(gsm8k, "a") as file:
@@ -384,6 +423,165 @@ def test_an_unreadable_configuration_is_no_run_to_continue(run, chat_flags, tmp_
     assert (tmp_path / "run/config.json").read_text() == content
 
 
+def failing(run, capsys, *flags) -> str:
+    """The one line of a run that ended with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*flags)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_overwrite_leaves_somebodys_folder_alone(run, chat_flags, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("")
+    (tmp_path / "run/items.jsonl").write_text("")
+    (tmp_path / "run/thesis.tex").write_text("four years")
+    for flag in ("--overwrite", "--resume", "--no-resume"):
+        assert "run" in failing(run, capsys, *chat_flags, flag)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "items.jsonl", "thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "summary.json", "config.json", ".lock"])
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_link_keeps_its_target(run, chat_flags, tmp_path, capsys, name, flag):
+    assert run(*chat_flags, "--limit", "1") == 0
+    capsys.readouterr()
+    os.rename(tmp_path / "run" / name, tmp_path / "mine")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_bytes()
+    assert name in failing(run, capsys, *chat_flags, "--limit", "1", flag)
+    assert (tmp_path / "mine").read_bytes() == before
+
+
+@pytest.fixture
+def copied_model(chat_model, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def other_weights(folder) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"] = tensors["norm.weight"] * 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_template(folder) -> None:
+    (folder / "chat_template.jinja").write_text(LLADA_TEMPLATE.replace("\n\n", "\n"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(other_weights, "model: sha256:"), (other_template, "tokenizer: sha256:")]
+)
+def test_another_model_under_the_same_name_is_refused(run, chat_flags, copied_model, tmp_path, capsys, change, named):
+    flags = [*chat_flags, "--model", copied_model]
+    assert run(*flags) == 0
+    before = items_in(tmp_path / "run")
+    capsys.readouterr()
+    change(copied_model)
+    error = failing(run, capsys, *flags, "--resume")
+    assert named in error
+    assert ("prompts: sha256:" in error) is (change is other_template)
+    assert items_in(tmp_path / "run") == before
+
+
+def test_another_instruction_is_refused(run, chat_flags, tmp_path, capsys, monkeypatch):
+    assert run(*chat_flags) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(GSM8K, "instruction", "Answer in <answer> tags.")
+    assert "prompts: sha256:" in failing(run, capsys, *chat_flags, "--resume")
+
+
+def test_the_same_contents_under_other_names_go_on(run, chat_flags, copied_model, gsm8k, tmp_path):
+    assert run(*chat_flags) == 0
+    shutil.copy(gsm8k, tmp_path / "copy.jsonl")
+    assert run(*chat_flags, "--model", copied_model, "--data", tmp_path / "copy.jsonl", "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"index": 9}, {"index": -1}, {"index": True}, {"index": "0"}, {"nfe": None}, {"tokens": "3"}, {"seconds": [1]},
+        {"correct": "yes"}, {"reward": "1"}, {"reward": {}},
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_counted_is_refused(run, chat_flags, tmp_path, capsys, row):
+    assert run(*chat_flags, "--limit", "1") == 0
+    capsys.readouterr()
+    (item,) = items_in(tmp_path / "run")
+    (tmp_path / "run/items.jsonl").write_text(json.dumps(item | row) + "\n")
+    assert "is no evaluated problem" in failing(run, capsys, *chat_flags, "--limit", "1", "--resume")
+
+
+@pytest.mark.parametrize("reward", [None, math.nan, math.inf, 1e39])
+def test_a_reward_that_is_no_number_is_null(run, chat_flags, tmp_path, monkeypatch, reward):
+    monkeypatch.setattr(GSM8K, "grade", lambda self, problem, text: diffpo.Grade(reward, False))
+    assert run(*chat_flags, "--limit", "2") == 0
+    assert [item["reward"] for item in items_in(tmp_path / "run")] == [None, None]
+    assert summary_in(tmp_path / "run")["mean_reward"] is None
+
+
+@pytest.mark.parametrize(
+    "grade", [diffpo.Grade("1", True), diffpo.Grade(torch.ones(2), True), diffpo.Grade(1.0, "x"), 1.0, None]
+)
+def test_a_grade_of_a_wrong_type_ends_the_run_in_one_line(run, chat_flags, tmp_path, monkeypatch, capsys, grade):
+    with monkeypatch.context() as patch:
+        patch.setattr(GSM8K, "grade", lambda self, problem, text: grade)
+        assert run(*chat_flags, "--limit", "2") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "task gsm8k" in error
+    assert run(*chat_flags, "--limit", "2", "--resume") == 0
+
+
+def test_a_full_disk_while_rows_are_written(run, chat_flags, tmp_path, monkeypatch, capsys):
+    write, full = ItemLog.write, OSError(errno.ENOSPC, "No space left on device")
+
+    def limited(self, item):
+        if len(self.items) == 2:
+            raise full
+        write(self, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ItemLog, "write", limited)
+        assert run(*chat_flags) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "after 2 of 5 problems" in error
+    assert "No space left" in error
+    assert len(items_in(tmp_path / "run")) == 2
+    assert run(*chat_flags, "--resume") == 0
+    assert summary_in(tmp_path / "run")["done"] == 5
+
+
+@pytest.mark.parametrize("name", [".diffpo-run", "config.json", "summary.json"])
+def test_a_full_disk_at_the_start_and_at_the_end(run, chat_flags, tmp_path, monkeypatch, capsys, name):
+    rename = os.replace
+
+    def full(source, target):
+        if str(target).endswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert run(*chat_flags) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left" in error
+    begun = name == "summary.json"
+    assert run(*chat_flags, *(["--resume"] if begun else [])) == 0
+    assert summary_in(tmp_path / "run")["done"] == 5
+
+
+def test_what_is_written_is_valid_json_whatever_the_numbers(run, tmp_path):
+    assert run("--rule", "eb", "--gamma", "inf", "--limit", "1") == 0
+    for path in (tmp_path / "run").rglob("*.json*"):
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=pytest.fail)
+
+
 # Mistakes
 
 
@@ -400,6 +598,11 @@ def test_an_unreadable_configuration_is_no_run_to_continue(run, chat_flags, tmp_
         (["--gen-length", "12", "--block-length", "5"], "gen_length 12 must be a multiple of block_length"),
         (["--block-length", "4", "--steps", "7"], "steps 7 must be a multiple of the number of blocks 3"),
         (["--limit", "100000"], "limit: the test split of countdown holds"),
+        (["--limit", "99999999999999999999"], "limit: an integer of at most 64 bits"),
+        (["--batch-size", "99999999999999"], "batch_size"),
+        (["--gamma", "nan", "--rule", "eb"], "gamma"),
+        (["--model", "m" * 300], "neither a folder nor a shipped model"),
+        (["--data", "d" * 300 + ".jsonl"], "File name too long"),
     ],
 )
 def test_a_mistake_is_found_before_the_folder_is_made(run, tmp_path, capsys, flags, message):
@@ -445,6 +648,69 @@ def test_chat_mistakes(run, chat_flags, capsys, tmp_path):
     with pytest.raises(SystemExit):
         run(*chat_flags, "--data", wrong)
     assert "needs the columns question, answer, found prompt" in capsys.readouterr().err
+
+
+# Protocols and instructions
+
+
+@pytest.mark.parametrize(("protocol", "reward", "correct"), [("strict", 2.5, True), ("d1", 0.0, False)])
+def test_the_protocol_judges_and_is_recorded(run, chat_flags, tmp_path, monkeypatch, protocol, reward, correct):
+    """The reasoning holds a box, which d1 takes for the answer, and the answer has none of the tags' lines."""
+
+    def answered(*arguments, **options):
+        for position, row in stream(*arguments, **options):
+            yield position, dataclasses.replace(row, text=[r"\boxed{7} <answer>\boxed{1}</answer>"])
+
+    monkeypatch.setattr(diffpo.evaluate, "stream", answered)
+    assert run(*chat_flags, "--limit", "1", "--protocol", protocol) == 0
+    (item,), summary = items_in(tmp_path / "run"), summary_in(tmp_path / "run")
+    assert (item["reward"], item["correct"]) == (pytest.approx(reward), correct)
+    assert summary["config"]["protocol"] == protocol
+    with pytest.raises(SystemExit):
+        run(*chat_flags, "--limit", "1", "--protocol", "d1" if protocol == "strict" else "strict", "--resume")
+
+
+def test_an_instruction_of_ones_own_stands_in_front_of_the_question(run, chat_model, chat_flags, tmp_path, capsys):
+    path = tmp_path / "paper.txt"
+    path.write_bytes(b"\xef\xbb\xbfThink, then \\boxed{}.\n")
+    config = EvaluateConfig(
+        model=chat_model, task="gsm8k", data=chat_flags[5], instruction=str(path), gen_length=16, block_length=8
+    )
+    evaluation = prepare(config, GSM8K())
+    text = evaluation.model.tokenizer.decode(evaluation.prompts[0])
+    assert "<|end_header_id|>\n\nThink, then \\boxed{}.\n\nWhat is 0 + 1?" in text
+    assert run(*chat_flags, "--instruction", path) == 0
+    summary = summary_in(tmp_path / "run")
+    assert summary["config"]["instruction"] == "paper.txt"
+    digest = summary["provenance"]["instruction_revision"]
+    path.write_text("Think twice.")
+    with pytest.raises(SystemExit):
+        run(*chat_flags, "--instruction", path, "--resume")
+    assert f"instruction: {digest} -> sha256:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no file"), (b" \n", "is empty"), (b"\xff\xfe", "is not UTF-8")]
+)
+def test_instructions_that_cannot_be_used(run, chat_flags, tmp_path, capsys, content, message):
+    path = tmp_path / "paper.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        run(*chat_flags, "--instruction", path)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_compact_texts_have_neither(run, tmp_path, capsys):
+    path = tmp_path / "paper.txt"
+    path.write_text("Think.")
+    for flags in (["--protocol", "d1"], ["--instruction", path]):
+        with pytest.raises(SystemExit) as stopped:
+            run(*flags)
+        assert stopped.value.code == 2
+        assert f"{flags[0][2:]}: " in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_configuration_and_loads_nothing(capsys):

@@ -324,3 +324,90 @@ def test_a_file_has_one_writer(tmp_path):
         CompletionFile(tmp_path / "out.jsonl")
     first.close()
     assert not (tmp_path / "out.jsonl").exists()  # nothing was written
+
+
+# ---- one file, one way of making its rows
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--rule", "fixed"], "rule: PromptThreshold(proxy="),
+        (["--gamma", "0.3"], "-> EntropyBounded(gamma=0.3, proxy=entropy)"),
+        (["--seed", "1"], "seed: 0 -> 1"),
+        (["--temperature", "0.5"], "temperature: 0.0 -> 0.5"),
+        (["--block-length", "6"], "block_length: 12 -> 6"),
+        (["--cfg-scale", "1"], "cfg_scale: 0.0 -> 1.0"),
+        (["--stop", ","], "stop: [] -> [',']"),
+        (["--cache", "dual"], "cache: none -> dual"),
+        (["--dtype", "bfloat16"], "dtype: float32 -> bfloat16"),
+        (["--model", "tiny-countdown", "--rule", "eb"], "model: sha256:"),
+    ],
+)
+@pytest.mark.parametrize("complete", [False, True])
+def test_rows_made_otherwise_are_not_mixed(prompt_file, tmp_path, capsys, change, named, complete):
+    output = tmp_path / "out.jsonl"
+    arguments = ["--input", prompt_file, "--output", str(output), *SHORT]
+    assert main(arguments) == 0
+    if not complete:
+        output.write_text(output.read_text().split("\n")[0] + "\n")
+    before = output.read_bytes()
+    stops(2, [*arguments, *change, "--resume"])
+    message = capsys.readouterr().err
+    assert f"resume: {output} was made with other settings: " in message
+    assert named in message
+    assert output.read_bytes() == before
+    assert main([*arguments, "--resume", "--batch-size", "1"]) == 0  # which does not change a row
+
+
+def test_other_weights_under_the_same_name_are_another_model(prompt_file, tmp_path, capsys):
+    output, folder = tmp_path / "out.jsonl", tmp_path / "model"
+    model = diffpo.load("tiny-countdown-diffpo")
+    model.save(folder)
+    arguments = ["--input", prompt_file, "--output", str(output), "--model", str(folder), *SHORT]
+    assert main(arguments) == 0
+    output.write_text(output.read_text().split("\n")[0] + "\n")
+    with torch.no_grad():
+        model.norm.weight[0] += 1e-3
+    model.save(folder)
+    stops(2, [*arguments, "--resume"])
+    assert "model: sha256:" in capsys.readouterr().err
+
+
+def test_a_file_that_an_editor_has_saved_is_continued(prompt_file, tmp_path):
+    output = tmp_path / "out.jsonl"
+    arguments = ["--input", prompt_file, "--output", str(output), *SHORT]
+    assert main(arguments) == 0
+    first, *_ = rows = rows_of(output.read_text())
+    output.write_bytes(b"\xef\xbb\xbf" + json.dumps(first).encode() + b"\r\n\r\n" + b'{"index": 1, "pro')
+    assert main([*arguments, "--resume"]) == 0
+    continued = [json.loads(line) for line in output.read_text(encoding="utf-8-sig").splitlines() if line]
+    assert [row["tokens"] for row in continued] == [row["tokens"] for row in rows]
+
+
+def test_a_special_token_stops_a_completion(prompt_file, tmp_path, capsys):
+    model = diffpo.load("tiny-countdown-diffpo")
+    model.tokenizer.add_tokens([","], special_tokens=True)
+    model.save(tmp_path / "comma")
+    arguments = ["--input", prompt_file, "--model", str(tmp_path / "comma"), *SHORT]
+    assert main(arguments) == 0
+    whole = in_order(rows_of(capsys.readouterr().out))
+    assert not any("," in row["text"] for row in whole), "a special token is not shown"
+    assert main([*arguments, "--stop", ","]) == 0
+    stopped = in_order(rows_of(capsys.readouterr().out))
+    words = [model.tokenizer.convert_ids_to_tokens(row["tokens"]) for row in whole]
+    assert all("," in row for row in words)
+    assert [row["text"].split() for row in stopped] == [row[: row.index(",")] for row in words]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(prompt_file, tmp_path, capsys, monkeypatch):
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "diffpo.generate", "--input", prompt_file, *SHORT]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "stopped: cannot write: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert main(["--input", prompt_file, "--output", "/dev/full", *SHORT]) == 1
+    assert "No space left on device; they are in /dev/full" in capsys.readouterr().err.replace("\n", " ")

@@ -42,6 +42,55 @@ def test_prompts_from_text_and_jsonl(tmp_path, monkeypatch):
     assert read_prompts("-", "jsonl") == ["x"]
 
 
+ROWS = [{"prompt": "7 3"}, {"prompt": "2 9"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("name", ["x.ndjson", "x.JSONL", "x.Json", "x.txt", "x", "x.jsonl", "-"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES,
+        "\ufeff" + LINES.replace("\n", "\r\n\r\n"),
+        json.dumps(ROWS, indent=1),
+        LINES.rstrip(),
+        LINES.replace("{", "  { "),
+    ],
+    ids=["lines", "BOM and CRLF", "array", "no last newline", "blanks"],
+)
+def test_json_rows_under_any_name(tmp_path, monkeypatch, name, content):
+    """Never is the text of the JSON line a prompt."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    if name != "-":
+        (tmp_path / name).write_text(content, newline="")
+    assert read_prompts(name) == ["7 3", "2 9"]
+    with_chat = content.replace('"prompt": "7 3"', '"messages": [{"role": "user", "content": "7 3"}]')
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(with_chat.encode())))
+    if name != "-":
+        (tmp_path / name).write_text(with_chat, newline="")
+    assert read_prompts(name) == [[{"role": "user", "content": "7 3"}], "2 9"]
+
+
+def test_text_that_only_resembles_json_is_text_where_asked(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text('{"a": 1} is JSON\n[1] is a list\n')
+    with pytest.raises(ValueError, match=r"p.txt, line 1 is not valid JSON.*if it is text, add --input-format text"):
+        read_prompts(str(path))
+    assert read_prompts(str(path), "text") == ['{"a": 1} is JSON', "[1] is a list"]
+    path.write_text("[1, 2] is a list\n{x} is a set\n")
+    assert read_prompts(str(path)) == ["[1, 2] is a list", "{x} is a set"]
+
+
+def test_conversational_rows_and_content_parts(tmp_path):
+    user, begun = {"role": "user", "content": "7 3"}, {"role": "assistant", "content": "10"}
+    parts = {"role": "user", "content": [{"type": "text", "text": "7 "}, {"type": "text", "text": "3"}]}
+    path = tmp_path / "trl.jsonl"
+    rows = [{"prompt": [user], "answer": "x"}, {"messages": [parts, begun]}, {"prompt": [parts], "tools": []}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_prompts(str(path)) == [[user], [user, begun], [user]]
+
+
 def test_chats():
     user = {"role": "user", "content": "hi"}
     system = {"role": "system", "content": "be brief"}
@@ -116,6 +165,43 @@ def test_a_mistake_ends_with_exit_code_2(arguments, named, tmp_path, monkeypatch
         ("p.jsonl", '\n{"text": "7"}', 'line 2 must be a JSON object with either "prompt" or "messages"'),
         ("p.jsonl", '"7"', "line 1 must be a JSON object"),
         ("p.jsonl", '{"prompt": 7}', "line 1: prompt must be a string"),
+        ("p.jsonl", '{"prompt": null}', "line 1: prompt must be a string"),
+        ("p.jsonl", '{"prompt": []}', "line 1: messages must be a list"),
+        ("p.jsonl", '{"prompt": ["7"]}', "line 1: messages must be a list"),
+        ("p.jsonl", '{"prompt": "7", "tools": [{}]}', "line 1: tools are not supported"),
+        (
+            "p.jsonl",
+            '{"prompt": "7"}\n{"prompt": "7", "prompt": "8"}',
+            "line 2 is not valid JSON: key 'prompt' stands twice",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+            "line 1: message 1: content part of type 'image'",
+        ),
+        ("p.jsonl", '{"prompt": "half \\ud83d emoji"}', "line 1: not valid Unicode"),
+        ("p.jsonl", '\n{"prompt": "7"}\n{"prompt": "\\udc00"}', "line 3: not valid Unicode"),
+        ("p.jsonl", "[" * 100_000, "line 1 is not valid JSON"),
+        ("p.jsonl", '{"prompt": "7"}\n' + '{"a":' * 100_000, "line 2 is not valid JSON"),
+        ("p.jsonl", '{"prompt": "7", "id": ' + "1" * 5000 + "}", "line 1 is not valid JSON: a number of 5000 digits"),
+        ("p.jsonl", '{"prompt": "7"}\n\n{"prompt": "7 3 <mask>"}', "line 3: it contains the mask token"),
+        (
+            "p.jsonl",
+            '{"prompt": "7"}\n{"prompt": "7 xyzzy"}',
+            "line 2: it holds a word the model's tokenizer does not know",
+        ),
+        ("p.jsonl", '{"prompt": "7"}\n{"prompt": "' + "7 " * 300 + '"}', "line 2: the longest prompt (300 tokens)"),
+        ("p.txt", "7\n\n7 xyzzy", "line 3: it holds a word"),
+        ("p.json", "7 3", "line 1 is not valid JSON"),
+        ("p.json", '["7 3"]', "item 1 must be a JSON object"),
+        ("p.ndjson", '{"prompt": "7"', "line 1 is not valid JSON"),
+        ("p.txt", '{"prompt": "7"', "line 1 is not valid JSON"),
+        ("p.txt", "{'prompt': '7'}", "line 1 is not valid JSON"),
+        ("p.csv", "prompt\n7", "csv files are not read"),
+        ("p.txt", "7\ncaf\u00e9".encode("latin-1"), "line 2 is not UTF-8"),
+        ("p.jsonl", '{"prompt": "7"}'.encode("utf-16"), "not UTF-8 text but UTF-16"),
+        ("p.txt", b"7 3\n7\x003", "line 2 holds a NUL byte"),
+        ("p.jsonl.gz", b"\x1f\x8b\x08", "gzip"),
         ("p.jsonl", '{"messages": []}', "line 1: messages must be a list"),
         ("p.jsonl", '{"messages": [{"role": "user"}]}', "line 1: messages must be a list"),
         ("p.txt", b"\xff\xfe7", "not UTF-8"),
@@ -125,7 +211,9 @@ def test_a_mistake_in_the_input_names_the_line(name, content, named, tmp_path, c
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     stops(2, ["--input", str(path), "--output", str(tmp_path / "out.jsonl"), *SHORT])
-    assert named in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -149,6 +237,24 @@ def test_a_mistake_in_the_input_names_the_line(name, content, named, tmp_path, c
         ('{"index": 0}\n', ["--resume"], "line 1 is no completion"),
         ('{"index": 0, "prompt": "1 2 3 -> 6", "tokens": [], "commit_step": []}\n', ["--resume"], "prompt"),
         ('{"index": 9, "prompt": "7 3 11 -> 32", "tokens": [], "commit_step": []}\n', ["--resume"], "index 9"),
+        ('{"index": true, "prompt": "1", "tokens": [], "commit_step": []}\n', ["--resume"], "line 1 is no completion"),
+        (
+            '{"index": 0, "prompt": "1", "tokens": 3, "commit_step": []}\n',
+            ["--resume"],
+            "tokens must be a list of integers",
+        ),
+        ("[" * 100_000 + "\n", ["--resume"], "line 1 is not valid JSON"),
+        ('{"index": 0, "prompt": "\\ud83d"}\n', ["--resume"], "line 1: not valid Unicode"),
+        (
+            2 * '{"index": 0, "prompt": "7 3 11 -> 32", "tokens": [], "commit_step": []}\n',
+            ["--resume"],
+            "holds index 0 twice",
+        ),
+        (
+            '{"index": 0, "prompt": "7 3 11 -> 32", "tokens": ' + f"{[1] * 12}" + ', "commit_step": []}\n',
+            ["--resume"],
+            "does not say what its rows were made with",
+        ),
     ],
 )
 def test_an_existing_output_is_safe(content, flag, named, tmp_path, capsys):
@@ -209,6 +315,20 @@ def test_a_toml_file_and_prompts_in_front_of_the_flags(tmp_path, capsys):
     path.write_text('gen_length = 12\nrule = "fixed"\nsteps = 3\n')
     assert main([str(path), *PROMPTS[:2], "--steps", "4"]) == 0
     assert [(row["prompt"], row["nfe"]) for row in rows_of(capsys.readouterr().out)] == [(p, 4) for p in PROMPTS[:2]]
+    path.write_bytes(b'\xef\xbb\xbfgen_length = 12\r\nrule = "fixed"\r\n')
+    assert main([str(path), PROMPTS[0]]) == 0
+    assert rows_of(capsys.readouterr().out)[0]["nfe"] == 12
+    for content, named in [
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("seed = " + "1" * 5000, "not valid TOML"),
+        ("seed = 1".encode("utf-16"), "UTF-16"),
+        (b"# caf\xe9", "line 1 is not UTF-8"),
+    ]:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        stops(2, [str(path), PROMPTS[0]])
+        message = capsys.readouterr().err
+        assert named in message
+        assert message.count("\n") == 1
     path.write_text("gen_lenth = 12\n")
     stops(2, [str(path), PROMPTS[0]])
     assert "unknown key 'gen_lenth'; nearest: gen_length" in capsys.readouterr().err

@@ -10,9 +10,10 @@ pytest.importorskip("lm_eval", reason="needs the extra diffpo[lm-eval]")
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from tokenizers.processors import TemplateProcessing
 
 import diffpo
-from diffpo.lm_eval_adapter import DiffpoLM, cut, left_to_right
+from diffpo.lm_eval_adapter import DiffpoLM, left_to_right, until_strings
 from diffpo.tasks import Countdown
 from diffpo.trajectory import Trajectory
 
@@ -65,17 +66,27 @@ def test_generation_is_that_of_diffpo_cut_at_the_stop_strings(lm):
     assert lm.generate_until(requests_of("generate_until", (prompts[0], {"until": []}))) == whole[:1]
 
 
+def test_special_tokens_stop_and_a_bos_stands_once():
+    lm = DiffpoLM(model="tiny-countdown", gen_length=12, steps=12, batch_size=3, device="cpu")
+    prompt = Countdown().prompt(Countdown().problems("test", 1, seed=0)[0])
+    whole = diffpo.generate(lm.model, [prompt], 12, rule=diffpo.FixedSchedule(12)).text[0]
+    lm.tokenizer.add_tokens([","], special_tokens=True)
+    assert lm.generate_until(requests_of("generate_until", (prompt, {"until": [",", ""]}))) == [whole.split(" ,")[0]]
+    lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    assert lm.tok_encode("<pad> 1 2") == lm.tok_encode("1 2") == [0, *lm.tok_encode("1 2", add_special_tokens=False)]
+    assert lm.tok_encode("<pad> 1 2", add_special_tokens=True) == lm.tok_encode("1 2")
+
+
 def test_sampling_is_refused(lm):
     with pytest.raises(ValueError, match="greedily"):
         lm.generate_until(requests_of("generate_until", ("1 2 3 -> 6", {"do_sample": True, "temperature": 0.7})))
 
 
 @pytest.mark.parametrize(
-    ("text", "until", "expected"),
-    [("a b c", ["b"], "a "), ("a b c", ["c", "b"], "a "), ("a", ["x"], "a"), ("ab", "b", "a"), ("ab", [""], "ab")],
+    ("until", "expected"), [(["b"], ["b"]), (["c", "b"], ["c", "b"]), ("b", ["b"]), ([""], []), (["", "x"], ["x"])]
 )
-def test_cut(text, until, expected):
-    assert cut(text, until) == expected
+def test_until_strings(until, expected):
+    assert until_strings(until) == expected
 
 
 def test_the_likelihood_is_that_of_the_order_left_to_right(random_model, random_prompts):
@@ -83,9 +94,10 @@ def test_the_likelihood_is_that_of_the_order_left_to_right(random_model, random_
     (prompt, answer) = random_prompts(model, [6, 5])
     n = len(answer)
     none = torch.full((1,), math.nan)
+    zero = torch.zeros(1, dtype=torch.int64)
     trajectory = Trajectory(
         prompt[None], torch.ones(1, 6, dtype=torch.bool), answer[None], torch.arange(1, n + 1)[None], torch.zeros(1, n),
-        torch.zeros(1, n), none, torch.tensor([-1]), torch.zeros(1), torch.tensor([n]), torch.tensor([n]), model.mask_id, 0.0,
+        torch.zeros(1, n), none, torch.tensor([n]), torch.tensor([n]), zero, zero, zero, model.mask_id, 0.0, n,
     )  # fmt: skip
     exact = diffpo.trajectory_logprobs(model, trajectory, boundaries=range(n)).sum().item()
     for batch_size in (1, 2, 8):

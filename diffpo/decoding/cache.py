@@ -92,11 +92,11 @@ class Pass:
     def _merge(self, kept_RSKd: Tensor, fresh_BQKd: Tensor) -> Tensor:
         kept_RSKd = kept_RSKd[:, kept_RSKd.shape[1] - self.width :]
         if self.write is None:
-            kept_RSKd[self.rows] = fresh_BQKd
+            kept_RSKd[self.rows] = fresh_BQKd.to(kept_RSKd.dtype)  # another one under torch.autocast
             return fresh_BQKd
         kept_BQKd = kept_RSKd[self._row_numbers, self.columns]
         kept_RSKd[self._row_numbers, self.columns] = torch.where(self.write[:, :, None, None], fresh_BQKd, kept_BQKd)
-        return kept_RSKd[self.rows]
+        return kept_RSKd[self.rows].to(fresh_BQKd.dtype)
 
     @cached_property
     def _row_numbers(self) -> Tensor:  # [B, 1]; once for all layers: in a cached step of few tokens every kernel shows

@@ -84,7 +84,7 @@ class Decoder:
     def __init__(
         self, model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
     ):
-        self.model, self.settings, self.limit = model, settings, rows
+        self.model, self.settings, self.limit, self.eos_ids = model, settings, rows, model.eos_ids
         self.prompt_ids, self.prompt_mask, self.lengths = prompt_ids, prompt_mask, prompt_mask.sum(dim=1).cpu()
         P, L = prompt_ids.shape[1], settings.gen_length
         spare = int(settings.static and rows > 1)  # a row that is never alive, to fill up an index
@@ -112,8 +112,10 @@ class Decoder:
             if done.any():
                 yield self._leave(done)
             if failed:
+                scale = self.settings.sampling.cfg_scale
+                cause = f", guided with cfg_scale {scale:g}," if scale else ""
                 raise FloatingPointError(
-                    f"the model's logits are NaN or infinite for {len(failed)} prompts, first: {failed[:8]}"
+                    f"the model's logits{cause} are NaN or infinite for {len(failed)} prompts, first: {failed[:8]}"
                 )
 
     def _admit(self, waiting: Tensor) -> tuple[Tensor, int]:
@@ -165,8 +167,9 @@ class Decoder:
         if fresh.start < fresh.stop:
             set_thresholds(model, rows, fresh, hidden, settings.rule, settings.sampling.seed)
         commit(
-            model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static
-        )
+            model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static,
+            self.eos_ids,
+        )  # fmt: skip
         if isinstance(index, Tensor):
             self.rows.put(index, selected)
         due = due_for_refresh(self.rows, settings.cache_refresh)
@@ -230,11 +233,10 @@ class Decoder:
         return Finished(finished, self._trajectory(finished, leaving), seconds)
 
     def _trajectory(self, ids: Tensor, rows: Rows) -> Trajectory:
-        eos_id, tokens, sampling = self.model.config.eos_token_id, rows.tokens.clone(), self.settings.sampling
-        length = torch.full_like(rows.nfe, rows.gen_length)
-        if eos_id is not None:
-            tokens.masked_fill_(rows.commit_step == 0, eos_id)
-            length = (first_position(tokens, eos_id) + 1).clamp(max=rows.gen_length)
+        tokens, sampling = rows.tokens.clone(), self.settings.sampling
+        if self.eos_ids:
+            tokens.masked_fill_(rows.commit_step == 0, self.eos_ids[0])
+        length = (first_position(tokens, self.eos_ids) + 1).clamp(max=rows.gen_length)
         ids = ids.to(tokens.device)
         actions = {"gamma": Action(rows.gamma_bin, rows.gamma_logprob)} if self.settings.rule.draws_gamma else {}
         return Trajectory(

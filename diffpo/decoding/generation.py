@@ -9,18 +9,17 @@ from torch import Tensor
 
 from diffpo.decoding.cache import check_cache
 from diffpo.decoding.decoder import Finished, Settings, denoise
+from diffpo.decoding.prompts import Prompts, check_prompts, encode_prompts
 from diffpo.decoding.rules import FixedSchedule, Rule
 from diffpo.decoding.step import Sampling
-from diffpo.decoding.stopping import check_stop, cut
+from diffpo.decoding.stopping import StopText, check_stop
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
-
-Prompts = Sequence[str] | Sequence[list[dict[str, str]]] | Sequence[Tensor] | Tensor
 
 
 @dataclass(frozen=True)
 class Generation:
-    """text: the completions up to the first EOS or stop string (None without a tokenizer); tokens: int64 [B, L]; nfe: int64 [B].
+    """text: the completions up to the first of the model's ``eos_ids`` or stop string (None without a tokenizer); tokens: int64 [B, L]; nfe: int64 [B].
 
     seconds: of a streamed row, wall-clock from entering the batch to leaving it, in which other rows were decoded too; else None.
     """
@@ -57,8 +56,9 @@ def generate(
 ) -> Generation:
     """Decode every prompt to ``gen_length`` tokens with a commit rule.
 
-    prompts: strings, chats (lists of role/content messages, by the tokenizer's template) or token ids (a list of 1-d
-        tensors, or one tensor [B, P] without padding), of any lengths
+    prompts: strings, chats (lists of role/content messages, by the tokenizer's template; a last message of the assistant is continued)
+        or token ids (a list of 1-d tensors, or one tensor [B, P] without padding), of any lengths. Special tokens spelled in a text are
+        read as such; a BOS that stands there is not put before it again; the mask token is refused
     gen_length, block_length: tokens; block_length (default gen_length) must divide gen_length
     rule: what to commit in each step; default ``FixedSchedule(gen_length)``, one token a step
     temperature: 0 takes the most probable token, otherwise a draw from softmax(logits / temperature)
@@ -69,7 +69,8 @@ def generate(
     cache: "none", every step exact; "prefix" or "dual", keys and values outside the active block are kept between refreshes, an
         approximation (``diffpo/decoding/cache.py``). A cached step counts as one NFE.
     cache_refresh: steps between exact passes within a block; default only at each block's start
-    stop: one or several strings; the text ends before the first of them, and the row as soon as all before it is committed
+    stop: one or several strings; the text ends before the first of them, and the row as soon as all before it is committed. They may hold
+        special tokens ("<|eot_id|>"), and match across none that they do not hold
     cuda_graph: replay the steps from CUDA graphs; default where the model is on a GPU
     row_ids: int64 [B], what keys each prompt's draws beside the seed; default its index. With the ids of a longer list, some of its
         prompts get the same draws as in the whole list
@@ -181,61 +182,9 @@ def check_row_ids(row_ids: Tensor | None, prompts: int) -> None:
         raise ValueError(f"row_ids must be an int64 tensor [{prompts}], one for each prompt, got {got}")
 
 
-def encode_prompts(model: MaskedDiffusionLM, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Left-padded prompt ids int64 [B, P] and their mask bool [B, P], on the model's device."""
-    if isinstance(prompts, str):
-        raise ValueError("prompts must be a list; wrap a single prompt in one: [prompt]")
-    if len(prompts) == 0:
-        raise ValueError("prompts is empty: give at least one")
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in _token_ids(model, prompts)]
-    P = max(len(row) for row in rows)
-    pad_id = model.config.pad_token_id if model.config.pad_token_id is not None else 0
-    prompt_ids = torch.full((len(rows), P), pad_id)
-    prompt_mask = torch.zeros(len(rows), P, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        prompt_ids[i, P - len(row) :], prompt_mask[i, P - len(row) :] = row, True
-    return prompt_ids.to(model.device), prompt_mask.to(model.device)
-
-
-def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence:
-    if len({type(prompt) for prompt in prompts}) > 1:
-        raise ValueError("prompts must all be strings, all be chats or all be token-id tensors")
-    if isinstance(prompts[0], Tensor):
-        if any(row.dim() != 1 or row.is_floating_point() for row in prompts):
-            raise ValueError("token-id prompts must be 1-d integer tensors, or one integer tensor [B, P]")
-        return prompts
-    if model.tokenizer is None:
-        raise ValueError("the model has no tokenizer: give prompts as token-id tensors")
-    if isinstance(prompts[0], str):
-        try:
-            return model.tokenizer(list(prompts))["input_ids"]
-        except Exception as error:  # the tokenizers library raises nothing more specific
-            raise ValueError(f"prompts hold a word the model's tokenizer does not know: {error}") from error
-    if model.tokenizer.chat_template is None:
-        raise ValueError("the model's tokenizer has no chat template: give prompts as strings")
-    encoded = model.tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)
-    return encoded["input_ids"]
-
-
-def check_prompts(model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, gen_length: int) -> None:
-    """ValueError for an id outside the vocabulary, a mask token, or a prompt that leaves no room for the completion."""
-    vocab_size, context = model.config.vocab_size, model.config.max_position_embeddings
-    if ((prompt_ids < 0) | (prompt_ids >= vocab_size)).any():
-        raise ValueError(f"a prompt holds a token id outside the vocabulary of {vocab_size} tokens")
-    masked = ((prompt_ids == model.mask_id) & prompt_mask).any(dim=1).nonzero()[:, 0].tolist()
-    if masked:
-        raise ValueError(
-            f"prompts {masked[:8]} contain the mask token (id {model.mask_id}), which only completions may hold"
-        )
-    if prompt_ids.shape[1] + gen_length > context:
-        raise ValueError(
-            f"the longest prompt ({prompt_ids.shape[1]} tokens) and gen_length {gen_length} exceed the model's context of {context}"
-        )
-
-
 def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str] | None:
     """Completions up to the first EOS or before the first stop string, special tokens removed; None without a tokenizer."""
     if model.tokenizer is None:
         return None
     rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
-    return [cut(text, stop) for text in model.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    return [text for text, _ in StopText(model.tokenizer, stop).cut(rows)]

@@ -4,6 +4,11 @@ Every rule is data for one operator, ``entropy_bounded_commit_``: an order (comm
 per position, a ``budget`` per row and how costs are held against it; committed is the longest prefix of at least one position with
 sum(cost) - max(cost) <= budget ("joint"), or with (n + 1) cost_n <= budget for its n-th position, n > 1 ("ranked").
 Unit costs with budget k - 1 commit exactly k positions.
+
+A position's proposal is never the mask token: its probability counts as 0 in every number below, as if the vocabulary did not hold it.
+(Published decoders leave it in, and may "commit" a mask.)
+
+Sure positions are compared by odds, not by probabilities, which all round to 1 in float32.
 """
 
 import math
@@ -17,6 +22,7 @@ from diffpo.keyed_random import uniform
 from diffpo.models.transformer import MaskedDiffusionLM
 
 PROXIES = ("entropy", "confidence", "margin")
+_ONE_IN_FLOAT64 = 2.0**-53  # 1 / (1 + odds) is 1 up to here
 _GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
 
 
@@ -24,9 +30,11 @@ _GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
 class StepPredictions:
     """What the network says in one step about A rows of L positions; only ``candidates`` hold meaningful values.
 
-    candidates: bool [A, L], masked positions of each row's active block; entropy (nats), confidence (probability of the
-    proposed token), top1, top2 (probabilities): fp32 [A, L], untempered; block_length: tokens; blocks: their
-    number; block_step: int64 [A], steps already spent on the active block; gamma: fp32 [A], the rows' thresholds (nats) or NaN.
+    candidates: bool [A, L], masked positions of each row's active block.
+    entropy (nats), confidence (probability of the proposed token), top1, top2 (largest probabilities): fp32 [A, L], untempered.
+    odds, top_odds: fp32 [A, L], (1 - p) / p of the proposed and of the most probable token, exact also where p rounds to 1.
+    block_length: tokens; blocks: their number; block_step: int64 [A], steps already spent on the active block.
+    gamma: fp32 [A], the rows' thresholds (nats) or NaN.
     """
 
     candidates: Tensor
@@ -34,6 +42,8 @@ class StepPredictions:
     confidence: Tensor
     top1: Tensor
     top2: Tensor
+    odds: Tensor
+    top_odds: Tensor
     block_length: int
     blocks: int
     block_step: Tensor
@@ -41,7 +51,20 @@ class StepPredictions:
 
     def proxy(self, name: str) -> Tensor:
         """Estimated error per position, small = commit first."""
-        return {"entropy": self.entropy, "confidence": -self.top1, "margin": self.top2 - self.top1}[name]
+        if name == "entropy":
+            return self.entropy
+        if name == "confidence":
+            return _as_compared(self.top_odds)
+        return _as_compared((self.top_odds * self.top1 + self.top2) / (self.top1 - self.top2))  # (1 - margin) / margin
+
+    def doubt(self) -> Tensor:
+        """The odds against each proposed token, [A, L]: the most confident has the smallest."""
+        return _as_compared(self.odds)
+
+
+def _as_compared(odds: Tensor) -> Tensor:
+    """0 where the probability is 1 in float64, in which published decoders compare: those are equally sure, and the leftmost goes first."""
+    return torch.where(odds <= _ONE_IN_FLOAT64, 0.0, odds)
 
 
 class Plan(NamedTuple):
@@ -101,7 +124,7 @@ class FixedSchedule(Rule):
 
     A block of n tokens and S steps commits n // S per step, the first n % S steps one more. Decodes every position, also
     after an EOS. ``steps`` must be a multiple of the number of blocks; steps beyond one a token are not spent.
-    Source: LLaDA (arXiv 2502.09992), low-confidence remasking.
+    Source: LLaDA (arXiv 2502.09992), low-confidence remasking; its code may also propose the mask token, which is never done here.
     """
 
     stops_at_eos = False
@@ -124,11 +147,14 @@ class FixedSchedule(Rule):
     def plan(self, step: StepPredictions) -> Plan:
         steps_per_block = self.steps // step.blocks
         count = step.block_length // steps_per_block + (step.block_step < step.block_length % steps_per_block).long()
-        return _fixed_count(-step.confidence, count)
+        return _fixed_count(step.doubt(), count)
 
 
 class ConfidenceThreshold(Rule):
-    """Commit every candidate whose confidence is at least ``p``, and always the most confident one (Fast-dLLM, 2505.22618)."""
+    """Commit every candidate whose confidence is at least ``p``, and always the most confident one (Fast-dLLM, 2505.22618).
+
+    1 takes what float64 rounds to 1.
+    """
 
     def __init__(self, p: float = 0.9):
         if not 0 <= p <= 1:
@@ -139,14 +165,16 @@ class ConfidenceThreshold(Rule):
         return f"ConfidenceThreshold(p={self.p:g})"
 
     def plan(self, step: StepPredictions) -> Plan:
-        return _fixed_count(-step.confidence, ((step.confidence >= self.p) & step.candidates).sum(dim=1))
+        doubt = step.doubt()
+        largest = (1 - self.p) / self.p if self.p > 0 else math.inf
+        return _fixed_count(doubt, ((doubt <= largest) & step.candidates).sum(dim=1))
 
 
 class FactorThreshold(Rule):
     """Commit the n most confident candidates while the n-th confidence is at least 1 - factor / (n + 1), and always the first.
 
-    The more tokens are committed together, the surer each must be; 0 commits one token a step (more only at a confidence of 1), inf the
-    whole block. Source: Fast-dLLM (arXiv 2505.22618), factor-based parallel decoding.
+    The more tokens are committed together, the surer each must be; 0 commits one token a step (more only at a confidence that
+    float64 rounds to 1), inf the whole block. Source: Fast-dLLM (arXiv 2505.22618), factor-based parallel decoding.
     """
 
     def __init__(self, factor: float):
@@ -159,7 +187,9 @@ class FactorThreshold(Rule):
 
     def plan(self, step: StepPredictions) -> Plan:
         budget = torch.full_like(step.gamma, self.factor)
-        return Plan(-step.confidence, 1 - step.confidence, budget, rule="ranked")
+        doubt = step.doubt()
+        missing = torch.where(step.confidence > 0.5, doubt * step.confidence, 1 - step.confidence)  # 1 - confidence
+        return Plan(doubt, missing, budget, rule="ranked")
 
 
 class EntropyBounded(Rule):

@@ -87,6 +87,7 @@ def commit(
     rule: Rule,
     sampling: Sampling,
     static: bool,
+    eos_ids: tuple[int, ...],
 ) -> None:
     """The rest of a step, after the network: tokens, records, blocks and ``done``, all in ``rows``. A row that is done does not change."""
     L, mask_id = rows.gen_length, model.mask_id
@@ -105,7 +106,7 @@ def commit(
 
     entropy = spread(predicted.entropy)
     step = StepPredictions(candidates, entropy, spread(predicted.confidence), spread(predicted.top1), spread(predicted.top2),
-                           block_length, L // block_length, rows.block_step, rows.gamma)  # fmt: skip
+                           spread(predicted.odds), spread(predicted.top_odds), block_length, L // block_length, rows.block_step, rows.gamma)  # fmt: skip
     plan = rule.plan(step)
     before = start.clone()
     committed = entropy_bounded_commit_(
@@ -116,7 +117,7 @@ def commit(
     rows.entropy.copy_(torch.where(committed, entropy, rows.entropy))
     rows.block_step.copy_(torch.where(start == before, rows.block_step + 1, 0))
     rows.failed.logical_or_((spread(~predicted.valid) & candidates).any(dim=1))
-    rows.done.logical_or_(rows.failed | _finished(rows.tokens, model, rule.stops_at_eos))
+    rows.done.logical_or_(rows.failed | _finished(rows.tokens, mask_id, eos_ids if rule.stops_at_eos else ()))
     rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
 
 
@@ -136,6 +137,8 @@ class _Predictions(NamedTuple):
     confidence: Tensor
     top1: Tensor
     top2: Tensor
+    odds: Tensor
+    top_odds: Tensor
     valid: Tensor
 
 
@@ -154,25 +157,42 @@ def _predict_chunk(model, hidden_ND: tuple[Tensor, ...], uniform_N: Tensor | Non
     logits_NV = model.head(hidden_ND[0])
     if len(hidden_ND) == 2:
         unconditional_NV = model.head(hidden_ND[1])
-        logits_NV = unconditional_NV + (sampling.cfg_scale + 1) * (logits_NV - unconditional_NV)
+        logits_NV = _guided(logits_NV, unconditional_NV, sampling.cfg_scale)
     if logits_NV.dtype == torch.float64:
-        logits_NV = logits_NV.float()  # the operator takes what networks run in: fp32, bf16, fp16
+        logits_NV = _narrowed(logits_NV, model.mask_id)
     stats = row_statistics(logits_NV, sampling.temperature, uniform_N, banned_ids=[model.mask_id])
     token_N = stats.token.clamp(min=0)  # of a row that is not valid it is -1, which no embedding can take
-    confidence_N = (logits_NV.gather(1, token_N[:, None])[:, 0].float() - stats.lse).exp()
-    return _Predictions(token_N, stats.logprob, stats.entropy, confidence_N, stats.top1, stats.top2, stats.valid)
+    # The odds of a token that is not the most probable one are at least 1: its confidence has their digits.
+    odds_N = torch.where(stats.confidence == stats.top1, stats.odds, 1 / stats.confidence - 1)
+    return _Predictions(
+        token_N, stats.logprob, stats.entropy, stats.confidence, stats.top1, stats.top2, odds_N, stats.odds, stats.valid
+    )
 
 
-def _finished(tokens: Tensor, model: MaskedDiffusionLM, stops_at_eos: bool) -> Tensor:
+def _guided(logits_NV: Tensor, unconditional_NV: Tensor, scale: float) -> Tensor:
+    """u + (scale + 1)(c - u), formed as in the published code; a token impossible with the prompt (-inf) stays so."""
+    if logits_NV.dtype == torch.float16:  # the sum would leave its range
+        logits_NV, unconditional_NV = logits_NV.float(), unconditional_NV.float()
+    guided_NV = unconditional_NV + (scale + 1) * (logits_NV - unconditional_NV)
+    return torch.where(logits_NV == -torch.inf, logits_NV, guided_NV)
+
+
+def _narrowed(logits_NV: Tensor, mask_id: int) -> Tensor:
+    """float64 logits for the operator, which takes what networks run in: as differences to the largest, which float32 holds more exactly."""
+    logits_NV = logits_NV.clone()
+    logits_NV[:, mask_id] = -torch.inf
+    return (logits_NV - logits_NV.amax(dim=1, keepdim=True)).float()
+
+
+def _finished(tokens: Tensor, mask_id: int, eos_ids: tuple[int, ...]) -> Tensor:
     """bool [A]: no masked position is left, or none before the first EOS."""
-    L = tokens.shape[1]
-    first_mask = first_position(tokens, model.mask_id)
-    if not stops_at_eos or model.config.eos_token_id is None:
-        return first_mask == L
-    return (first_mask == L) | (first_position(tokens, model.config.eos_token_id) < first_mask)
+    first_mask = first_position(tokens, (mask_id,))
+    return (first_mask == tokens.shape[1]) | (first_position(tokens, eos_ids) < first_mask)
 
 
-def first_position(tokens: Tensor, token_id: int) -> Tensor:
-    """int64 [A]: where a token stands first in each row [A, L], L where it does not."""
-    L = tokens.shape[1]
-    return torch.where(tokens == token_id, torch.arange(L, device=tokens.device), L).amin(dim=1)
+def first_position(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """int64 [A]: where one of the tokens stands first in each row [A, L], L where none does."""
+    L, found = tokens.shape[1], torch.zeros_like(tokens, dtype=torch.bool)
+    for token_id in token_ids:  # a few; a tensor of them could not be made while a graph is captured
+        found |= tokens == token_id
+    return torch.where(found, torch.arange(L, device=tokens.device), L).amin(dim=1)

@@ -11,11 +11,23 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from diffpo.models.adapter_folder import refuse_adapter
 from diffpo.models.file_replacement import replace_files, write_atomically
+from diffpo.models.folder_files import find
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat, format_of, read_json
+from diffpo.models.generation_config import GENERATION_CONFIG, generation_eos_ids
 from diffpo.models.hub import download
-from diffpo.models.stored_tensors import INDEX, WEIGHTS, StoredTensor, check_tensors, copy_tensors, stored_tensors
-from diffpo.models.threshold_file import THRESHOLD, add_threshold_fields, read_threshold, write_threshold
+from diffpo.models.stored_tensors import (
+    INDEX,
+    SHARDS,
+    WEIGHTS,
+    Stored,
+    check_tensors,
+    copy_tensors,
+    stored_tensors,
+    without_tied_head,
+)  # fmt: skip
+from diffpo.models.threshold_file import THRESHOLD, add_threshold_fields, stored_threshold, write_threshold
 from diffpo.models.tokenizer_files import TOKENIZER_FILES, PublishedFiles, read_tokenizer
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 
@@ -23,7 +35,8 @@ __all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_mo
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 SHARD_BYTES = 5 * 10**9  # as transformers writes them
-_CARRIED = ("generation_config.json", "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
+_CARRIED = (GENERATION_CONFIG, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
+_POLICY = "threshold."  # the learned threshold's tensors; beside a published format they have a file of their own
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -66,23 +79,30 @@ def load(
 
     ``model.source`` records name and commit; ``model.save`` writes the format that was read, for other tools to load.
 
-    Raises, before any weight is read: FileNotFoundError for an unknown name or a missing file or shard; ValueError for a
-    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, a damaged
-    file, a tokenizer with more tokens or another mask id than the model, or a device or dtype that cannot be used.
+    Buffers that follow from the config (rotary tables) and a tied head stored twice are accepted; config keys without
+    influence on the network are ignored. The folder may be anybody's: only regular files in it are read, within bounds, and the
+    tokenizer is tried in a process of its own first.
+
+    Raises, before memory is allocated: FileNotFoundError for an unknown name or a missing file or shard; ValueError for a
+    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, an adapter, a
+    damaged file, a link out of the folder, a tokenizer with more tokens or another mask id than the model, or a device or
+    dtype that cannot be used.
     """
     device, dtype = _device(device), _dtype(dtype)
     folder, commit = resolve(name_or_path, revision)
     fields, config = _read_config(folder)
     known = FORMATS[config.model_type]
+    stored = _stored(config, folder)
+    tokenizer = read_tokenizer(folder, config, known.mask_token)
+    files = PublishedFiles.read(folder, tokenizer, _CARRIED if isinstance(known, PublishedFormat) else _CARRIED[:1])
+    dtype = dtype or stored["embed_tokens.weight"].dtype
     with torch.device("meta"):
-        model = MaskedDiffusionLM(config)
-    stored = stored_tensors(folder)
-    check_tensors(stored, _weights(model), folder)
-    model.tokenizer = read_tokenizer(folder, config, known.mask_token)
-    files = PublishedFiles.read(folder, model.tokenizer, _CARRIED if isinstance(known, PublishedFormat) else ())
+        model = MaskedDiffusionLM(config, tokenizer)
+    _refuse_too_large(model, device, dtype)
+    model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
-    _allocate(model, device, dtype or stored[known.tensor_name("embed_tokens.weight")].dtype)
-    _fill(model, stored, folder)
+    _allocate(model, device, dtype)
+    copy_tensors(stored, _weights(model))
     return model.eval()
 
 
@@ -93,9 +113,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
     """Fill the model's tensors, in place, from a folder in the model's format; whatever does not fit is an error."""
-    stored = stored_tensors(folder)
-    check_tensors(stored, _weights(model), folder)
-    _fill(model, stored, folder)
+    copy_tensors(_stored(model.config, folder), _weights(model))
 
 
 def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
@@ -119,7 +137,7 @@ def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_b
 def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
     """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
     name = os.fspath(name_or_path)
-    local = Path(name) if Path(name).is_dir() else SHIPPED / name if name in shipped_models() else None
+    local = Path(name) if os.path.isdir(name) else SHIPPED / name if name in shipped_models() else None
     if local is not None:
         if revision is not None:
             raise ValueError(f"revision {revision!r}: {name} is a local folder; only a hub id has revisions")
@@ -134,31 +152,72 @@ def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tup
 
 
 def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
+    refuse_adapter(folder)
     path = folder / CONFIG
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder")
+    if find(folder, CONFIG) is None:
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        instead = f"; its folders that do are {', '.join(inner[:5])}" if inner else ""
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder{instead}")
     fields = read_json(path)
+    if find(folder, GENERATION_CONFIG) is not None:
+        read_json(folder / GENERATION_CONFIG)
     known = format_of(fields, path)
     config = known.config(fields, path)
     return fields, add_threshold_fields(config, folder) if isinstance(known, PublishedFormat) else config
 
 
+def _stored(config: ModelConfig, folder: Path) -> Stored:
+    """Where every tensor of the model lies in the folder's files, by its name in the model: the tensors fit the config."""
+    known = FORMATS[config.model_type]
+    separate = isinstance(known, PublishedFormat) and config.threshold_gammas is not None
+
+    def fitting(stored: Stored) -> Stored:
+        if config.tie_word_embeddings:
+            embedding, head = known.tensor_name("embed_tokens.weight"), known.tensor_name("lm_head.weight")
+            stored = without_tied_head(stored, embedding, head, folder)
+        shapes = _shapes(config, len(stored), folder)
+        kept = [name for name in shapes if not (separate and name.startswith(_POLICY))]
+        check_tensors(stored, {known.tensor_name(name): shapes[name] for name in kept}, folder)
+        return {name: stored[known.tensor_name(name)] for name in kept}
+
+    stored = stored_tensors(folder, fitting)
+    if separate:
+        stored |= {_POLICY + name: tensor for name, tensor in stored_threshold(config, folder).items()}
+    return stored
+
+
+def _shapes(config: ModelConfig, most_layers: int, folder: Path) -> dict[str, torch.Size]:
+    """The shapes of the model's tensors, from a model of one layer: a config may claim more layers than can be built."""
+    layers = config.num_hidden_layers
+    if layers > most_layers:
+        raise ValueError(f"{folder}: the config asks for {layers} layers, the files hold {most_layers} tensors")
+    with torch.device("meta"):
+        single = MaskedDiffusionLM(config.model_copy(update={"num_hidden_layers": 1}))
+    shapes = {}
+    for name, tensor in _weights(single).items():
+        repeated = range(layers) if name.startswith("layers.0.") else [0]
+        shapes |= {name.replace("layers.0.", f"layers.{layer}.", 1): tensor.shape for layer in repeated}
+    return shapes
+
+
 def _weights(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
-    """The tensors of the weight files by stored name: all, except a head tied to the embedding, and the threshold of a
-    published format, which has its own file."""
-    known = FORMATS[model.config.model_type]
+    """The tensors that are stored: all, except a head tied to the embedding."""
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
-    if isinstance(known, PublishedFormat):
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("threshold.")}
-    return {known.tensor_name(name): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
-def _fill(model: MaskedDiffusionLM, stored: dict[str, StoredTensor], folder: Path) -> None:
-    copy_tensors(stored, _weights(model))
-    if model.threshold is not None and isinstance(FORMATS[model.config.model_type], PublishedFormat):
-        read_threshold(model.threshold, folder)
+def _refuse_too_large(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError for a model that the machine's memory cannot hold, instead of the system ending the process."""
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return
+    needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ValueError(
+            f"the model needs {needed / 1e9:.0f} GB as {dtype}, the machine has {there / 1e9:.0f} GB of memory"
+        )
 
 
 def _allocate(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
@@ -186,7 +245,13 @@ def _config_fields(model: MaskedDiffusionLM) -> dict:
 def _write_weights(model: MaskedDiffusionLM, folder: Path, shard_bytes: int) -> None:
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    tensors = _weights(model)
+    known = FORMATS[model.config.model_type]
+    separate = isinstance(known, PublishedFormat)
+    tensors = {
+        known.tensor_name(name): tensor
+        for name, tensor in _weights(model).items()
+        if not (separate and name.startswith(_POLICY))
+    }
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for file, names in plan.filename_to_tensors.items():
         shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
@@ -194,7 +259,7 @@ def _write_weights(model: MaskedDiffusionLM, folder: Path, shard_bytes: int) -> 
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    if model.threshold is not None and isinstance(FORMATS[model.config.model_type], PublishedFormat):
+    if model.threshold is not None and separate:
         write_threshold(model.threshold, model.config, folder / THRESHOLD)
 
 
@@ -212,7 +277,7 @@ def _write_published_files(model: MaskedDiffusionLM, folder: Path) -> None:
 
 def _checkpoint_files(folder: Path) -> list[str]:
     """The files of the checkpoint in a folder, whatever wrote it."""
-    shards = [path.name for path in folder.glob("model-*-of-*.safetensors")]
+    shards = [path.name for path in folder.glob(SHARDS)]
     return [name for name in (*TOKENIZER_FILES, WEIGHTS, INDEX, THRESHOLD, *shards) if (folder / name).exists()]
 
 

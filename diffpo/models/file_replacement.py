@@ -1,7 +1,8 @@
 """Replacing files so that a fault on the way leaves the old ones."""
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,13 +14,15 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
     """
     arriving = sorted((path.name for path in new.iterdir()), key=lambda name: (name == last, name))
     stale = sorted(set(stale) - set(arriving))
+    mode = create(backup / ".mode")
+    (backup / ".mode").unlink()
     for name in arriving:
         with open(new / name, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(new / name, 0o644)
+        os.chmod(new / name, mode)
     for name in [*arriving, *stale]:
-        if (folder / name).exists():
-            os.link(folder / name, backup / name)
+        if os.path.lexists(folder / name):
+            os.link(folder / name, backup / name, follow_symlinks=False)
     try:
         for name in arriving:
             os.replace(new / name, folder / name)
@@ -27,7 +30,7 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
             (folder / name).unlink()
     except BaseException:
         for name in [*arriving, *stale]:
-            if (backup / name).exists():
+            if os.path.lexists(backup / name):
                 os.rename(backup / name, folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)
@@ -36,14 +39,26 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
 
 def write_atomically(target: Path, write) -> None:
     """Call ``write(path)`` on a temporary file beside ``target``, flush it to disk, then rename it over ``target``."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    mode = create(temporary)
     try:
-        write(temporary)
+        write(str(temporary))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def create(path: Path) -> int:
+    """Make an empty file that is not there yet, and return its mode: what the umask leaves.
+
+    Only a new file tells the umask without changing it for other threads. safetensors gives its files 0600 whatever the umask.
+    """
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from diffpo.models.folder_files import find, parse_json
+from diffpo.models.stored_tensors import Stored, read_headers
 from diffpo.models.threshold import ThresholdPolicy
 from diffpo.models.transformer import ModelConfig
 
@@ -18,34 +20,30 @@ THRESHOLD = "diffpo_threshold.st"
 
 def add_threshold_fields(config: ModelConfig, folder: Path) -> ModelConfig:
     """The config with the bins and the proxy of the folder's threshold file, or as it was when there is none."""
-    path = folder / THRESHOLD
-    if not path.exists():
+    path = find(folder, THRESHOLD)
+    if path is None:
         return config
+    read_headers(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # bounded by read_headers
             settings = file.metadata() or {}
-        fields = {"threshold_gammas": json.loads(settings["gammas"]), "threshold_proxy": settings["proxy"]}
+        (gammas,) = parse_json(f'{{"gammas": {settings["gammas"]}}}', f"{path}: gammas").values()
+        fields = {"threshold_gammas": gammas, "threshold_proxy": settings["proxy"]}
         return ModelConfig(**config.model_dump() | fields)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable threshold file: {error!r}") from error
 
 
-@torch.no_grad()
-def read_threshold(threshold: ThresholdPolicy, folder: Path) -> None:
-    """Fill the policy from the folder's threshold file; ValueError if it does not fit."""
-    path = folder / THRESHOLD
-    if not path.exists():
+def stored_threshold(config: ModelConfig, folder: Path) -> Stored:
+    """The tensors of the folder's threshold file by their names in ThresholdPolicy; ValueError unless they fit the config."""
+    path = find(folder, THRESHOLD)
+    if path is None:
         raise FileNotFoundError(f"{folder} holds no {THRESHOLD}, the model has a learned threshold")
-    expected = threshold.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable threshold file: {error}") from error
-    if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in expected.items()}:
-        raise ValueError(f"{path} holds another threshold: {[(n, list(t.shape)) for n, t in tensors.items()]}")
-    for name, tensor in tensors.items():
-        expected[name].copy_(tensor)
+    bins, stored = len(config.threshold_gammas), read_headers(path)
+    expected = {"linear.weight": torch.Size([bins, config.hidden_size]), "linear.bias": torch.Size([bins])}
+    if {name: tensor.shape for name, tensor in stored.items()} != expected:
+        raise ValueError(f"{path} holds another threshold: {[(n, list(t.shape)) for n, t in stored.items()][:4]}")
+    return stored
 
 
 def write_threshold(threshold: ThresholdPolicy, config: ModelConfig, path: Path) -> None:

@@ -6,75 +6,19 @@ heads, d head size, N requested positions, V vocabulary.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from diffpo.models.attention import Padding, attend, left_padding
+from diffpo.models.model_config import ModelConfig
+from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
 from diffpo_kernels import skinny_linear
-
-
-class ModelConfig(BaseModel):
-    """Size and conventions of a masked diffusion LM; field names as in transformers. Unknown fields are errors.
-
-    ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
-    ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
-    ``threshold_proxy``: the order of commitment it was trained with.
-    ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    model_type: str = "diffpo"
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int | None = Field(default=None, gt=0)
-    max_position_embeddings: int = Field(default=4096, gt=0)
-    rms_norm_eps: float = Field(default=1e-5, gt=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
-    attention_bias: bool = False
-    tie_word_embeddings: bool = False
-    logit_shift: bool = False
-    mask_token_id: int = Field(ge=0)
-    eos_token_id: int | None = Field(default=None, ge=0)
-    pad_token_id: int | None = Field(default=None, ge=0)
-    threshold_gammas: tuple[float, ...] | None = None
-    threshold_proxy: Literal["entropy", "confidence", "margin"] = "entropy"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"hidden_size / num_attention_heads must be even for RoPE, got {self.head_dim}")
-        if self.num_attention_heads % self.key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} must divide by num_key_value_heads {self.num_key_value_heads}"
-            )
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            token_id = getattr(self, name)
-            if token_id is not None and token_id >= self.vocab_size:
-                raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def key_value_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
-
 
 # what a layer does with the keys and values [B, L, K, d] it computed: those [B, S, K, d] to attend to
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -153,12 +97,14 @@ class MaskedDiffusionLM(nn.Module):
     """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
 
     ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None;
-    ``source`` says what it was loaded from (name, hub revision), or is None.
+    ``source`` says what it was loaded from (name, hub revision), or is None; ``generation_eos_ids`` are those of its
+    generation_config.json.
     """
 
     def __init__(self, config: ModelConfig, tokenizer=None):
         super().__init__()
         self.config, self.tokenizer, self.source = config, tokenizer, None
+        self.generation_eos_ids: tuple[int, ...] = ()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -186,13 +132,21 @@ class MaskedDiffusionLM(nn.Module):
         return self.config.mask_token_id
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a completion, wherever they are declared: config, generation_config.json, tokenizer (EOS), chat template (end
+        of a turn). The first fills what an early end leaves open."""
+        ids = end_ids(self.config.eos_token_id, self.generation_eos_ids, self.tokenizer)
+        return tuple(index for index in ids if index < self.config.vocab_size and index != self.mask_id)
+
+    @property
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
     def add_threshold(self, gammas: tuple[float, ...], proxy: str = "entropy") -> None:
         """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
-        self.threshold = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
-        self.config = self.config.model_copy(update={"threshold_gammas": tuple(gammas), "threshold_proxy": proxy})
+        policy = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
+        self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_proxy=proxy)
+        self.threshold = policy
 
     def forward(
         self,

@@ -9,9 +9,7 @@ group, theta, old and reference.
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
-from diffpo.config import Nats, Positive
+from diffpo.config import Field, Fraction, Limit, NonNegative
 from diffpo.likelihood.latents import Latents
 from diffpo.likelihood.mean_field import mean_field
 from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective, masked_prompts
@@ -23,12 +21,12 @@ class D1Config(AlgorithmConfig):
 
     name: Literal["d1"] = "d1"
     train: tuple[Literal["model"]] = ("model",)
-    clip: Positive = 0.5
-    kl_coefficient: Nats = 0.04
-    inner_updates: int = Field(12, gt=0)
-    group_size: int = Field(6, ge=2)
+    clip: Limit = 0.5
+    kl_coefficient: NonNegative = 0.04
+    inner_updates: int = Field(12, gt=0, le=2**12)
+    group_size: int = Field(6, ge=2, le=2**12)
     fresh_latents: bool = True
-    prompt_mask_probability: float = Field(0.15, ge=0, le=1)
+    prompt_mask_probability: Fraction = 0.15
 
 
 class D1(Objective):

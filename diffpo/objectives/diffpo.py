@@ -13,10 +13,9 @@ gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = pi_old(
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from diffpo.config import Positive
+from diffpo.config import Field, Fraction, Limit
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents
 from diffpo.likelihood.mean_field import mean_field
@@ -33,14 +32,14 @@ class DiffpoConfig(AlgorithmConfig):
 
     name: Literal["diffpo"] = "diffpo"
     train: tuple[Literal["model", "threshold"], ...] = Field(("model", "threshold"), min_length=1)
-    m: int = Field(2, ge=0)
+    m: int = Field(2, ge=0, le=2**12)
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
     importance_correction: bool = True
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
-    weight_cap: Positive = 2.0
-    clip: Positive = 0.2
+    weight_cap: Limit = 2.0
+    clip: Limit = 0.2
     normalisation: Literal["sequence", "token"] = "sequence"
-    prompt_mask_probability: float = Field(0.0, ge=0, le=1)
+    prompt_mask_probability: Fraction = 0.0
 
 
 def draw_boundaries(nfe_B: Tensor, rollout_B: Tensor, m: int, *key: int) -> list[int | Tensor]:

@@ -11,9 +11,8 @@ masked tokens over the batch, here each rollout draws its own.
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
-from diffpo.config import Positive
+from diffpo.config import Field, Limit
 from diffpo.likelihood.latents import Latents
 from diffpo.likelihood.random_masks import random_masks
 from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective
@@ -24,9 +23,9 @@ class EspoConfig(AlgorithmConfig):
 
     name: Literal["espo"] = "espo"
     train: tuple[Literal["model"]] = ("model",)
-    pairs: int = Field(2, gt=0)
+    pairs: int = Field(2, gt=0, le=2**12)
     """random masks a rollout, each scored with its complement"""
-    clip: Positive = 0.2
+    clip: Limit = 0.2
 
 
 class Espo(Objective):

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from diffpo.config import Config, Nats
+from diffpo.config import Config, Field, NonNegative, Rows
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.trajectory import Trajectory
@@ -22,14 +21,14 @@ class AlgorithmConfig(Config):
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
     advantage: Literal["mean", "std", "leave_one_out"] = "mean"
     """reward less the group's mean, also divided by its standard deviation, or less the mean of the others"""
-    group_size: int = Field(8, ge=2)
-    prompts_per_update: int = Field(64, gt=0)
-    inner_updates: int = Field(2, gt=0)
+    group_size: int = Field(8, ge=2, le=2**12)
+    prompts_per_update: Rows = 64
+    inner_updates: int = Field(2, gt=0, le=2**12)
     """optimizer steps per batch of rollouts"""
     fresh_latents: bool = False
     """draw what is random about the latents anew for each inner update; without it once per batch, so that old and reference scores are
     computed once: a quarter fewer denoiser calls an update"""
-    kl_coefficient: Nats = 0.01
+    kl_coefficient: NonNegative = 0.01
     """weight of the KL to the starting model"""
 
 

@@ -12,9 +12,8 @@ out, and a token counts for as much as its latent is short.
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
-from diffpo.config import Positive
+from diffpo.config import Field, Limit, Rows
 from diffpo.likelihood.latents import Latents
 from diffpo.likelihood.mean_field import mean_field
 from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective
@@ -25,10 +24,10 @@ class TraceRLConfig(AlgorithmConfig):
 
     name: Literal["tracerl"] = "tracerl"
     train: tuple[Literal["model"]] = ("model",)
-    merged_steps: int = Field(8, gt=0)
+    merged_steps: int = Field(8, gt=0, le=2**12)
     """denoising steps scored from one latent"""
-    clip: Positive = 0.2
-    prompts_per_update: int = Field(32, gt=0)
+    clip: Limit = 0.2
+    prompts_per_update: Rows = 32
 
 
 class TraceRL(Objective):

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import evaluate
-from .task import Grade, Split, Task, chat_answer, check_request, stable_hash
+from . import d1
+from .answers import boxes, final_answer
+from .expressions import makes_target
+from .task import Grade, Split, Task, check_request, stable_hash
 
 MAX_NUMBER = 20
 MAX_VALUE = 99  # of the target and of every intermediate value
@@ -56,16 +58,17 @@ class Countdown(Task[CountdownQuestion]):
 
     Split: by key (sorted numbers, target); a hash of the key alone sends a tenth of the keys to test and a tenth to validation.
 
-    Reward: 0 without an answer, .1 for a wrong one, 1 for a right one. An answer is two equations (compact, true or
-    not) or a non-empty `<answer>` (chat; the expression before any "=", each number exactly once, within 1e-5).
+    Reward: 0 without an answer, .1 for a wrong one, 1 for a right one. An answer is two equations (compact, true or not), a non-empty
+    `<answer>`, closed or not, or without one a `\\boxed{}` (chat). Of a chat answer the last box counts, else all of it: it is right if
+    it is one expression of each number exactly once whose value, a fraction, is the target; see `makes_target`.
+    Protocol "d1": what its scripts say of a chat, see `diffpo/tasks/d1.py`; d1 has no compact form.
 
-    Published data (d1): rows such as {"input": "30,100,93", "output": "23"}. Numbers beyond those of `CountdownProblem`
-    make a `CountdownQuestion`, which has a chat form alone.
+    Published data: rows such as {"input": "30,100,93", "output": "23"} (d1) or {"nums": [44, 19, 35], "target": 98}
+    (Jiayi-Pan/Countdown-Tasks-3to4). Numbers beyond those of `CountdownProblem` make a `CountdownQuestion`, which has a chat form alone.
     """
 
     name = "countdown"
     count = 3  # of numbers
-    columns = ("input", "output")
     vocabulary = (*map(str, range(MAX_VALUE + 1)), *OPERATORS, "=", ",", "->")
     gen_length = 12
     block_length = 12
@@ -80,14 +83,7 @@ class Countdown(Task[CountdownQuestion]):
         return CountdownProblem(numbers, operator.index(target))
 
     def problem_from_row(self, row: dict[str, Any]) -> CountdownQuestion:
-        try:
-            numbers, target = tuple(int(number) for number in str(row["input"]).split(",")), int(row["output"])
-        except (TypeError, ValueError):
-            raise ValueError(
-                f'input and output must be numbers such as "30,100,93" and "23", got {row["input"]!r} and {row["output"]!r}'
-            ) from None
-        if len(numbers) < 2:
-            raise ValueError(f'input must be at least two numbers such as "30,100,93", got {row["input"]!r}')
+        numbers, target = _published(row)
         try:
             return self.problem(numbers, target)
         except ValueError:
@@ -143,11 +139,37 @@ class Countdown(Task[CountdownQuestion]):
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
     def grade(self, problem: CountdownQuestion, text: str) -> Grade:
-        answer = chat_answer(text)
-        if not answer and not _equations(self.count - 1).fullmatch(text):
-            return Grade(0.0, False)
-        correct = _steps_solve(problem, text) if answer is None else _expression_solves(problem, answer)
-        return Grade(1.0 if correct else 0.1, correct)
+        if self.protocol == "d1":
+            return d1.grade_countdown(problem.numbers, problem.target, text)
+        answer = final_answer(text)
+        if answer is None and _equations(self.count - 1).fullmatch(text):
+            correct = _steps_solve(problem, text)
+            return Grade(1.0 if correct else 0.1, correct)
+        marked = boxes(answer or text)
+        answer = marked[-1] if marked else answer
+        correct = bool(answer) and makes_target(answer, problem.numbers, problem.target)
+        return Grade(1.0 if correct else 0.1 if answer else 0.0, correct)
+
+
+def _published(row: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+    """Numbers and target of a row in either published format."""
+    if row.get("nums") is not None and row.get("target") is not None:
+        numbers, target, names = row["nums"], row["target"], "nums and target"
+    elif row.get("input") is not None and row.get("output") is not None:
+        numbers, target, names = str(row["input"]).split(","), row["output"], "input and output"
+    else:
+        raise ValueError(f"needs the columns input, output (or nums, target), found {', '.join(map(str, row))}")
+    values = [str(value).strip() for value in numbers] if isinstance(numbers, list | tuple) else []
+    target = str(target).strip()
+    if (
+        len(values) < 2
+        or not all(re.fullmatch("[0-9]{1,9}", value) for value in values)
+        or not re.fullmatch("-?[0-9]{1,9}", target)
+    ):
+        raise ValueError(
+            f'{names} must be numbers such as "30,100,93" and "23", at least two and one, got {str(row)[:120]}'
+        )
+    return tuple(map(int, values)), int(target)
 
 
 @functools.cache
@@ -175,14 +197,6 @@ def _holds(left: int, sign: str, right: int, result: int) -> bool:
     if sign == "/":
         return right != 0 and left == result * right
     return result == {"+": operator.add, "-": operator.sub, "*": operator.mul}[sign](left, right)
-
-
-def _expression_solves(problem: CountdownQuestion, answer: str) -> bool:
-    try:
-        value, numbers = evaluate(answer.split("=")[0])
-    except (ValueError, ZeroDivisionError):
-        return False
-    return sorted(numbers) == sorted(problem.numbers) and abs(value - problem.target) < 1e-5
 
 
 @dataclass(frozen=True)

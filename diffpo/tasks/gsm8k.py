@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from .boxed import boxed_spans, last_boxed
+from . import d1
+from .answers import MAX_LENGTH, boxes, final_answer, plain
+from .boxed import last_boxed
+from .quantities import announced, last_statement, stated_number
 from .task import CHAT_FORMAT, ChatTask, Grade, chat_answer
 
 BOXED_FORMAT = (
@@ -15,29 +20,31 @@ BOXED_FORMAT = (
     + CHAT_FORMAT.replace("your answer", "\\boxed{your answer}")
 )  # fmt: skip
 
-_MAX_DIGITS = 40
-_NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
-_TAGS = ("<reasoning>\n", "\n</reasoning>\n", "\n<answer>\n", "\n</answer>")
-_REASONING_THEN_ANSWER = re.compile(r"</reasoning>\s*<answer>")
+_GOLD = re.compile(r"([-+]?)\$?([-+]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})")
+_UNIT = re.compile(r"\b(?:how many|number of|in) (dozen|hundred|thousand|million|billion)s?\b", re.IGNORECASE)
+_DIGIT = re.compile(r"[0-9]")
+_BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 
 
 @dataclass(frozen=True)
 class GSM8KProblem:
-    """A question and its answer, a number."""
+    """A question and its answer, a number. published: the answer as the row writes it, "1,234" for 1234."""
 
     text: str
     answer: Decimal
+    published: str = ""
 
 
 class GSM8K(ChatTask[GSM8KProblem]):
     """GSM8K in chat form.
 
-    Published data (openai/gsm8k): question, and an answer that ends in `#### 72`. Read from a text: the first number in a
-    `\\boxed{}`, else the last number in `<answer>`; `1,234` is one number.
+    Published data (openai/gsm8k): question, and an answer that ends in `#### 72`.
 
-    Reward, the sum of (d1, arXiv 2504.12216): tags .125 for each of the four that stands exactly once, on a line of its own,
-    less .001 for each character after the last; .5 for reasoning and answer in their tags, in order (soft format); .5 if each
-    tag has its own line and nothing else follows (strict format); .5 if the answer is an integer; 2 if it is right.
+    Protocol "strict": `read_number` and the published answer are equal as fractions. Reward, the sum of: tags .125 for each of the
+    four that stands exactly once, on a line of its own, less .001 for each character after the last; .5 for reasoning and answer in
+    their tags, in order (soft format); .5 if each tag has its own line and nothing else follows (strict format); .5 if the answer is
+    an integer; 2 if it is right.
+    Protocol "d1": verdict of d1's evaluation script, reward of its training code (arXiv 2504.12216), see `diffpo/tasks/d1.py`.
     """
 
     name = "gsm8k"
@@ -47,57 +54,69 @@ class GSM8K(ChatTask[GSM8KProblem]):
 
     def problem_from_row(self, row: dict[str, Any]) -> GSM8KProblem:
         _, mark, answer = str(row["answer"]).rpartition("####")
-        try:
-            return GSM8KProblem(
-                str(row["question"]), Decimal(answer.replace(",", "").replace("$", "").strip() if mark else "")
-            )
-        except InvalidOperation:
-            raise ValueError(f"answer must end in #### and a number, got {str(row['answer'])[-40:]!r}") from None
+        answer = answer.strip()
+        match = _GOLD.fullmatch(answer.replace("\u2212", "-"))
+        if not mark or not match or (match[1] and match[2]):
+            raise ValueError(f"answer must end in #### and a number, got {str(row['answer'])[-40:]!r}")
+        number = Decimal(match[1] + match[2] + match[3].replace(",", ""))
+        return GSM8KProblem(str(row["question"]), number, answer)
 
     def question(self, problem: GSM8KProblem) -> str:
         return problem.text
 
     def grade(self, problem: GSM8KProblem, text: str) -> Grade:
-        correct = read_number(text) == problem.answer
-        form = 0.5 * (is_soft_format(text) + is_strict_format(text) + _is_integer(chat_answer(text)))
+        if self.protocol == "d1":
+            return d1.grade_gsm8k(problem.answer, problem.published, text)
+        correct = read_number(text, _UNIT.findall(problem.text.lower())) == Fraction(problem.answer)
+        form = 0.5 * (d1.is_soft_format(text) + d1.is_strict_format(text) + _is_integer(chat_answer(text)))
         return Grade(tag_reward(text) + form + 2.0 * correct, correct)
 
 
-def read_number(text: str) -> Decimal | None:
-    """The answer in a text: the first number in a `\\boxed{}`, else the last one in `<answer>`; None without any."""
-    end = 0
-    for start, stop in boxed_spans(text):
-        if start >= end and (match := _NUMBER.search(text, start, stop)):
-            return _decimal(match.group())
-        end = max(end, stop)  # what is nested in a box without a number holds none either
-    numbers = _NUMBER.findall(chat_answer(text) or "")
-    return _decimal(numbers[-1]) if numbers else None
+def read_number(text: str, units: Iterable[str] = ()) -> Fraction | None:
+    """The number that a text answers with; None without any, and where there is no telling which.
+
+    Read is, in this order: what stands in `<answer>`, closed or not; the last `\\boxed{}`; the last line if it says "answer is" or
+    "####". In `<answer>` a box counts, else what is bold, else the last line. units: see `stated_number`.
+    """
+    answer = final_answer(text)
+    if answer:
+        return _read_answer(answer, units) if len(answer) <= MAX_LENGTH else None
+    marked = boxes(text)
+    if marked:
+        return _read_marked(marked, units)
+    end = announced(plain(text[-MAX_LENGTH:])) if answer is None else None
+    return stated_number(end, first=False, units=units) if end else None
 
 
-def _decimal(number: str) -> Decimal | None:
-    return Decimal(number.replace(",", "")) if len(number) <= _MAX_DIGITS else None
+def _read_answer(answer: str, units: Iterable[str]) -> Fraction | None:
+    marked = boxes(answer)
+    number = _read_marked(marked, units)
+    if number is not None or any(map(_DIGIT.search, marked)):
+        return number
+    bold = [part for part in _BOLD.findall(answer) if _DIGIT.search(part) and not part.rstrip().endswith(":")]
+    if bold:
+        return _read_marked(bold, units)
+    return stated_number(last_statement(plain(answer)), first=False, units=units)
+
+
+def _read_marked(marked: Sequence[str], units: Iterable[str]) -> Fraction | None:
+    """The last number of several boxes."""
+    numbers = (
+        stated_number(plain(part), first=True, units=units) for part in reversed(marked) if len(part) <= MAX_LENGTH
+    )
+    return next((number for number in numbers if number is not None), None)
 
 
 def tag_reward(text: str) -> float:
     """.125 for each tag that stands exactly once, less .001 for each character after the closing one and its line end."""
-    reward = 0.125 * sum(text.count(tag) == 1 for tag in _TAGS)
-    if text.count(_TAGS[-1]) == 1:
-        reward -= 0.001 * len(text.partition(_TAGS[-1])[2].removeprefix("\n"))
+    reward = 0.125 * sum(text.count(tag) == 1 for tag in d1.TAGS)
+    if text.count(d1.TAGS[-1]) == 1:
+        reward -= 0.001 * len(text.partition(d1.TAGS[-1])[2].removeprefix("\n"))
     return reward
 
 
-def is_soft_format(text: str) -> bool:
-    """Whether the text begins with complete reasoning, directly followed by a complete answer."""
-    between = _REASONING_THEN_ANSWER.search(text, len("<reasoning>"))
-    return text.startswith("<reasoning>") and between is not None and text.find("</answer>", between.end()) >= 0
-
-
-def is_strict_format(text: str) -> bool:
-    """Whether each tag has a line of its own and the text ends with the last of these lines."""
-    first, middle, last = "<reasoning>\n", "\n</reasoning>\n<answer>\n", "\n</answer>\n"
-    return text.startswith(first) and text.endswith(last) and text.find(middle, len(first), -len(last)) >= 0
-
-
 def _is_integer(answer: str | None) -> bool:
-    content = last_boxed(answer or "") or answer or ""
+    if answer is None or len(answer) > MAX_LENGTH:
+        return False
+    content = last_boxed(answer) or answer
     return content.isascii() and content.isdigit()

@@ -1,58 +1,123 @@
-"""Whether two LaTeX answers are mathematically equal: math-verify in a process of its own, with limits on time and memory."""
+"""Whether two LaTeX answers are mathematically equal: exactly where that is possible, else by math-verify in processes of their own."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from .mathematics import UndecidedError, decide, typeset
+
+Pair = tuple[str, str]
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 120.0  # to import sympy on a busy machine
+_GRACE_SECONDS = 10.0  # for the last replies after the budget
+_HASTY_SECONDS = 0.25
+_MOST_WORKERS = 8
+_REMEMBERED = 10_000
+_instances: weakref.WeakSet[MathEquivalence] = weakref.WeakSet()
 
 
 class MathEquivalence:
-    """equal = equivalence(gold, answer): True, False, or None where math-verify raised, or went over a limit.
+    """equal = equivalence(gold, answer), or equivalence.many(pairs): True, False, or None where it could not be decided.
 
-    seconds: time for one pair; memory_gib: address space of the process. A process that goes over a limit is killed and another one
-    is started for the next pair. RuntimeError if no process can be started at all.
+    What `mathematics.decide` reads is decided here, exactly. Anything else is asked of math-verify, in a pool of processes. None means that
+    math-verify raised, that a number is too large for what bounds can tell, or that a limit was reached: for one pair seconds of processor
+    time, or of the clock and one more; for all pairs of one call budget, in seconds of the clock (within it every pair is tried for a
+    little, then those that need it for longer). Calls that end undecided draw on a budget of the same size for all of them together;
+    when it is used up, a pair has a quarter of a second.
+    workers: pairs at a time, by default the processors, at most 8. memory_gib: address space of each process.
+
+    One instance may be used from several threads, and after a fork: the child starts a pool of its own. ValueError if math-verify is
+    needed and missing, RuntimeError if it does not start.
     """
 
-    def __init__(self, seconds: float = 5.0, memory_gib: float = 1.0) -> None:
-        self.seconds, self.memory_bytes = seconds, int(memory_gib * 2**30)
+    def __init__(
+        self, seconds: float = 5.0, memory_gib: float = 1.0, *, budget: float = 40.0, workers: int | None = None
+    ) -> None:
+        self.seconds, self.budget, self.memory_bytes = seconds, budget, int(memory_gib * 2**30)
+        self.workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+        self._patience = budget
+        self._remembered: OrderedDict[Pair, bool | None] = OrderedDict()
         self._process: subprocess.Popen | None = None
-        self._last: tuple[tuple[str, str], bool | None] | None = None
+        self._finalizer: weakref.finalize | None = None
+        self._lock = threading.Lock()
+        _instances.add(self)
 
     def __call__(self, gold: str, answer: str) -> bool | None:
-        if gold == answer:
-            return True
-        if self._last is None or self._last[0] != (gold, answer):  # a reward asks again what correctness has asked
-            self._last = (gold, answer), self._ask(gold, answer)
-        return self._last[1]
+        return self.many([(gold, answer)])[0]
 
-    def _ask(self, gold: str, answer: str) -> bool | None:
+    def many(self, pairs: Iterable[Pair]) -> list[bool | None]:
+        """A verdict for every (gold, answer). Equal pairs are asked once."""
+        pairs = list(pairs)
+        verdicts: dict[Pair, bool | None] = {}
+        hard = []
+        for pair in dict.fromkeys(pairs):
+            try:
+                verdicts[pair] = pair[0] == pair[1] or decide(*pair)
+            except UndecidedError:
+                verdicts[pair] = None
+            else:
+                if verdicts[pair] is None:
+                    hard.append(pair)
+        if hard:
+            with self._lock:
+                verdicts |= self._asked(hard)
+        return [verdicts[pair] for pair in pairs]
+
+    def _asked(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
+        new = [pair for pair in pairs if pair not in self._remembered]
+        final = self._ask(new) if new else {}
+        known = {pair: self._remembered[pair] for pair in pairs if pair in self._remembered}
+        self._remembered |= final
+        while len(self._remembered) > _REMEMBERED:
+            self._remembered.popitem(last=False)
+        return dict.fromkeys(pairs) | known | final
+
+    def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
+        """What the pool says, without the pairs for which the budget was too short."""
         process = self._running()
+        seconds = self.seconds if self._patience > 0 else min(self.seconds, _HASTY_SECONDS)
+        request = {"pairs": [[typeset(side) for side in pair] for pair in pairs], "seconds": seconds}
+        request |= {"budget": self.budget, "workers": self.workers}
+        final: dict[Pair, bool | None] = {}
+        started = time.monotonic()
         try:
-            process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            reply = _read_reply(process, self.seconds)
+            for reply in _replies(process, self.budget + _GRACE_SECONDS):
+                if reply == "done":
+                    if not all(isinstance(final.get(pair), bool) for pair in pairs):
+                        self._patience -= time.monotonic() - started
+                    return final
+                index, verdict, is_final = reply
+                if is_final:
+                    final[pairs[index]] = verdict
         except OSError:  # it died, out of memory perhaps
-            reply = None
-        except BaseException:  # an interrupt: the reply still to come must not answer the next pair
+            pass
+        except BaseException:  # an interrupt: the replies still to come must not answer the next pairs
             self._stop()
             raise
-        if reply is None:
-            self._stop()
-        return reply if isinstance(reply, bool) else None
+        self._stop()
+        self._patience -= time.monotonic() - started
+        return final
 
     def _running(self) -> subprocess.Popen:
         if self._process is None:
+            if importlib.util.find_spec("math_verify") is None:
+                raise ValueError("grading this answer needs math-verify: pip install math-verify")
             # -P keeps this folder, with its math.py, off the import path; a session of its own keeps Ctrl-C from the process
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(_WORKER), str(self.memory_bytes)],
@@ -61,36 +126,57 @@ class MathEquivalence:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            weakref.finalize(self, _kill, self._process)
-            if _read_reply(self._process, _START_SECONDS) != "ready":
+            self._finalizer = weakref.finalize(self, _kill, self._process)
+            try:
+                started = next(_replies(self._process, _START_SECONDS), None)
+            except BaseException:
+                self._stop()
+                raise
+            if started != "ready":
                 self._stop()
                 raise RuntimeError("math-verify does not start: check with python -c 'import math_verify'")
         return self._process
 
     def _stop(self) -> None:
-        if self._process is not None:
-            _kill(self._process)
-            self._process = None
+        if self._finalizer is not None:
+            self._finalizer()
+        self._process = self._finalizer = None
+
+    def _forget_after_fork(self) -> None:
+        """In a forked child: the pool is the parent's, and a thread that held the lock is gone."""
+        self._lock = threading.Lock()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._process.returncode = 0  # not ours to wait for
+            self._process.stdin.close()
+            self._process.stdout.close()
+        self._process = self._finalizer = None
 
 
-def _read_reply(process: subprocess.Popen, seconds: float) -> bool | str | None:
-    """One line of the worker, decoded; None at its end or when the time is over."""
-    deadline, line = time.monotonic() + seconds, b""
+def _forget_all() -> None:
+    for instance in list(_instances):
+        instance._forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _replies(process: subprocess.Popen, seconds: float):
+    """Decoded lines of the process, until it ends or the time is over."""
+    deadline, buffer = time.monotonic() + seconds, b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        while not line.endswith(b"\n"):
-            if not selector.select(max(deadline - time.monotonic(), 0)):
-                return None
+        while selector.select(max(deadline - time.monotonic(), 0)):
             part = os.read(process.stdout.fileno(), 65536)
             if not part:
-                return None
-            line += part
-    return json.loads(line)
+                return
+            *lines, buffer = (buffer + part).split(b"\n")
+            yield from map(json.loads, lines)
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """End the process, and whatever it started, and release its pipes."""
-    if process.poll() is None:
+    """End the process and its children, and release its pipes."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .task import Grade, Protocol, Split, Task, chat_answer, check_request, stable_hash
+from . import d1
+from .answers import MAX_LENGTH, boxes, final_answer, plain
+from .task import Grade, Protocol, Split, Task, check_request, stable_hash
 
 CELLS = 16
 MIN_CLUES = 4  # fewer clues never determine a 4x4 grid
@@ -44,8 +47,12 @@ class Sudoku(Task[SudokuProblem]):
     Split: by *solution*: 201 of the 288 grids are for training, 29 for validation, 58 for test. Split by puzzle, a model could learn all
     the grids by heart.
 
-    Reward: the fraction of the originally empty cells that are right. Whitespace is dropped, every other character
-    takes a cell, and the answer is padded with empty cells or cut to 16.
+    Reward: the fraction of the originally empty cells that are right, of an answer that is padded with empty cells or cut to 16.
+    Right is an answer of exactly the solution's 16 digits: with a changed clue or a digit too many it is wrong, whatever its reward.
+    Compact is a text of the words of the compact form, a space between two. Any other text is a chat: its answer stands in `<answer>`, closed or not,
+    and without one it earns 0. There a box counts if there is one, and what is around the digits (words, fences, rules of a table,
+    LaTeX) does not.
+    Protocol "d1": the cells and no more, as its evaluation script reads them, see `diffpo/tasks/d1.py`.
 
     Published data (d1): columns Puzzle and Solution, 16 digits each. Its split is by puzzle, so the grids of its test are in its
     training data too.
@@ -130,8 +137,10 @@ class Sudoku(Task[SudokuProblem]):
         return " ".join(problem.solution)
 
     def grade(self, problem: SudokuProblem, text: str) -> Grade:
-        answer = _answer(text)
-        cells = zip(problem.puzzle, problem.solution, answer, strict=True)
+        if self.protocol == "d1":
+            return d1.grade_sudoku(problem.puzzle, problem.solution, text)
+        answer = _cells(text)
+        cells = zip(problem.puzzle, problem.solution, answer[:CELLS].ljust(CELLS, "0"), strict=True)
         right = [given == digit for clue, digit, given in cells if clue == "0"]
         return Grade(sum(right) / len(right), answer == problem.solution)
 
@@ -145,10 +154,30 @@ def _fits(puzzle: str, grid: str) -> bool:
     return all(clue in ("0", digit) for clue, digit in zip(puzzle, grid, strict=True))
 
 
-def _answer(text: str) -> str:
-    """The answer's 16 cells, whatever characters they hold."""
-    answer = chat_answer(text)
-    return "".join((text if answer is None else answer).split())[:CELLS].ljust(CELLS, "0")
+def _cells(text: str) -> str:
+    """The digits that a text gives as its answer, however many; `_` is an empty cell, 0."""
+    if _COMPACT.fullmatch(text.strip()):
+        return "".join(text.split()).replace("_", "0")
+    answer = final_answer(text) or ""
+    marked = boxes(answer)
+    answer = marked[-1] if len(marked) == 1 else answer
+    answer = plain(answer) if len(answer) <= MAX_LENGTH else ""
+    for pattern in _LABELS:
+        answer = pattern.sub(" ", answer)
+    return re.sub("[^0-9]", "", answer.replace("_", "0"))
+
+
+_COMPACT = re.compile("(?:[1-4_](?: [1-4_])*)?")  # a tokenizer of words puts a space between two
+_LABELS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\((?=[^()]*[a-z])[^()]*\)",  # a remark
+        r"\b(?:row|column|line|r)s? ?[0-9]\b",
+        r"\b[0-9]{1,2} ?(?:x|\*|by) ?[0-9]{1,2}\b(?= ?[a-z])|\b[0-9]{1,2}[- ](?:digits?|cells?|characters?|rows?)\b",  # 4x4 grid
+        r"(?m:^) *[0-9][.)](?= )",  # numbered lines
+        r"(?<![a-z])[a-z]+[0-9]+\b|\b[0-9]+[a-z]+",
+    )
+]
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -40,8 +40,9 @@ class ChatTask(ABC, Generic[ProblemT]):
     name: str
     columns: tuple[str, ...]  # that a row of the published data must have, see `problem_from_row`
     hub_file: tuple[str, str] | None = None  # dataset and file on the hub that hold the published test split
+    packages: tuple[str, ...] = ()  # modules that grading needs and `import diffpo` does not
     instruction: str = CHAT_FORMAT
-    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model (d1 protocol)
+    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model, as in d1's evaluation
 
     def __init__(self, *, protocol: Protocol = "strict") -> None:
         """ValueError for an unknown protocol."""
@@ -61,6 +62,10 @@ class ChatTask(ABC, Generic[ProblemT]):
     def grade(self, problem: ProblemT, text: str) -> Grade:
         """Reward and verdict. Never raises and never hangs, whatever the text."""
 
+    def grade_many(self, problems: Sequence[ProblemT], texts: Sequence[str]) -> list[Grade]:
+        """`grade` of every text, for tasks that are faster at many."""
+        return [self.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
     def chat(self, problem: ProblemT) -> list[dict[str, str]]:
         """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
         return [{"role": "user", "content": f"{self.instruction}\n\n{self.question(problem)}"}]
@@ -71,7 +76,7 @@ class Task(ChatTask[ProblemT]):
 
     Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
     `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is that of `ChatTask`. `grade` reads
-    both: a text with `<answer>...</answer>` as chat, any other as compact. Rewards are in [0, 1].
+    both; a compact text is in the words of the vocabulary and nothing else. Rewards are in [0, 1].
     """
 
     vocabulary: tuple[str, ...]  # every compact word; special tokens are the tokenizer's own

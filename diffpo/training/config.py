@@ -2,15 +2,24 @@
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Discriminator, Tag, create_model
 
 from diffpo.config import (
     Config,
+    Count,
     Device,
+    Field,
+    FolderName,
+    Fraction,
+    Limit,
     Nats,
-    Positive,
+    NonNegative,
+    Rate,
+    RunName,
+    Seed,
     fail,
     flag,
+    model_validator,
     nearest,
     parse_flags,
     table,
@@ -22,7 +31,13 @@ from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES
 
 # one of the registered algorithms' settings, told apart by their name
-Algorithm = Annotated[Union[tuple(kind.Config for kind in OBJECTIVES.values())], Field(discriminator="name")]  # noqa: UP007
+_TAGGED = tuple(Annotated[kind.Config, Tag(name)] for name, kind in OBJECTIVES.items())
+Algorithm = Annotated[
+    Union[_TAGGED],  # noqa: UP007
+    Discriminator(
+        lambda given: given.get("name", "diffpo") if isinstance(given, dict) else getattr(given, "name", None)
+    ),
+]
 BINS = (2.0, 3.0, 4.0, 6.0)
 ROLLOUT_PROXY = "confidence"
 
@@ -30,12 +45,13 @@ ROLLOUT_PROXY = "confidence"
 class RolloutConfig(RuleConfig):
     """How training rollouts are decoded and rewarded. rule auto: the threshold where it is trained, else eb at gamma 0.1."""
 
-    temperature: Positive = 1.0
+    temperature: float = Field(1.0, ge=1e-3, allow_inf_nan=False)
+    """at least 0.001: below, the draws of a group are all the same and the gradients, which divide by it, leave fp32"""
     threshold_gammas: tuple[Nats, ...] | None = Field(None, min_length=1)
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
-    speed_exponent: Nats = 1.0
+    speed_exponent: NonNegative = 1.0
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent, a wrong one at most L ** -speed_exponent; 0 = the task reward alone"""
 
     def rules(self, model: MaskedDiffusionLM, gen_length: int, trains_threshold: bool) -> tuple[Rule, Rule]:
@@ -57,7 +73,7 @@ class RolloutConfig(RuleConfig):
 class UpdateConfig(Config):
     """In which parts a batch is decoded, scored and differentiated."""
 
-    tokens_at_once: int | None = Field(None, gt=0)
+    tokens_at_once: Count | None = None
     """tokens of network input, prompts and completions, in one part; smaller takes less memory and gives the same update; default: all
     at once"""
 
@@ -65,12 +81,12 @@ class UpdateConfig(Config):
 class OptimizerConfig(Config):
     """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
 
-    lr: Positive = 2e-4
-    threshold_lr: Positive = 2e-3
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_updates: int = Field(10, ge=0)
-    final_lr_fraction: float = Field(0.1, ge=0, le=1)
-    max_grad_norm: Positive = 1.0
+    lr: Rate = 2e-4
+    threshold_lr: Rate = 2e-3
+    weight_decay: NonNegative = 0.0
+    warmup_updates: int = Field(10, ge=0, le=2**31 - 1)
+    final_lr_fraction: Fraction = 0.1
+    max_grad_norm: Limit = 1.0
 
 
 class TrainConfig(Config):
@@ -82,15 +98,15 @@ class TrainConfig(Config):
     """countdown, countdown4 or sudoku"""
     device: Device = "cpu"
     """auto: a GPU where there is one"""
-    name: str = Field("diffpo-countdown", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName = "diffpo-countdown"
     """of the run; its folder is <runs>/<name>"""
-    runs: str = "runs"
-    updates: int = Field(800, gt=0)
+    runs: FolderName = "runs"
+    updates: Count = 800
     """batches of rollouts"""
-    max_minutes: Positive | None = None
+    max_minutes: Limit | None = None
     """stop training early, with everything saved, after this many minutes"""
-    seed: int = Field(0, ge=0)
-    heldout: int = Field(1000, gt=0)
+    seed: Seed = 0
+    heldout: Count = 1000
     """held-out problems of the evaluations before and after"""
     split: Literal["test", "validation"] = "test"
     """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
@@ -98,12 +114,12 @@ class TrainConfig(Config):
     """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
-    save_every: int = Field(25, gt=0)
+    save_every: Count = 25
     """updates between checkpoints"""
     resume: bool = False
     """continue the run in its folder from the newest checkpoint"""
     overwrite: bool = False
-    """delete the run's folder first"""
+    """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     allow_config_change: bool = False
     """resume although the configuration differs from the one the run began with"""
     dry_run: bool = False

@@ -8,6 +8,7 @@ from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, Rule
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Split, Task
+from diffpo.training.grading import graded_together
 
 SWEEP_GAMMAS = (0.01, 0.1, 0.5, 1.0)
 
@@ -34,7 +35,7 @@ def evaluate(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rul
         model, [task.prompt(p) for p in problems], task.gen_length, task.block_length, rule, batch_size=batch_size
     )
     seconds = time.perf_counter() - started
-    correct = sum(task.grade(p, text).correct for p, text in zip(problems, out.text, strict=True))
+    correct = sum(grade.correct is True for grade in graded_together(task, problems, out.text))
     gamma = out.trajectory.gamma.mean().item()
     return Evaluation(
         rule=repr(rule),

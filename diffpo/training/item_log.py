@@ -1,7 +1,8 @@
 """items.jsonl: one line per evaluated problem, written when it is done, so that nothing done is lost and nothing is done twice."""
 
-import json
 from pathlib import Path
+
+from diffpo.training.json_lines import JsonLines
 
 
 class ItemLog:
@@ -11,25 +12,30 @@ class ItemLog:
     """
 
     def __init__(self, path: Path):
+        self._path = path
+        self._lines = JsonLines(path, "evaluated problem")
         self.items: dict[int, dict] = {}
-        content = path.read_bytes() if path.exists() else b""
-        complete = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(complete.splitlines(), start=1):
-            try:
-                item = json.loads(line)
-                self.items[item["index"]] = item
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"{path}: line {number} is no evaluated problem ({error}); start again with --overwrite"
-                ) from error
-        self._file = path.open("ab")
-        self._file.truncate(len(complete))
+        for number, item in enumerate(self._lines.rows, start=1):
+            if type(item.get("index")) is not int:
+                self.close()
+                raise ValueError(f"{path}: line {number} is no evaluated problem; start again with --overwrite")
+            self.items[item["index"]] = item
 
     def write(self, item: dict) -> None:
-        line = json.dumps(item, default=str, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        self._lines.write(item)
         self.items[item["index"]] = item
 
+    def check(self, problems: int) -> None:
+        """Close; ValueError unless every row can be counted together with those of ``problems`` problems."""
+        self.close()
+        for index, item in self.items.items():
+            counted = all(type(item.get(name)) in (int, float) for name in ("nfe", "tokens", "seconds"))
+            decided = type(item.get("correct", ...)) in (bool, type(None))
+            rewarded = type(item.get("reward", ...)) in (int, float, type(None))
+            if not (0 <= index < problems and counted and decided and rewarded):
+                raise ValueError(
+                    f"resume: {self._path}: the row of index {index} is no evaluated problem; start again with --overwrite"
+                )
+
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()

@@ -11,7 +11,10 @@ from diffpo.decoding.rules import Rule
 from diffpo.keyed_random import derive
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
+from diffpo.training.grading import graded_together
 from diffpo.trajectory import Trajectory
+
+_ROUNDING = 1e-6  # several units in the last place of float32, in which rewards are sums and products
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ def collect(
 
     A rollout's key is its number in the run, a group's likewise; ``seed`` and the key decide its draws. update: of the weights, and the
     trajectory's version. tokens_at_once: of the network, prompt and completion together; None: all at once.
+
+    TaskError if the task gives something else than a grade.
     """
     problems = [problem for problem in task.problems("train", prompts, derive(seed, update)) for _ in range(group_size)]
     texts = [task.prompt(problem) for problem in problems]
@@ -54,7 +59,7 @@ def collect(
     trajectory = out.trajectory
     version = torch.full_like(trajectory.key, update)
     trajectory = replace(trajectory, group=trajectory.key // group_size, version=version)
-    grades = [task.grade(problem, text) for problem, text in zip(problems, out.text, strict=True)]
+    grades = graded_together(task, problems, out.text)
     task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])
     correct = torch.tensor([grade.correct is True for grade in grades])
     reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)
@@ -78,10 +83,11 @@ def rows_at_once(
 def priced(task_reward: Tensor, correct: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:
     """Rewards [B]: a right answer's task_reward * speed ** speed_exponent, a wrong one's partial credit, at most L ** -speed_exponent.
 
-    task_reward: fp32 [B], NaN stays NaN; correct: bool [B]; nfe: int64 [B]; gen_length: L, tokens.
+    task_reward: fp32 [B], NaN or infinite gives NaN; correct: bool [B]; nfe: int64 [B]; gen_length: L, tokens.
     The cap is what the slowest right answer is worth. Only a right answer gains by being fast, or being wrong quickly would pay; partial credit above the
     worth of a slow right answer would have the same effect. Exponent 0: the task's own rewards.
     """
+    task_reward = torch.where(task_reward.isfinite(), task_reward, nan)
     right = task_reward * speed(nfe, gen_length) ** speed_exponent
     slowest = speed(torch.tensor(gen_length), gen_length) ** speed_exponent
     return torch.where(correct, right, torch.minimum(task_reward, slowest))
@@ -93,16 +99,20 @@ def speed(nfe: Tensor, gen_length: int) -> Tensor:
 
 
 def group_advantage(reward: Tensor, group_size: int, kind: str = "mean") -> Tensor:
-    """Advantage [B] of each reward within its group of adjacent rows.
+    """Advantage [B] of each reward [B] within its group of adjacent rows, in the rewards' dtype.
 
-    "mean": r - mean; "std": also divided by the group's standard deviation; "leave_one_out": r less the mean of the others.
-    A NaN reward has advantage 0 and does not count in its group.
+    "mean": r - mean; "std": also divided by the group's standard deviation (of the population: over n, not n - 1; GRPO, arXiv 2402.03300);
+    "leave_one_out": r less the mean of the others.
+    A reward that is NaN or infinite has advantage 0 and does not count in its group. Rewards of a group that differ by 1e-6 (1 + |r|) at
+    most are equal but for rounding: all their advantages are 0. Published code adds a small number to the deviation instead, which
+    makes such advantages small and the others a little too small.
     """
-    reward_UG = reward.reshape(-1, group_size)
-    known = ~reward_UG.isnan()
-    # compared, not subtracted: the rounding of a mean must not turn equal rewards into a gradient
-    lowest, highest = (reward_UG.nan_to_num(nan=nan).aminmax(dim=1, keepdim=True) for nan in (torch.inf, -torch.inf))
-    varied = known & (lowest.min < highest.max)
+    known = reward.isfinite().reshape(-1, group_size)
+    reward_UG = reward.double().reshape(-1, group_size).masked_fill(~known, torch.nan)
+    lowest, highest = (reward_UG.nan_to_num(nan=nan) for nan in (torch.inf, -torch.inf))
+    lowest, highest = lowest.amin(dim=1, keepdim=True), highest.amax(dim=1, keepdim=True)
+    # compared, not subtracted from a mean: rounding must not turn equal rewards into a gradient
+    varied = known & (highest - lowest > _ROUNDING * (1 + torch.maximum(highest.abs(), lowest.abs())))
     count = known.sum(dim=1, keepdim=True)
     centred = torch.where(varied, reward_UG - reward_UG.nanmean(dim=1, keepdim=True), 0.0)
     if kind == "leave_one_out":
@@ -110,4 +120,4 @@ def group_advantage(reward: Tensor, group_size: int, kind: str = "mean") -> Tens
     if kind == "std":
         deviation = (centred.square().sum(dim=1, keepdim=True) / count.clamp(min=1)).sqrt()
         centred = torch.where(varied, centred / deviation, 0.0)
-    return centred.flatten()
+    return centred.flatten().to(reward.dtype)

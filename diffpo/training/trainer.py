@@ -29,7 +29,7 @@ class TrainingDivergedError(RuntimeError):
 class Trainer:
     """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update)."""
 
-    def __init__(self, config: TrainConfig, model: MaskedDiffusionLM, task: Task):
+    def __init__(self, config: "TrainConfig", model: MaskedDiffusionLM, task: Task):
         self.config, self.model, self.task = config, model, task
         algorithm = config.algorithm
         self.objective = OBJECTIVES[algorithm.name](algorithm)
@@ -160,6 +160,7 @@ class Trainer:
         metrics = {
             "reward": rollout.reward.nanmean().item(),
             "task_reward": rollout.task_reward.nanmean().item(),
+            "dropped_rewards": int(rollout.task_reward.isnan().sum()),
             "accuracy": rollout.correct.float().mean().item(),
             "nfe": trajectory.nfe.float().mean().item(),
             "gamma": trajectory.gamma.mean().item(),

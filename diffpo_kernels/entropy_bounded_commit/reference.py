@@ -44,7 +44,8 @@ def entropy_bounded_commit_(
     accepted_BL[:, :1] = True
     prefix_BL = accepted_BL.long().cumprod(dim=1).bool() & active_BL.gather(1, order_BL)
 
-    committed_BL = torch.zeros_like(active_BL).scatter_(1, order_BL, prefix_BL)
+    # not scattered: where torch's deterministic algorithms are asked for, that copies to the device, which waits
+    committed_BL = prefix_BL.gather(1, order_BL.argsort(dim=1))
     _write(tokens_BL, committed_BL, proposal_BL)
     if nfe_B is not None:
         nfe_B += active_BL.any(dim=1)

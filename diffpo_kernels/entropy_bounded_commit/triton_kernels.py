@@ -41,9 +41,17 @@ def _to_float64(value):
     return value if value.dtype == tl.float64 else value.to(tl.float32).to(tl.float64)
 
 
-# The numbers of a call are never specialised on: a new gamma or mask id must not compile a new kernel. The type of an int is part of the
-# kernel too and goes by its size (the bits of 0.0 are an int32) unless it is given. The interpreter takes no notice, hence the casts below.
-@triton.jit(do_not_specialize=["gamma_bits", "mask_id", "start_of_all", "end_of_all", "rule", "length", "max_window"])
+_NUMBERS = ["gamma_bits", "mask_id", "start_of_all", "end_of_all", "rule", "length", "max_window"]
+_ROWS = ("tokens", "proposal", "proxy", "entropy", "proposal_logprob", "logprob", "commit_step")
+_POINTERS = [f"{name}_ptr" for name in (*_ROWS, "committed", "gamma", "start", "end", "nfe")]
+
+
+# Nothing of a call is specialised on: a new gamma, mask id or width of the prompts must not compile a new kernel, and where a window begins
+# is known only here, so that no alignment helps. The type of an int is part of the kernel too and goes by its size (the bits of 0.0 are an
+# int32) unless it is given. The interpreter takes no notice, hence the casts below.
+@triton.jit(
+    do_not_specialize=[*_NUMBERS, *(f"{name}_stride" for name in _ROWS)], do_not_specialize_on_alignment=_POINTERS
+)
 def entropy_bounded_commit_kernel(
     tokens_ptr,  # [B, L], rows strided
     proposal_ptr,
@@ -141,13 +149,12 @@ def block_of(max_window: int) -> int:
 
 
 def aot_cases() -> list[AotCase]:
-    rows = ("tokens", "proposal", "proxy", "entropy", "proposal_logprob", "logprob", "commit_step")
     int64s, floats = (
         ("tokens", "proposal", "commit_step", "start", "end", "nfe"),
         ("proxy", "entropy", "gamma", "proposal_logprob", "logprob"),
     )
     signature = {f"{name}_ptr": "*i64" for name in int64s} | {f"{name}_ptr": "*fp32" for name in floats}
-    signature |= {"committed_ptr": "*i1"} | {f"{name}_stride": "i32" for name in rows}
+    signature |= {"committed_ptr": "*i1"} | {f"{name}_stride": "i32" for name in _ROWS}
     signature |= dict.fromkeys(("gamma_bits", "mask_id", "start_of_all", "end_of_all"), "i64")
     signature |= dict.fromkeys(("rule", "length", "max_window"), "i32")
     signature |= {"ADVANCE": "constexpr", "BLOCK": "constexpr"}

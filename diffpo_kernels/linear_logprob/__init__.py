@@ -31,13 +31,15 @@ def linear_logprob(
         logprob_n = log softmax(z_n)[target_n],        entropy_n = -sum_v p_nv log p_nv,  p = softmax(z), in nats
 
     Both results are differentiable, once, with respect to hidden, head and bias. The matrix product is formed in the dtype of `hidden`,
-    as the network itself forms its logits, also under torch.autocast; the softmax is in float32 (float64 for float64 inputs). The
+    as the network itself forms its logits. torch.autocast changes that only where the dtypes of hidden and head differ (a float32 head
+    behind a network that it runs in bfloat16): both are then cast to its dtype, as in torch.nn.functional.linear, and the gradients
+    back to their own. The softmax is in float32 (float64 for float64 inputs). The
     logits are never stored whole (chunked.py says what that costs), but for backend "reference". A row whose hidden state holds a NaN
     has NaN results and leaves the other rows alone; the gradient of the head, a sum over rows, it makes NaN.
 
     Args:
         hidden: [M, D] float, or a sequence of such tensors, which stand for their concatenation.
-        head: [V, D], dtype of hidden.
+        head: [V, D], dtype of hidden, but under torch.autocast.
         target: [N] int64 in [0, V) (checked on the CPU). A banned target has logprob -inf. N = 0 gives empty results.
         temperature: T > 0, one number or a float tensor [N]. Not differentiated.
         bias: [V] float or None.
@@ -56,6 +58,7 @@ def linear_logprob(
     Raises:
         TypeError, ValueError: an argument is wrong. RuntimeError: the backend asked for cannot run here.
     """
+    hidden, head = _as_autocast(hidden, head)
     sources = _check_hidden(hidden)
     device, dtype, width = sources[0].device, sources[0].dtype, sources[0].shape[1]
     available = sum(source.shape[0] for source in sources)
@@ -88,6 +91,15 @@ def linear_logprob(
     else:
         logprob, entropy = fused.linear_logprob(*arguments, chunk_bytes, chosen)
     return (logprob, entropy) if return_entropy else logprob
+
+
+def _as_autocast(
+    hidden: Tensor | Sequence[Tensor], head: Tensor
+) -> tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]:
+    if isinstance(hidden, Sequence):
+        *sources, head = validation.as_autocast(*hidden, head)
+        return sources, head
+    return validation.as_autocast(hidden, head)
 
 
 def _check_hidden(hidden: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -13,11 +13,14 @@ import triton.language as tl
 
 from diffpo_kernels.ahead_of_time import AotCase
 
+# What changes from call to call, with the number of rows or where a chunk of them begins. One kernel serves all.
+_PER_ROW = ["temperature", "target", "logprob", "entropy", "max", "log_sum"]
+
 
 @triton.jit
 def _scale(temperature):
-    """1 / T, kept finite so that 0 * scale is 0."""
-    return tl.minimum(1.0 / temperature, 3.4e38)
+    """1 / T, kept finite so that 0 * scale is 0, and positive so that -inf * scale is -inf."""
+    return tl.minimum(tl.maximum(1.0 / temperature, 1.1754943508222875e-38), 3.4e38)
 
 
 @triton.jit
@@ -34,7 +37,7 @@ def _store_part(partials, row, part, S, m, s, w, mask):
     tl.store(base + 2 * S, w, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_PER_ROW[:2])
 def part_of_row(
     logits,  # [N, C]
     bias,  # [C] float32
@@ -70,7 +73,8 @@ def part_of_row(
     tl.store(target_logit + row, x, mask=here)
 
 
-@triton.jit(do_not_specialize=["N", "S"])  # N = 1 as a constant spills on sm_100
+# N = 1 as a constant spills on sm_100
+@triton.jit(do_not_specialize=["N", "S"], do_not_specialize_on_alignment=_PER_ROW[:2])
 def part_of_rows_from_hidden(
     hidden,  # [N, D], columns contiguous
     head,  # [C, D], columns contiguous
@@ -152,7 +156,7 @@ def part_of_rows_from_hidden(
     tl.store(target_logit + row, at_target, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_PER_ROW)
 def merge_parts(partials, target_logit, temperature, logprob, entropy, max, log_sum, S, PARTS: tl.constexpr):
     """One row per program; PARTS is S rounded up to a power of two."""
     row = tl.program_id(0).to(tl.int64)
@@ -184,7 +188,9 @@ def _one_minus_exp(x):
     return tl.where(x > -0.25, -x * series, 1.0 - tl.exp(x))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["N", "first_column"], do_not_specialize_on_alignment=[*_PER_ROW, "by_logprob", "by_entropy"]
+)
 def gradient_in_place(
     logits,  # [N, C], overwritten
     bias,
@@ -216,7 +222,9 @@ def gradient_in_place(
     for i in range(ROWS):
         row = group * ROWS + i
         alive = row < N
-        x = tl.load(logits + row * C + column, mask=inside & alive, other=-float("inf")).to(tl.float32)
+        # The interpreter of triton 3.9 makes inside & alive an int32, which no load takes as its mask.
+        there = column < tl.where(alive, C, 0)
+        x = tl.load(logits + row * C + column, mask=there, other=-float("inf")).to(tl.float32)
         if HAS_BIAS:
             x += tl.load(bias + column, mask=inside, other=0.0)
         scale = _scale(tl.load(temperature + row, mask=alive, other=1.0))
@@ -233,7 +241,7 @@ def gradient_in_place(
         if HAS_ENTROPY:
             h = tl.load(by_entropy + row, mask=alive, other=0.0) * scale
             dx -= h * p * (log_p + tl.load(entropy + row, mask=alive, other=0.0))
-        tl.store(logits + row * C + column, dx.to(logits.dtype.element_ty), mask=inside & alive)
+        tl.store(logits + row * C + column, dx.to(logits.dtype.element_ty), mask=there)
         if SUM_ROWS:
             total += dx
     if SUM_ROWS:

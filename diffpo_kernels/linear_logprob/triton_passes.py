@@ -82,7 +82,7 @@ def gradient_(
 ) -> Tensor | None:
     """Replace the logits by their gradient; with sum_rows, return sums over groups of rows [G, C] in float32."""
     R, C = logits_RC.shape
-    block = _block(C, kernels.GRADIENT_BLOCK[sum_rows])
+    block = kernels.GRADIENT_BLOCK[sum_rows]  # whatever the last chunk's width: one kernel
     in_group = kernels.SUMMED_ROWS if sum_rows else 1
     groups = triton.cdiv(R, in_group)
     sums_GC = logits_RC.new_empty(groups, C, dtype=torch.float32) if sum_rows else None
@@ -94,7 +94,7 @@ def gradient_(
                 *(rows.temperature, rows.target, rows.logprob, rows.entropy, rows.max, rows.log_sum),
                 by_logprob_R,
                 by_logprob_R if by_entropy_R is None else by_entropy_R,
-                by_logprob_R if sums_GC is None else sums_GC,
+                logits_RC if sums_GC is None else sums_GC,
                 R,
                 C,
                 first_column,

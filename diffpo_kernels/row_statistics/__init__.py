@@ -16,8 +16,10 @@ class RowStatistics(NamedTuple):
     token: Tensor
     logprob: Tensor
     entropy: Tensor
+    confidence: Tensor
     top1: Tensor
     top2: Tensor
+    odds: Tensor
     lse: Tensor
     valid: Tensor
 
@@ -40,17 +42,22 @@ def row_statistics(
                  (At T = 0 the drawn distribution is a point mass whose log-probability is always 0 and says nothing, so the untempered
                  one is used.)
         entropy  -sum p log p in nats; a term with p = 0 counts 0
+        confidence  p[token]; at T = 0 it is top1
         top1     max p
         top2     the second largest p (equal to top1 on a tie; 0 if there is no second token)
+        odds     (1 - top1) / top1, the odds against the most probable token
         lse      log sum exp x
         valid    False if x holds a NaN or +inf, or no finite value
 
-    entropy, top1, top2 and lse never depend on T. An invalid row has token -1 and NaN in every float field; it does not touch other rows.
+    entropy, top1, top2, odds and lse never depend on T. Everything but lse comes from differences to the largest logit, so its digits do not
+    depend on how large the logits are. Near certainty a probability rounds to 1 in float32; logprob at T = 0, entropy and odds go to 0
+    there and keep their digits, because the sum of the other tokens' exponentials is formed without the largest. An invalid row has token -1 and NaN in every float field; it does not touch other rows.
     A token of probability zero or a banned one is never drawn. NaN or inf in a banned column is not seen.
 
     Args:
         logits: [N, V] float32, bfloat16 or float16; rows may be strided. V >= 1; N = 0 gives empty results. -inf is probability zero.
-        temperature: T >= 0, one number or a float tensor [N]. A positive T below 2^-126 counts as 2^-126.
+        temperature: T >= 0, one number or a float tensor [N]. A positive T below 2^-126 counts as 2^-126,
+            one above 2^126 as 2^126.
         uniform: [N] float32 or float64 in [0, 1), one number per row; rows with T = 0 ignore theirs. Needed where T > 0; with a
             temperature tensor on a device other than the CPU it is always needed, so that the host does not have to look.
         banned_ids: token ids excluded from everything (the mask token).

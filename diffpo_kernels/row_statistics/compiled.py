@@ -16,7 +16,8 @@ _OPERATOR = "diffpo_kernels::row_statistics"
 torch.library.define(
     _OPERATOR,
     "(Tensor logits, Tensor? temperature, Tensor? uniform, int[] banned, str backend)"
-    " -> (Tensor token, Tensor logprob, Tensor entropy, Tensor top1, Tensor top2, Tensor lse, Tensor valid)",
+    " -> (Tensor token, Tensor logprob, Tensor entropy, Tensor confidence, Tensor top1, Tensor top2, Tensor odds, Tensor lse,"
+    " Tensor valid)",
 )
 
 
@@ -39,7 +40,7 @@ def _outputs(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
     rows = logits.shape[0]
     return (
         logits.new_empty(rows, dtype=torch.int64),
-        *(logits.new_empty(rows, dtype=torch.float32) for _ in range(5)),
+        *(logits.new_empty(rows, dtype=torch.float32) for _ in range(7)),
         logits.new_empty(rows, dtype=torch.bool),
     )
 

@@ -21,17 +21,19 @@ def row_statistics(
     )  # argmax treats NaN as the largest value; -inf here means that the row has no finite entry
     shifted_NV = torch.where(valid_N[:, None], x_NV - max_N[:, None], 0.0)  # <= 0, and harmless in invalid rows
 
-    log_sum_N = shifted_NV.exp().sum(dim=1).log()
-    log_p_NV = shifted_NV - log_sum_N[:, None]
-    p_NV = log_p_NV.exp()
-    entropy_N = -torch.where(p_NV > 0, p_NV * log_p_NV, 0.0).sum(dim=1)
-    top2_N = p_NV.topk(2, dim=1).values[:, 1] if x_NV.shape[1] > 1 else torch.zeros_like(max_N)
-    logprob_N = -log_sum_N
+    weight_NV = shifted_NV.exp()
+    others_NV = weight_NV.scatter(1, token_N[:, None], 0.0)
+    odds_N = others_NV.sum(dim=1)  # without the largest, which is 1 and would swallow small ones
+    total_N = 1 + odds_N
+    log_total_N = odds_N.log1p()
+    entropy_N = log_total_N - torch.where(weight_NV > 0, shifted_NV * weight_NV, 0.0).sum(dim=1) / total_N
+    logprob_N, confidence_N = -log_total_N, 1 / total_N
 
     if uniform_N is not None:
         temperature_N = as_row_tensor(temperature, len(x_NV), x_NV.device, torch.float64)
         drawn_N, drawn_logprob_N = _draw(shifted_NV, temperature_N, uniform_N)
         token_N = torch.where(temperature_N > 0, drawn_N, token_N)
+        confidence_N = weight_NV.gather(1, token_N[:, None])[:, 0] / total_N
         logprob_N = torch.where(temperature_N > 0, drawn_logprob_N, logprob_N)
 
     def or_nan(values_N: Tensor) -> Tensor:
@@ -41,9 +43,11 @@ def row_statistics(
         torch.where(valid_N, token_N, -1),
         or_nan(logprob_N),
         or_nan(entropy_N.clamp(min=0)),  # rounding must not make a certain row's entropy negative
-        or_nan((-log_sum_N).exp()),
-        or_nan(top2_N),
-        or_nan(max_N + log_sum_N),
+        or_nan(confidence_N),
+        or_nan(1 / total_N),
+        or_nan(others_NV.amax(dim=1) / total_N),
+        or_nan(odds_N),
+        or_nan(max_N + log_total_N),
         valid_N,
     )
 

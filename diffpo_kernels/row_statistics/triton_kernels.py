@@ -24,7 +24,7 @@ _GROUP = tl.constexpr(64)  # a draw narrows down from chunk to group to entry
 _LOWEST = tl.constexpr(-1e30)  # stands for -inf in a product with its exponential, so that it is 0 and not NaN
 # Arguments whose alignment changes from call to call, with the number of rows or where a batch begins. One kernel serves all.
 _PARTIALS = [f"partial_{kind}" for kind in ("max", "sum", "weighted", "tempered")]
-_FIELDS = ("token", "logprob", "entropy", "top1", "top2", "lse", "valid")
+_FIELDS = ("token", "logprob", "entropy", "confidence", "top1", "top2", "odds", "lse", "valid")
 _VARYING = ["temperatures", "uniforms", "banned_ids", *_PARTIALS, *(f"{field}_out" for field in _FIELDS)]
 
 
@@ -105,8 +105,15 @@ def _summary(x):
 
 @triton.jit
 def _scale(temperature):
-    """1 / T, kept finite so that 0 * scale is 0."""
-    return tl.minimum(1.0 / temperature, 1e30)
+    """1 / T, kept finite so that 0 * scale is 0, and positive so that -inf * scale is -inf."""
+    return tl.minimum(tl.maximum(1.0 / temperature, 1.1754943508222875e-38), 1e30)
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for x >= 0: the rounding of 1 + x is divided out again (Goldberg 1991, theorem 4)."""
+    above_one = 1.0 + x
+    return tl.where(above_one == 1.0, x, tl.log(above_one) * (x / (above_one - 1.0)))
 
 
 @triton.jit
@@ -169,7 +176,7 @@ def _entry(values, index):
 def _draw(
     row_ptr, vocabulary, banned_ids, banned_count, max_C, tempered_C, row_max, temperature, uniform, CHUNK: tl.constexpr
 ):
-    """The token whose interval of the distribution function holds `uniform`, and its log-probability.
+    """The token whose interval of the distribution function holds `uniform`, its logit less the maximum, and its log-probability.
 
     Inside the chosen chunk weights are relative to its own maximum: none that the first kernel counted is lost to underflow.
     """
@@ -192,7 +199,7 @@ def _draw(
     weights = tl.exp2(_exponents(x, chunk_max) * scale)
     index, _ = _choose(weights.to(tl.float64), left - before)
     chosen = _entry(tl.where(weights > 0, x, 0.0), index)
-    return begin + index, (chosen - row_max) * scale - tl.log(total.to(tl.float32))
+    return begin + index, chosen - row_max, (chosen - row_max) * scale - tl.log(total.to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["banned_count"], do_not_specialize_on_alignment=_VARYING)
@@ -212,8 +219,10 @@ def _finish(
     token_out,
     logprob_out,
     entropy_out,
+    confidence_out,
     top1_out,
     top2_out,
+    odds_out,
     lse_out,
     valid_out,
     DRAW: tl.constexpr,
@@ -255,26 +264,30 @@ def _finish(
 
     token = tl.full([], -1, tl.int64)
     logprob = tl.full([], float("nan"), tl.float32)
-    entropy, top1, top2, lse = logprob, logprob, logprob, logprob
+    entropy, confidence, top1, top2, odds, lse = logprob, logprob, logprob, logprob, logprob, logprob
     valid = total > 0  # a NaN or +inf anywhere made it NaN; without a finite logit it is 0
     if valid:
-        log_total = tl.log(total)
-        entropy = tl.maximum(log_total - weighted / total, 0.0)
-        top1 = 1.0 / total
-        lse = row_max + log_total
-
         chunk = tl.min(tl.where(max_C == row_max, chunk_C, CHUNKS), 0)
         x = _load_allowed(row_ptr, chunk.to(tl.int64) * CHUNK, vocabulary, banned_ids, banned_count, CHUNK)
         offsets = tl.arange(0, CHUNK)
         index = tl.min(tl.where(x == row_max, offsets, CHUNK), 0)
+        others = tl.where(offsets == index, float("-inf"), x)
+        # Without the largest, which is 1 and would swallow small ones.
+        odds = tl.sum(tl.where(chunk_C == chunk, 0.0, factor_C * sum_C), 0) + _sum(tl.exp2(_exponents(others, row_max)))
+        total = 1.0 + odds
+        log_total = _log1p(odds)
+        entropy = tl.maximum(log_total - weighted / total, 0.0)
+        top1 = 1.0 / total
+        confidence = top1
+        lse = row_max + log_total
         elsewhere = tl.max(tl.where(chunk_C == chunk, float("-inf"), max_C), 0)
-        second = tl.maximum(elsewhere, tl.max(tl.where(offsets == index, float("-inf"), x), 0))
+        second = tl.maximum(elsewhere, tl.max(others, 0))
         top2 = tl.exp(second - row_max) / total
         token = chunk.to(tl.int64) * CHUNK + index
         logprob = -log_total
         if DRAW:  # noqa: SIM102  (a constexpr: the inner condition has no value without it)
             if temperature > 0:
-                token, logprob = _draw(
+                token, gap, logprob = _draw(
                     row_ptr,
                     vocabulary,
                     banned_ids,
@@ -286,11 +299,14 @@ def _finish(
                     tl.load(uniforms + row),
                     CHUNK,
                 )
+                confidence = tl.exp(gap) / total
     tl.store(token_out + row, token)
     tl.store(logprob_out + row, logprob)
     tl.store(entropy_out + row, entropy)
+    tl.store(confidence_out + row, confidence)
     tl.store(top1_out + row, top1)
     tl.store(top2_out + row, top2)
+    tl.store(odds_out + row, odds)
     tl.store(lse_out + row, lse)
     tl.store(valid_out + row, valid)
 
@@ -354,5 +370,7 @@ def _finish_case(dtype: str, draw: bool) -> AotCase:
         num_warps=2,
         # float32 drawing takes 132 on sm_100 alone: seven rows at a time on a multiprocessor instead of eight, of a few KB each.
         max_registers=136 if draw and dtype == "fp32" else 128,
+        # There the ptxas of triton 3.6 puts 32 bytes aside, once per row; that of 3.7 none.
+        max_spills=32 if draw and dtype == "fp32" else 0,
         divisible=_DIVISIBLE,
     )

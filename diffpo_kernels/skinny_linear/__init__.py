@@ -19,7 +19,7 @@ def skinny_linear(hidden: Tensor, weight: Tensor, backend: str | None = None) ->
 
     Args:
         hidden: [N, D] float32, bfloat16, float16 or float64; any strides. N = 0 gives an empty result.
-        weight: [V, D], dtype and device of `hidden`; rows may be strided.
+        weight: [V, D], device of `hidden`, and its dtype but under torch.autocast, which casts both; rows may be strided.
         backend: None, "reference" or "native". None takes "native" where it is the faster one (CPU, float32, N in `ROWS`, at least
             `LEAST_WEIGHTS` entries of weight) and can be used (no gradient asked for, no autocast, contiguous columns of weight), and
             torch's matmul everywhere else.
@@ -31,6 +31,7 @@ def skinny_linear(hidden: Tensor, weight: Tensor, backend: str | None = None) ->
         TypeError, ValueError: an argument is wrong, for "native" also: another dtype than float32, or strided columns of weight.
         RuntimeError: the backend asked for cannot run here, or "native" was asked for where a gradient is wanted.
     """
+    hidden, weight = validation.as_autocast(hidden, weight)
     validation.check_tensor("hidden", hidden, ("N", "D"), validation.ANY_FLOAT)
     validation.check_tensor("weight", weight, ("V", hidden.shape[1]), (hidden.dtype,), hidden.device)
     if backend is None and not _native_is_faster(hidden, weight):

@@ -49,7 +49,10 @@ def _total(x):
     return tl.sum(x, axis=0).to(tl.float64)
 
 
-@triton.jit
+_PER_ROW = ["logprob", "old", "advantage", "mask", "behaviour", "reference", "step_bin"]  # slices begin anywhere
+
+
+@triton.jit(do_not_specialize_on_alignment=_PER_ROW)
 def _row_kernel(
     logprob, old, advantage, mask, behaviour, reference, step_bin,  # behaviour, reference, step_bin: pointers or None
     gradient, sums, histogram_by_bin,  # [BINS, 16] int32, zeros, or None
@@ -202,7 +205,7 @@ def _nan_as_in(total, largest):
     return tl.where(total == total, largest, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "bins"])
 def _final_kernel(
     sums, loss, factor, diagnostics, rows, bins, kl_coefficient,
     BY_SEQUENCE: tl.constexpr, BINS: tl.constexpr, ROWS: tl.constexpr,

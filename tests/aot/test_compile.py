@@ -6,6 +6,7 @@ The same functions print the table of `python -m diffpo_kernels.ahead_of_time`.
 import os
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from diffpo_kernels.resource_usage import ARCHITECTURES, CUDA_ARCHITECTURES, CUD
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = find_spec("triton") is not None and not INTERPRETED
 CASES = resource_usage.triton_cases() if HAS_TRITON else []
+# Registers and spills are the compiler's as much as the kernel's. With a triton that is not listed the kernels are only compiled.
+BUDGETED = ("3.6.", "3.7.")
 # At the memory bandwidth of an H200 there are 14.4 issue slots for every bf16 logit, and twice as many for a float32 one.
 LOGIT_BUDGET = 14
 
@@ -39,6 +42,8 @@ def assert_logits_are_cheap(usage: Usage) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_triton(case: AotCase, architecture: str) -> None:
     usage = resource_usage.compile_triton(case, architecture)
+    if not version("triton").startswith(BUDGETED):
+        pytest.skip(f"compiled; the budgets were set with other versions of triton than {version('triton')}")
     assert resource_usage.over_budget(usage, case) == []
     if case.name.startswith("row_statistics summarise") and architecture == "sm_90":
         assert_logits_are_cheap(usage)

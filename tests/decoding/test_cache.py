@@ -193,3 +193,20 @@ def test_errors_come_before_any_network_evaluation(random_model, forward_rows, c
     with forward_rows(model) as rows, pytest.raises(ValueError, match=message):
         diffpo.generate(model, [torch.tensor([3, 4])], 8, 4, **changes)
     assert rows == []
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_under_autocast(random_model, random_prompts, cache):
+    """Keys come in bfloat16 there, the cache is float32 as the weights; tokens are as certain as bfloat16 leaves them."""
+    model = random_model(seed=3)
+    prompts = random_prompts(model, [5, 9])
+    exact = diffpo.generate(model, prompts, 8, 4, cache=cache)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = diffpo.generate(model, prompts, 8, 4, cache=cache)
+        scores = diffpo.trajectory_logprobs(model, out.trajectory, range(8))
+    assert (out.tokens == exact.tokens).float().mean() > 0.7
+    assert scores.dtype == torch.float32
+    scores.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+    if cache == "none":
+        torch.testing.assert_close(scores.detach(), out.trajectory.logprob, rtol=0.05, atol=0.05)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import diffpo
+from diffpo.decoding.step import _guided
 
 MASK, EOS = 2, 1
 
@@ -19,17 +20,22 @@ class Row(NamedTuple):
     length: int
 
 
-def decode_alone(model, prompt, gen_length, block_length, choose) -> Row:
+def decode_alone(model, prompt, gen_length, block_length, choose, cfg_scale=0.0) -> Row:
     """Greedy decoding of one prompt; ``choose(probabilities [n, V])`` names the masked positions of the block to commit."""
     tokens, commit_step, logprob = [MASK] * gen_length, [0] * gen_length, [0.0] * gen_length
     nfe = 0
     while True:
         known = tokens.index(MASK) if MASK in tokens else gen_length
-        if known == gen_length or EOS in tokens[:known]:
+        if known == gen_length or (model.config.eos_token_id is not None and EOS in tokens[:known]):
             break
         block = known // block_length
         masked = [i for i in range(block * block_length, (block + 1) * block_length) if tokens[i] == MASK]
-        logits = model.logits(torch.cat([prompt, torch.tensor(tokens)])[None])[0, len(prompt) :].double()
+        logits = model.logits(torch.cat([prompt, torch.tensor(tokens)])[None])[0, len(prompt) :]
+        if cfg_scale:
+            masked_prompt = torch.full_like(prompt, MASK)
+            without = model.logits(torch.cat([masked_prompt, torch.tensor(tokens)])[None])[0, len(prompt) :]
+            logits = without + (cfg_scale + 1) * (logits - without)
+        logits = logits.double()
         logits[:, MASK] = -math.inf
         nfe += 1
         for n in choose(logits[masked].softmax(dim=1)):
@@ -246,3 +252,137 @@ def test_latents_are_the_states_the_network_saw(random_model, random_prompts):
     mixed = out.trajectory.latent(torch.tensor([0, 1, 2, 0, 1, 2]))
     for row, tau in enumerate([0, 1, 2, 0, 1, 2]):
         assert torch.equal(mixed[row], out.trajectory.latent(tau)[row])
+
+
+def fixed(count):
+    def choose(p_NV):
+        best = p_NV.max(dim=1).values.tolist()
+        return sorted(range(len(best)), key=lambda n: -best[n])[:count]
+
+    return choose
+
+
+SURE = [
+    (diffpo.FixedSchedule(6), fixed(2)),
+    (diffpo.ConfidenceThreshold(1), above(1)),
+    (diffpo.ConfidenceThreshold(1 - 1e-9), above(1 - 1e-9)),
+    (diffpo.ConfidenceThreshold(0.9999), above(0.9999)),
+    (diffpo.FactorThreshold(1e-9), by_factor(1e-9)),
+    (diffpo.FactorThreshold(1e-4), by_factor(1e-4)),
+    (diffpo.EntropyBounded(1e-7, "confidence"), entropy_bounded(1e-7, "confidence")),
+    (diffpo.EntropyBounded(1e-7, "margin"), entropy_bounded(1e-7, "margin")),
+    (diffpo.EntropyBounded(1e-12), entropy_bounded(1e-12, "entropy")),
+]
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("rule", "choose"), SURE, ids=lambda value: repr(value) if isinstance(value, diffpo.Rule) else ""
+)
+def test_sure_models_commit_in_the_order_of_float64(random_model, random_prompts, rule, choose, cfg_scale):
+    """Logits in the tens and hundreds, where in float32 most confidences are 1."""
+    for seed, scale in enumerate((4.0, 8.0, 20.0)):
+        model = random_model(seed=seed, scale=scale, vocab_size=14, eos_token_id=None)
+        prompts = random_prompts(model, [6, 3, 8], seed)
+        rows = [decode_alone(model, prompt, 12, 12, choose, cfg_scale) for prompt in prompts]
+        out = diffpo.generate(model, prompts, 12, 12, rule, cfg_scale=cfg_scale)
+        assert out.tokens.tolist() == [row.tokens for row in rows]
+        assert out.trajectory.commit_step.tolist() == [row.commit_step for row in rows]
+
+
+class Watched(diffpo.EntropyBounded):
+    """Keeps the first step's predictions."""
+
+    def __init__(self, gamma, proxy):
+        super().__init__(gamma, proxy)
+        self.step = None
+
+    def plan(self, step):
+        self.step = self.step or step
+        return super().plan(step)
+
+
+SURE_ROWS = {
+    "reported": [[104, 91.38, -50, -50], [104, 91, -50, -50]],
+    "at 1e4": [[1e4, 9985, 9980, -1e4], [1e4, 9984, 9983.5, 9000]],
+    "at -1e4": [[-1e4, -10018, -2e4, -10030], [-1e4, -10019, -10021, -10021]],
+    "with impossible tokens": [[-math.inf, 7, -9.5, -math.inf], [30, -math.inf, -math.inf, 13]],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("logits", SURE_ROWS.values(), ids=SURE_ROWS.keys())
+def test_the_surest_position_goes_first(random_model, monkeypatch, logits, dtype):
+    model = random_model(vocab_size=7, eos_token_id=None)
+    table_LV = torch.full((2, 7), -math.inf, dtype=dtype)
+    table_LV[:, 3:] = torch.tensor(logits).to(dtype)
+    table_LV[:, MASK] = 2e4  # never proposed, and in no sum
+    monkeypatch.setattr(model, "head", lambda hidden_ND: table_LV)
+    exact_LV = table_LV.double().index_fill(1, torch.tensor(MASK), -math.inf)
+    weights_LV = (exact_LV - exact_LV.amax(dim=1, keepdim=True)).exp()
+    odds = weights_LV.scatter(1, weights_LV.argmax(dim=1, keepdim=True), 0.0).sum(dim=1).tolist()
+    for proxy in ("confidence", "margin", "entropy"):
+        rule = Watched(math.inf, proxy)
+        out = diffpo.generate(model, torch.tensor([[4]]), 2, rule=rule)
+        assert out.tokens.tolist() == exact_LV.argmax(dim=1)[None].tolist()
+        assert rule.step.odds[0].tolist() == pytest.approx(odds, rel=4e-6, abs=0)
+        assert rule.step.confidence[0].tolist() == pytest.approx([1 / (1 + o) for o in odds], rel=1e-7)
+        order = rule.step.proxy(proxy)[0].argsort(stable=True).tolist()
+        assert order == sorted(range(2), key=lambda n: odds[n])
+    if max(odds) > 1e-15:
+        plan = diffpo.ConfidenceThreshold(1).plan(rule.step)
+        assert plan.budget.tolist() == [0.0], "one position: none is certain"
+
+
+def test_ties_of_float64_go_to_the_left(random_model, monkeypatch):
+    model = random_model(vocab_size=7, eos_token_id=None)
+    table_LV = torch.tensor([[0.0] * 7, [0.0] * 7])
+    table_LV[0, 4], table_LV[1, 5] = 41.0, 80.0  # both 1 in float64
+    monkeypatch.setattr(model, "head", lambda hidden_ND: table_LV[-len(hidden_ND) :])
+    one_by_one = diffpo.generate(model, torch.tensor([[4]]), 2, rule=diffpo.FixedSchedule(2))
+    assert one_by_one.trajectory.commit_step.tolist() == [[1, 2]]
+    for rule in (diffpo.ConfidenceThreshold(1), diffpo.FactorThreshold(0)):
+        assert diffpo.generate(model, torch.tensor([[4]]), 2, rule=rule).nfe.tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300, 1e30, 1e300])
+def test_extreme_temperatures(random_model, random_prompts, temperature):
+    model = random_model(seed=3, scale=20.0, eos_token_id=None)
+    prompts = random_prompts(model, [4] * 40)
+    out = diffpo.generate(model, prompts, 6, rule=diffpo.ConfidenceThreshold(0.5), temperature=temperature)
+    assert out.trajectory.logprob.isfinite().all()
+    assert not (out.tokens == MASK).any()
+    if temperature < 1:
+        greedy = diffpo.generate(model, prompts, 6, rule=diffpo.ConfidenceThreshold(0.5))
+        assert torch.equal(out.tokens, greedy.tokens)
+    else:
+        assert out.trajectory.logprob.unique().tolist() == pytest.approx([-math.log(39)])
+        assert torch.bincount(out.tokens.flatten(), minlength=40).max() < 30
+
+
+def test_the_mask_token_is_never_proposed(random_model, random_prompts):
+    """Not even where the model prefers it, at any temperature."""
+    model = random_model(seed=5, eos_token_id=None)
+    with torch.no_grad():
+        model.lm_head.weight[MASK] = 0
+        model.lm_head.weight *= 0.01  # all nearly equal
+        model.lm_head.weight[MASK] = 50 * model.norm(model.embed_tokens.weight).mean(dim=0)
+    prompts = random_prompts(model, [4] * 20)
+    for temperature in (0.0, 1.0, 50.0):
+        out = diffpo.generate(model, prompts, 8, rule=diffpo.FixedSchedule(2), temperature=temperature)
+        assert not (out.tokens == MASK).any()
+
+
+def test_guidance_leaves_float16_its_range_and_keeps_impossible_tokens_impossible():
+    conditional = torch.tensor([[3e4, -2e4, -math.inf, 10.0]], dtype=torch.float16)
+    unconditional = torch.tensor([[-1e4, 0.0, -math.inf, 9.5]], dtype=torch.float16)
+    guided = _guided(conditional, unconditional, 1.5)
+    assert guided.tolist() == [[9e4, -5e4, -math.inf, 10.75]]
+    bfloat16 = _guided(conditional.bfloat16(), unconditional.bfloat16(), 1.5)
+    assert bfloat16.dtype == torch.bfloat16
+
+
+def test_guidance_beyond_float32_is_named(random_model, random_prompts):
+    model = random_model(seed=5)
+    with pytest.raises(FloatingPointError, match=r"logits, guided with cfg_scale 1e\+38, are NaN or infinite"):
+        diffpo.generate(model, random_prompts(model, [4, 6]), 8, cfg_scale=1e38)

@@ -14,8 +14,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(poisoned_memory: None) -> None:
-    """In every test of this folder, as in tests/kernels."""

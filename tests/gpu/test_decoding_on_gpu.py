@@ -1,5 +1,8 @@
 """Decoding on a GPU: graphs replayed, nothing waited for, variable-length attention, running out of memory. Results: tests/decoding."""
 
+import gc
+import warnings
+
 import pytest
 import torch
 
@@ -130,7 +133,8 @@ def test_a_bf16_model_with_padding_in_graphs(model, prompts):
 
 def test_really_out_of_memory(model, prompts):
     model.cuda()
-    free = torch.cuda.mem_get_info()[0]
+    gc.collect()
+    torch.cuda.empty_cache()  # what other tests left would be memory enough
     torch.cuda.set_per_process_memory_fraction(
         min(1.0, (torch.cuda.memory_reserved() + 2**26) / torch.cuda.mem_get_info()[1])
     )
@@ -140,4 +144,67 @@ def test_really_out_of_memory(model, prompts):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert out.tokens.shape == (len(prompts) * 400, 64)
-    assert free > 0
+
+
+def assert_nothing_captures():
+    """The next to use the GPU finds the stream, the random generator and the allocator as they were."""
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(3, device="cuda").isfinite().all()
+    graph, numbers = torch.cuda.CUDAGraph(), torch.zeros(3, device="cuda")
+    with torch.cuda.graph(graph):
+        numbers.add_(1)
+    graph.replay()
+    assert numbers.tolist() == [1, 1, 1]
+    gc.collect()
+    torch.cuda.empty_cache()
+    reserved, total = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((reserved + 2**30) / total)
+    try:
+        torch.empty(3 * 2**28, dtype=torch.uint8, device="cuda")
+        torch.empty(7 * 2**27, dtype=torch.uint8, device="cuda")  # fits only where the block before is given back
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_capture_that_fails_leaves_nothing_behind(required):
+    numbers = torch.zeros(8, device="cuda")
+
+    def step():
+        numbers.add_(torch.rand(8, device="cuda"))
+        if torch.cuda.is_current_stream_capturing():  # so that the rehearsal finds nothing
+            numbers.sum().item()
+
+    steps = graphs.StepGraphs(numbers.device, required)
+    for _ in range(graphs._EAGER_STEPS):
+        steps.run("a", step)
+    with pytest.raises(RuntimeError) if required else pytest.warns(RuntimeWarning, match="cannot be captured"):
+        steps.run("a", step)
+    assert_nothing_captures()
+    if not required:
+        steps.run("a", step)
+    assert numbers.isfinite().all()
+
+
+def test_a_step_that_waits_is_never_captured(monkeypatch):
+    captured = []
+    begin = torch.cuda.CUDAGraph.capture_begin
+    monkeypatch.setattr(
+        torch.cuda.CUDAGraph, "capture_begin", lambda self, *a, **k: (captured.append(1), begin(self, *a, **k))[1]
+    )
+    numbers = torch.zeros(8, device="cuda")
+
+    def step():
+        numbers.sum().item()  # before anything is written, as in a denoising step
+        numbers.add_(1)
+
+    steps = graphs.StepGraphs(numbers.device, required=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            steps.run("a", step)
+    assert [str(warning.message)[:30] for warning in caught] == ["decoding without CUDA graphs: "]
+    assert not captured
+    assert numbers.tolist() == [5.0] * 8
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert_nothing_captures()

@@ -6,7 +6,11 @@ from torch import Tensor
 
 from diffpo_kernels import linear_logprob
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 V = 126464
 MIB = 2**20

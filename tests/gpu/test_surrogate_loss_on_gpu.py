@@ -6,7 +6,11 @@ from torch import Tensor
 
 from diffpo_kernels import surrogate_loss
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 
 def inputs(rows: int, length: int, seed: int = 0, bins: int = 4, device: str = "cuda") -> dict:

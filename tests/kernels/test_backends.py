@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffpo_kernels import __main__ as report
-from diffpo_kernels import backends, linear_logprob
+from diffpo_kernels import backends, linear_logprob, triton_probe
 
 HIDE_EXTENSION = "import sys; sys.modules['diffpo_kernels._native'] = None; import torch, diffpo_kernels as k; "
 CALL_TWICE = "k.row_statistics(torch.zeros(1, 2)); k.row_statistics(torch.zeros(1, 2))"
@@ -84,6 +85,94 @@ def test_none_picks_triton_on_a_gpu_and_never_cuda_cpp() -> None:
     usable = backends.unavailable_reason("row_statistics", "triton", "cuda") is None
     assert picked["row_statistics"] == ("triton" if usable else "reference")
     assert "cuda" not in picked.values()
+
+
+@pytest.fixture
+def gpu_without_launches(monkeypatch):
+    """What torch and Triton look like on a machine with two GPUs and no C compiler. Yields the devices a launch was tried on."""
+    tried = []
+
+    def launch(device_index: int) -> None:
+        tried.append(device_index)
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    caches = (backends._select, backends._complain, triton_probe.launch_failure)
+    monkeypatch.delenv("DIFFPO_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(triton_probe, "_launch", launch)
+    for cached in caches:
+        cached.cache_clear()
+    yield tried
+    for cached in caches:
+        cached.cache_clear()
+
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1", reason="needs Triton, not interpreted"
+)
+
+
+@needs_triton
+def test_where_triton_cannot_launch_the_reference_runs_and_one_warning_says_why(gpu_without_launches) -> None:
+    device = torch.device("cuda", 1)
+    with pytest.warns(
+        RuntimeWarning, match=r"plain torch on cuda.*Triton cannot launch.*Failed to find C compiler"
+    ) as caught:
+        chosen = {operator: backends.select(operator, device, None) for operator in backends.OPERATORS}
+    assert set(chosen.values()) == {"reference"}
+    assert len(caught) == 1
+    assert gpu_without_launches == [1], "one try for a device"
+    assert "\n" not in str(caught[0].message)
+
+
+@needs_triton
+def test_where_triton_cannot_launch_asking_for_it_or_requiring_kernels_is_an_error(
+    gpu_without_launches, monkeypatch
+) -> None:
+    device = torch.device("cuda", 0)
+    with pytest.raises(
+        RuntimeError, match=r"backend 'triton' of surrogate_loss.*cuda: Triton cannot launch.*available: reference"
+    ):
+        backends.select("surrogate_loss", device, "triton")
+    monkeypatch.setenv("DIFFPO_KERNELS", "require")
+    with pytest.raises(RuntimeError, match=r"Failed to find C compiler.*DIFFPO_KERNELS=require"):
+        backends.select("surrogate_loss", device, None)
+    assert backends.select("skinny_linear", device, None) == "reference", "which has no kernel for a GPU"
+    assert gpu_without_launches == [0]
+
+
+@needs_triton
+def test_nothing_is_launched_into_a_capture(gpu_without_launches, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert backends.select("row_statistics", torch.device("cuda", 0), None) == "triton"
+    assert gpu_without_launches == []
+
+
+@needs_triton
+def test_the_report_says_that_triton_cannot_launch(gpu_without_launches, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    report.main()
+    assert "Triton: Triton cannot launch a kernel: RuntimeError: Failed to find C compiler." in capsys.readouterr().out
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_driver_the_real_probe_fails_in_one_line() -> None:
+    reason = triton_probe.launch_failure.__wrapped__(0)
+    assert reason.startswith("Triton cannot launch a kernel: ")
+    assert "\n" not in reason
+
+
+@needs_triton
+def test_the_probe_is_a_kernel_that_compiles() -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(triton.jit(triton_probe._nothing), {"number": "i32"}, {}, {})
+    assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
 
 
 def test_linear_logprob_is_compiled_once_for_all_temperatures() -> None:

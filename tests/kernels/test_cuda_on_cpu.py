@@ -70,7 +70,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def run(library, logits_NV: Tensor, temperature_N=None, uniform_N=None, banned: tuple[int, ...] = ()) -> RowStatistics:
     rows, vocabulary = logits_NV.shape
-    floats = (torch.full((rows,), 7.0) for _ in range(5))
+    floats = (torch.full((rows,), 7.0) for _ in range(7))
     result = RowStatistics(torch.full((rows,), -7), *floats, torch.zeros(rows, dtype=torch.bool))
     inputs = (temperature_N, uniform_N if uniform_N is None else uniform_N.double(), torch.tensor(banned))
     arguments = Arguments(

@@ -560,6 +560,57 @@ def test_products_keep_their_dtype_under_autocast(target: Target) -> None:
     assert all(torch.equal(got[name], expected[name]) for name in names)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", ["head", "hidden"])
+@pytest.mark.parametrize("train", ["hidden head", "hidden"])
+def test_dtypes_that_differ_are_cast_under_autocast_as_a_linear_layer_casts_them(
+    target: Target, dtype: torch.dtype, wide: str, train: str
+) -> None:
+    problem = Problem(target.device, dtype, bias=False, train=train)
+    expected = problem.run(target.backend)
+    problem.tensors[wide] = problem.tensors[wide].float()
+    with pytest.raises(TypeError, match="head must have dtype"):
+        problem.run(target.backend)
+    with torch.autocast(target.device, dtype=dtype):
+        got = problem.run(target.backend)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        # torch's own backward is not run in autocast by everyone, and may be cast there
+        tolerance = 0.02 if target.backend == "reference" and name.startswith("d_") else 0.0
+        torch.testing.assert_close(got[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_the_gradient_of_a_head_cast_under_autocast_has_the_heads_dtype(target: Target) -> None:
+    hidden_ND = torch.randn(4, 8, device=target.device).bfloat16().requires_grad_()
+    head_VD = torch.randn(9, 8, device=target.device, requires_grad=True)
+    rows_N, target_N = torch.tensor([3, 0, 1], device=target.device), torch.arange(3, device=target.device)
+    with torch.autocast(target.device, dtype=torch.bfloat16):
+        out_N = linear_logprob([hidden_ND[:1], hidden_ND[1:]], head_VD, target_N, rows=rows_N, backend=target.backend)
+    assert out_N.dtype == torch.float32
+    out_N.sum().backward()
+    assert (hidden_ND.grad.dtype, head_VD.grad.dtype) == (torch.bfloat16, torch.float32)
+    logits_NV = (hidden_ND.detach()[rows_N].float() @ head_VD.detach().T).log_softmax(1)
+    torch.testing.assert_close(out_N.detach(), logits_NV.gather(1, target_N[:, None])[:, 0], rtol=0.05, atol=0.05)
+
+
+def test_autocast_leaves_float64_alone(target: Target) -> None:
+    head_VD = torch.randn(9, 8, device=target.device, dtype=torch.float64)
+    hidden_ND, target_N = torch.randn(3, 8, device=target.device), torch.arange(3, device=target.device)
+    with torch.autocast(target.device, dtype=torch.bfloat16), pytest.raises(TypeError, match="head must have dtype"):
+        linear_logprob(hidden_ND, head_VD, target_N, backend=target.backend)
+
+
+def test_compiles_under_autocast(target: Target) -> None:
+    hidden_ND, target_N = torch.randn(3, 8, device=target.device).bfloat16(), torch.arange(3, device=target.device)
+    head_VD = torch.randn(9, 8, device=target.device)
+
+    def call() -> Tensor:
+        with torch.autocast(target.device, dtype=torch.bfloat16):
+            return linear_logprob(hidden_ND, head_VD, target_N, backend=target.backend)
+
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(), call())
+
+
 @pytest.mark.parametrize("chunk_bytes", [None, 400])
 @pytest.mark.parametrize("train", ["hidden head bias", "hidden"])
 def test_compiles_as_one_graph(target: Target, chunk_bytes: int | None, train: str) -> None:

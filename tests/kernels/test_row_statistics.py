@@ -18,7 +18,7 @@ from diffpo_kernels import RowStatistics, backends, row_statistics
 
 OPERATOR = "row_statistics"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-FLOAT_FIELDS = ("logprob", "entropy", "top1", "top2", "lse")
+FLOAT_FIELDS = ("logprob", "entropy", "confidence", "top1", "top2", "odds", "lse")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # How each backend cuts short rows: kChunk in csrc/row_statistics.cpp and .cu, chunk_size in triton_kernels.py.
 CHUNKS = {"reference": 512, "native": 4096, "triton": 512, "cuda": 2048}
@@ -48,13 +48,19 @@ def truth(logits_V: Tensor, banned: tuple[int, ...] = ()) -> dict[str, float]:
     kept = [i for i in range(len(x)) if i not in banned and x[i] > -math.inf]
     largest = max(x[i] for i in kept)
     lse = largest + math.log(math.fsum(math.exp(x[i] - largest) for i in kept))
-    p = sorted((math.exp(x[i] - lse) for i in kept), reverse=True)
+    token = next(i for i in kept if x[i] == largest)
+    weights = {i: math.exp(x[i] - largest) for i in kept}
+    odds = math.fsum(
+        weights[i] for i in kept if i != token
+    )  # without the largest, so that a small sum keeps its digits
     return {
-        "token": next(i for i in kept if x[i] == largest),
-        "logprob": largest - lse,
-        "entropy": -math.fsum((x[i] - lse) * math.exp(x[i] - lse) for i in kept),
-        "top1": p[0],
-        "top2": p[1] if len(p) > 1 else 0.0,
+        "token": token,
+        "logprob": -math.log1p(odds),
+        "entropy": math.log1p(odds) - math.fsum((x[i] - largest) * weights[i] for i in kept) / (1 + odds),
+        "confidence": 1 / (1 + odds),
+        "top1": 1 / (1 + odds),
+        "top2": max((weights[i] for i in kept if i != token), default=0.0) / (1 + odds),
+        "odds": odds,
         "lse": lse,
     }
 
@@ -110,13 +116,14 @@ def test_no_less_accurate_than_torch(target, dtype: torch.dtype) -> None:
     vocabulary = 2 * CHUNKS[target.backend] + 100
     logits_NV = torch.stack([make(vocabulary) for make in ADVERSARIAL.values()]).to(dtype)
     temperature_N = torch.full((len(ADVERSARIAL),), 0.6)
+    untempered = [field for field in FLOAT_FIELDS if field not in ("logprob", "confidence")]
     for temperature, uniform_N in ((0.0, None), (temperature_N, uniforms(len(ADVERSARIAL), seed=5))):
         result = run(target, logits_NV, temperature, uniform_N)
         own = row_statistics(logits_NV, temperature, uniform_N, backend="reference")
         if uniform_N is not None:
             assert_inverts(result, logits_NV, temperature_N, uniform_N)
         exact = [truth(row) for row in logits_NV]
-        for field in FLOAT_FIELDS if uniform_N is None else FLOAT_FIELDS[1:]:
+        for field in FLOAT_FIELDS if uniform_N is None else untempered:
             exact_N = torch.tensor([row[field] for row in exact], dtype=torch.float64)
             error_N = (getattr(result, field).double() - exact_N).abs()
             allowed_N = (getattr(own, field).double() - exact_N).abs() + 1e-5
@@ -149,7 +156,7 @@ def test_equals_reference(target, rows, vocabulary, row_step, padding, scale, dt
     drawn = RowStatistics(*(field[drawn_N] for field in result))
     assert_inverts(drawn, allowed_NV[drawn_N], temperature_N[drawn_N], uniform_N[drawn_N])
     for field in FLOAT_FIELDS:
-        rows_compared = ~drawn_N if field == "logprob" else slice(None)
+        rows_compared = ~drawn_N if field in ("logprob", "confidence") else slice(None)  # the drawn tokens may differ
         got, expected = (getattr(statistics, field)[rows_compared] for statistics in (result, reference))
         torch.testing.assert_close(got, expected, rtol=3e-6, atol=1e-5)
 
@@ -193,6 +200,51 @@ def test_only_differences_of_logits_matter(target, offset: float) -> None:
     assert result.entropy.item() == pytest.approx(math.log(100), abs=1e-5)
     assert result.top1.item() == pytest.approx(0.01, rel=1e-5)
     assert result.token.item() == 0
+
+
+CERTAIN = {
+    "reported": [104.0, 91.38, -50.0, -50.0],
+    "reported, a little less sure": [104.0, 91.0, -50.0, -50.0],
+    "odds below the spacing of float32": [-3.0, 17.5, 0.25, -1.0],
+    "far above": [1e4, 9988.0, 9985.5, -1e4],
+    "far below": [-1e4, -9987.5, -10003.0, -9999.0],
+    "odds below the spacing of float64": [60.0, 12.0, 20.0, -math.inf],
+    "in one token": [-2.0, -7.5, -math.inf, -math.inf],
+    "a tie": [250.0, 250.0, 249.0, -250.0],
+    "nearly a tie": [1e4 + 2**-9, 1e4, -math.inf, 0.0],
+}
+
+
+@pytest.mark.parametrize("vocabulary", [4, "C + 9"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_digits_depend_neither_on_the_size_of_logits_nor_on_certainty(target, dtype, vocabulary: int | str) -> None:
+    """Relative errors, with nothing added: entropy and odds of a sure row are tiny, and the order of sure rows is theirs."""
+    chunk = CHUNKS[target.backend]
+    logits_NV = torch.full((len(CERTAIN), 4 if vocabulary == 4 else chunk + 9), -torch.inf)
+    columns = [0, 1, 2, 3] if vocabulary == 4 else [chunk + 7, 3, chunk - 1, 300]
+    logits_NV[:, columns] = torch.tensor(list(CERTAIN.values()))
+    logits_NV = logits_NV.to(dtype)
+    result = run(target, logits_NV)
+    for n, name in enumerate(CERTAIN):
+        for field, exact in truth(logits_NV[n]).items():
+            assert getattr(result, field)[n].item() == pytest.approx(exact, rel=4e-6, abs=1e-37), (name, field)
+    assert torch.equal(result.confidence, result.top1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_confidence_of_a_drawn_token_is_its_untempered_probability(target, dtype: torch.dtype, offset: float) -> None:
+    chunk, rows = CHUNKS[target.backend], 6
+    logits_NV = (random(rows, chunk + 50, seed=21, scale=9) + offset).to(dtype)
+    logits_NV[:, 40:60] = -torch.inf
+    temperature_N = torch.tensor([0.0, 0.7, 1.0, 4.0, 30.0, 1e30])
+    result = run(target, logits_NV, temperature_N, uniforms(rows, seed=22), [3])
+    assert len(set(result.token.tolist())) > 1
+    allowed_NV = logits_NV.double().index_fill(1, torch.tensor(3), -torch.inf)
+    log_p_N = allowed_NV.log_softmax(dim=1).gather(1, result.token[:, None])[:, 0]
+    shifted_N = log_p_N.abs() + 1  # float32 rounds a difference of logits, and the exponential multiplies that error
+    assert ((result.confidence.double() / log_p_N.exp() - 1).abs() <= 3e-7 * shifted_N + 1e-6).all()
+    assert result.confidence[0] == result.top1[0]
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
@@ -277,7 +329,7 @@ def test_row_offsets_pass_two_to_the_31(target, tmp_path: Path) -> None:
 
 def test_no_rows_and_one_token(target) -> None:
     empty = run(target, torch.zeros(0, 9), 1.0, torch.zeros(0))
-    assert [len(field) for field in empty] == [0] * 7
+    assert [len(field) for field in empty] == [0] * len(RowStatistics._fields)
     single = run(target, torch.full((2, 1), -3.0), 0.7, torch.tensor([0.0, 0.99]))
     assert single.token.tolist() == [0, 0]
     assert single.top2.tolist() == [0.0, 0.0]
@@ -293,7 +345,7 @@ def test_draw_inverts_the_distribution_function(target, temperature: float) -> N
     result = run(target, logits_NV, temperature, uniform_N)
     assert_inverts(result, logits_NV, torch.full((rows,), temperature), uniform_N)
     untempered = run(target, logits_NV)
-    for field in ("entropy", "top1", "top2", "lse"):
+    for field in ("entropy", "top1", "top2", "odds", "lse"):
         torch.testing.assert_close(getattr(result, field), getattr(untempered, field), rtol=0, atol=0)
 
 
@@ -347,6 +399,29 @@ def test_a_temperature_too_small_for_float32_still_draws(target, dtype: type | t
     result = run(target, torch.tensor([[3.0, 3.0, 1.0]] * 2), temperature, torch.tensor([0.1, 0.9]))
     assert result.token.tolist() == [0, 1]
     assert result.logprob.tolist() == pytest.approx([-math.log(2)] * 2)
+
+
+@pytest.mark.parametrize("temperature", [1e37, 3e38, 1e39, 1e300])
+@pytest.mark.parametrize("dtype", [float, torch.float32, torch.float64])
+def test_a_huge_temperature_draws_evenly(target, dtype: type | torch.dtype, temperature: float) -> None:
+    if dtype == torch.float32 and temperature > 3.4e38:
+        pytest.skip("infinite in float32, which is refused")
+    logits_NV = torch.tensor([[3.0, -torch.inf, 1.0, 9.0, -20.0]] * 4)
+    given = temperature if dtype is float else torch.full((4,), temperature, dtype=dtype)
+    result = run(target, logits_NV, given, torch.tensor([0.1, 0.3, 0.6, 0.9]), [3])
+    assert result.valid.all()
+    assert result.token.tolist() == [0, 0, 2, 4]
+    assert result.logprob.tolist() == pytest.approx([-math.log(3)] * 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38])
+def test_a_tiny_temperature_takes_the_most_probable(target, temperature: float) -> None:
+    logits_NV = torch.cat([random(4, 700, seed=23), random(4, 700, seed=24) + 1e4])
+    result = run(target, logits_NV, temperature, uniforms(8, seed=25))
+    greedy = run(target, logits_NV)
+    assert torch.equal(result.token, greedy.token)
+    assert (result.logprob == 0).all()
+    assert torch.equal(result.confidence, greedy.confidence)
 
 
 def test_native_does_not_depend_on_the_number_of_threads() -> None:

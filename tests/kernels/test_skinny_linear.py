@@ -171,6 +171,19 @@ def test_none_picks_native_where_it_is_faster() -> None:
         assert skinny_linear(few_ND, weight_VD).dtype == F.linear(few_ND, weight_VD).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("wide", ["hidden", "weight"])
+def test_dtypes_that_differ_are_cast_under_autocast_as_a_linear_layer_casts_them(wide: str) -> None:
+    operands = {"hidden": random(3, 8, seed=24), "weight": random(10, 8, seed=25)}
+    for name in operands.keys() - {wide}:
+        operands[name] = operands[name].bfloat16()
+    with pytest.raises(TypeError, match="weight must have dtype"):
+        skinny_linear(**operands)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = skinny_linear(**operands), F.linear(*operands.values())
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, expected)
+
+
 def test_a_gradient_comes_from_torch_or_is_refused() -> None:
     hidden_ND, weight_VD = random(3, 8, seed=22), random(10, 8, seed=23).requires_grad_()
     (gradient_VD,) = torch.autograd.grad(skinny_linear(hidden_ND, weight_VD).sum(), weight_VD)

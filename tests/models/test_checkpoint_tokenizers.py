@@ -92,9 +92,25 @@ def test_a_changed_tokenizer_is_saved_as_changed(published, tmp_path):
     model.save(tmp_path / "changed")
     tokenizer = diffpo.load(tmp_path / "changed").tokenizer
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == " Two plus two? "
+    assert model.tokenizer.add_tokens(["a"], special_tokens=True) == 1
+    model.save(tmp_path / "changed")
+    assert diffpo.load(tmp_path / "changed").tokenizer.decode([64, 65], skip_special_tokens=True) == "b"
     model.tokenizer = None
     model.save(tmp_path / "changed")
     assert diffpo.load(tmp_path / "changed").tokenizer is None
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_nothing_remembers_the_copy_that_was_loaded(published, tmp_path, family):
+    folder, _, _ = published(family)
+    model = diffpo.load(folder)
+    assert model.tokenizer.name_or_path == str(folder)
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model.save(tmp_path / "changed")
+    for path in (tmp_path / "changed").iterdir():
+        assert b"diffpo-tokenizer-" not in path.read_bytes(), path.name
+    again = diffpo.load(tmp_path / "changed").tokenizer
+    assert again("3 apples <")["input_ids"] == model.tokenizer("3 apples <")["input_ids"]
 
 
 def test_the_source_folder_may_be_gone_when_the_model_is_saved(published, tmp_path):

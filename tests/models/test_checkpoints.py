@@ -135,6 +135,9 @@ def test_missing_config(word_model, tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         diffpo.load(tmp_path)
+    word_model().save(tmp_path / "checkpoint-500")
+    with pytest.raises(FileNotFoundError, match=r"folders that do are checkpoint-500"):
+        diffpo.load(tmp_path)
 
 
 def test_missing_weights(word_model, tmp_path):

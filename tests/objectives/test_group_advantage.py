@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpo.training.rollout import group_advantage, speed
+from diffpo.training.rollout import group_advantage, priced, speed
 
 NAN = math.nan
 KINDS = ["mean", "std", "leave_one_out"]
@@ -84,6 +84,56 @@ def test_equal_rewards_have_no_advantage_at_all(kind, value):
         reward = torch.full((group_size * 2,), value)
         reward[group_size] = NAN  # the second group has one fewer
         assert (group_advantage(reward, group_size, kind) == 0).all()
+
+
+INF = math.inf
+ALMOST_EQUAL = [
+    [0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3000001],
+    [1e6, 1e6, 1e6, 1e6 + 0.06, 1e6, 1e6, 1e6, 1e6 - 0.06],
+    [-7.1, -7.1000004, -7.1, -7.1, -7.0999994, -7.1, -7.1, -7.1],
+    [0.1 + 0.2 - 0.3, 0.0, 0.0, -0.0, 0.0, 0.0, 3e-8, 0.0],
+    [0.9, 0.3 * 3, 1 - 0.1, NAN, 0.9000002, 0.9, -INF, 0.9],
+    [3e37, 3e37, 3e37 + 1e31, 3e37, 3e37, 3e37, 3e37, 3e37],
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reward", ALMOST_EQUAL)
+def test_rewards_that_differ_by_rounding_have_no_advantage(kind, dtype, reward):
+    assert (group_advantage(torch.tensor(reward, dtype=dtype), 8, kind) == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 1e5, 1e-2, 1e37])
+def test_differences_beyond_rounding_keep_theirs(kind, scale):
+    reward = torch.tensor([1.0, 1.001, 1.0, 0.999]) * scale
+    advantage = group_advantage(reward, 4, kind)
+    expected = {"mean": 1e-3 * scale, "std": 2**0.5, "leave_one_out": 4 / 3 * 1e-3 * scale}[kind]
+    torch.testing.assert_close(advantage, torch.tensor([0, expected, 0, -expected]), rtol=2e-3, atol=2e-3 * expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_reward_does_not_count(kind):
+    reward = torch.tensor([1.0, INF, 0.0, 0.5, 1.0, -INF, 0.0, 0.5, INF, INF, -INF, 3.0, INF, -INF, NAN, INF])
+    with_nan = torch.where(reward.isinf(), NAN, reward)
+    advantage = group_advantage(reward, 4, kind)
+    assert torch.equal(advantage, group_advantage(with_nan, 4, kind))
+    assert advantage.isfinite().all()
+    assert (advantage[8:] == 0).all(), "one known reward, and none"
+    assert (group_advantage(reward, 1, kind) == 0).all()
+
+
+def test_the_price_of_time_keeps_an_infinite_reward_out():
+    nfe, correct = torch.tensor([4, 4, 4, 4]), torch.tensor([True, False, False, True])
+    got = priced(torch.tensor([INF, INF, -INF, 1.0]), correct, nfe, 8, 1.0)
+    assert got[:3].isnan().all()
+    assert got[3] == speed(nfe[3], 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_advantages_have_the_dtype_of_the_rewards(dtype):
+    assert group_advantage(torch.tensor([0.0, 1.0], dtype=dtype), 2, "std").dtype == dtype
 
 
 def test_small_differences_keep_their_advantage():

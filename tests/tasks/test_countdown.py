@@ -119,8 +119,8 @@ def test_compact_rewards(text, reward):
         ("32", 0.1),
         ("7 / (3 - 3) + 11", 0.1),
         ("3 * 7 ** 1 + 11", 0.1),
-        ("\\boxed{7 * 3 + 11}", 0.1),
-        ("7 \u00d7 3 + 11", 0.1),
+        ("\\boxed{7 * 3 + 11}", 1),
+        ("7 \u00d7 3 + 11", 1),
         ("\u0667 * 3 + 11", 0.1),
         ("= 32", 0.1),
         ("7 * 3 = 21 , 21 + 11 = 32", 0.1),  # the compact form has no place here
@@ -134,6 +134,35 @@ def test_chat_rewards(answer, reward):
     text = f"7 times 3 is 21.\n</reasoning>\n<answer>\n{answer}\n</answer>"
     assert TASK.grade(PROBLEM, text).reward == reward
     assert TASK.grade(PROBLEM, text).correct == (reward == 1)
+
+
+def test_near_is_not_equal():
+    problem = TASK.problem_from_row({"nums": [1, 999999, 3], "target": 3})
+    assert not TASK.grade(problem, "<answer>1 / 999999 + 3</answer>").correct
+
+
+def test_both_published_forms_are_the_same_problem():
+    d1, jiayi_pan = {"input": "30,100,93", "output": "23"}, {"nums": [30, 100, 93], "target": 23}
+    assert TASK.problem_from_row(d1) == TASK.problem_from_row(jiayi_pan)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *({}, {"input": "1,2"}, {"nums": [1, 2]}, {"input": "1", "output": "1"}, {"nums": "123", "target": 1}),
+        *({"nums": [1, 2.5], "target": 1}, {"nums": [1, True], "target": 1}, {"nums": [1, [2]], "target": 1}),
+        *(
+            {"nums": {"1": 2, "2": 3}, "target": 1},
+            {"input": "1,2", "output": "nan"},
+            {"input": "1,1_0", "output": "1"},
+        ),
+        {"nums": [1, 10**10], "target": 1},
+    ],
+    ids=str,
+)
+def test_other_rows_are_refused(row):
+    with pytest.raises(ValueError, match=r"columns|must be numbers"):
+        TASK.problem_from_row(row)
 
 
 def test_first_step_may_not_borrow_its_own_result():
@@ -151,7 +180,11 @@ def test_chat_values_are_exact():
 
 def test_untagged_chat_text_is_no_answer():
     assert TASK.grade(PROBLEM, "The answer is 7 * 3 + 11 = 32").reward == 0
-    assert TASK.grade(PROBLEM, "<answer>7 * 3 + 11").reward == 0
+    assert TASK.grade(PROBLEM, "7 * 3 + 11").reward == 0
+    assert TASK.grade(PROBLEM, "<answer>7 * 3 + 11").reward == 1  # never closed, but an answer
+    assert TASK.grade(PROBLEM, "<answer>7 * 3 + 1").reward == 0.1
+    assert TASK.grade(PROBLEM, r"so \boxed{7 * 3 + 11}\n</answer>").reward == 1
+    assert TASK.grade(PROBLEM, r"\boxed{7 * 3 + 11} <answer>7 * 3</answer>").reward == 0.1
     assert TASK.grade(PROBLEM, "<answer>7 * 3</answer> no: <answer>7 * 3 + 11</answer>").reward == 1
 
 

@@ -111,13 +111,102 @@ def test_wrong_sudoku_rows_are_named(write):
 
 def test_a_broken_missing_or_unknown_file_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"question": ')
-    with pytest.raises(ValueError, match=r"x.jsonl is not valid jsonl"):
+    with pytest.raises(ValueError, match=r"x.jsonl, line 1 is not valid JSON"):
         local_problems(GSM8K(), tmp_path / "x.jsonl")
     with pytest.raises(FileNotFoundError, match=r"data: there is no file .*y.jsonl"):
         local_problems(GSM8K(), tmp_path / "y.jsonl")
     (tmp_path / "z.txt").write_text("")
     with pytest.raises(ValueError, match=r"z.txt must be one of .jsonl, .csv, .parquet"):
         local_problems(GSM8K(), tmp_path / "z.txt")
+
+
+# ---- what editors, spreadsheets and other tools make of a file
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bom.jsonl", b'\xef\xbb\xbf{"question": "1 + 1?", "answer": "#### 2"}\r\n\r\n'),
+        ("test.ndjson", b'\n{"question": "1 + 1?", "answer": "#### 2", "score": NaN}'),
+        ("test.JSONL", b'{"question": "1 + 1?", "answer": "#### 2"}'),
+        ("lines.json", b'{"question": "1 + 1?", "answer": "#### 2"}\n'),
+        ("array.json", b'[\n {"question": "1 + 1?",\n  "answer": "#### 2"}\n]\n'),
+        ("bom.csv", b"\xef\xbb\xbfquestion,answer\r\n1 + 1?,#### 2\r\n"),
+        ("test.CSV", b"number,question,answer\n\n7,1 + 1?,#### 2"),
+        ("parts.jsonl", b'{"question": [{"type": "text", "text": "1 +"}, {"type": "text", "text": " 1?"}], "answer": "#### 2"}'),
+        ("trl.jsonl", b'{"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "#### 2"}'),
+        ("sft.jsonl", b'{"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"}]}'),
+        ("completion.jsonl", b'{"prompt": [{"role": "user", "content": [{"type": "text", "text": "1 + 1?"}]}], '
+                             b'"completion": [{"role": "assistant", "content": "#### 2"}]}'),
+    ],
+)  # fmt: skip
+def test_the_same_problem_however_it_was_saved(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    ((problem,), _) = local_problems(GSM8K(), tmp_path / name)
+    assert (problem.text, problem.answer) == ("1 + 1?", Decimal(2))
+
+
+def test_a_csv_with_line_breaks_quotes_and_long_fields(tmp_path):
+    long = "x" * 200_000
+    (tmp_path / "x.csv").write_text(
+        f'question,answer,notes\n"one, ""two""\nthree?",#### 2,{long}\n4?,#### 4,\n', newline=""
+    )
+    limit = csv.field_size_limit()
+    problems, _ = local_problems(GSM8K(), tmp_path / "x.csv")
+    assert [problem.text for problem in problems] == ['one, "two"\nthree?', "4?"]
+    assert csv.field_size_limit() == limit
+
+
+def test_a_conversation_for_math(tmp_path):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": r"so \boxed{2}"}]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    ((problem,), _) = local_problems(Math500(), tmp_path / "x.jsonl")
+    assert (problem.text, problem.answer) == ("q", "2")
+
+
+GOOD = '{"question": "q", "answer": "#### 1"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("x.jsonl", f'{GOOD}\n\n{{"question": "half \\ud83d"}}', "x.jsonl, line 3: not valid Unicode"),
+        ("x.jsonl", f"{GOOD}\n" + "[" * 100_000, "x.jsonl, line 2 is not valid JSON"),
+        ("x.jsonl", f'{GOOD}\n{{"question": "q", "answer": {"9" * 5000}}}', "x.jsonl, line 2 is not valid JSON: a number of 5000 digits"),
+        ("x.jsonl", f'{GOOD}\n\n{{"question": "q", "answer": NaN}}', "line 3, row 2 of x.jsonl: answer is no number: nan"),
+        ("x.jsonl", f'{GOOD}\n{{"question": "q", "answer": -1e400}}', "line 2, row 2 of x.jsonl: answer is no number: -inf"),
+        ("x.jsonl", f'{GOOD}\n{{"question": "q", "answer": [1, NaN]}}', "answer is no number"),
+        ("x.jsonl", f'\n{GOOD[:-1]}, "question": "r"}}', "x.jsonl, line 2 is not valid JSON: key 'question' stands twice"),
+        ("x.jsonl", f"{GOOD}\n\n7", "line 3, row 2 of x.jsonl must be an object"),
+        ("x.json", f"[{GOOD},\n7]", "item 2, row 2 of x.json must be an object"),
+        ("x.json", f"[{GOOD},\n,]", "x.json, line 2 is not valid JSON"),
+        ("x.json", "{}", "has no question, answer"),
+        ("x.jsonl", f"{GOOD}\n{GOOD}".encode("utf-16"), "UTF-16"),
+        ("x.jsonl", f"{GOOD}\ncaf\u00e9".encode("latin-1"), "line 2 is not UTF-8"),
+        ("x.csv", b"question,answer\nq,a\ncaf\xe9,#### 1", "line 3 is not UTF-8"),
+        ("x.jsonl.gz", b"\x1f\x8b\x08", "gzip: unpack it first"),
+        ("x.csv", b"PK\x03\x04", "spreadsheet"),
+        ("x.csv", "question,answer\nq,#### 1\n\nq,#### 1,000\n", r"line 4 \(row 2\) has 3 values, the header 2"),
+        ("x.csv", "question,answer\nq\n", r"line 2 \(row 1\) has 1 values, the header 2"),
+        ("x.csv", 'question,answer\n"q\nr",#### 1\n"q', "line 4 is not valid csv"),
+        ("x.csv", "question;answer\nq;#### 1\n", "no question, answer: .*separated by semicolons: separate it by commas"),
+        ("x.csv", "question\tanswer\nq\t#### 1\n", "separated by tabs"),
+        ("x.csv", "question,text\nq,#### 1\n", "line 2, row 1 of x.csv has no answer: .*found question, text"),
+        ("x.csv", "question,answer,question\nq,#### 1,r\n", "the header names question more than once"),
+        ("x.csv", "question,answer\n", "holds no rows"),
+        ("x.csv", "", "holds no rows"),
+        ("x.jsonl", '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "#### 1"}',
+         "row 1 of x.jsonl: a chat must be one message of the user, .* got system, user"),
+        ("x.jsonl", '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "#### 1"}', "type 'image' is not supported"),
+        ("x.jsonl", '{"question": [{"type": "video"}], "answer": "#### 1"}', "question: content part of type 'video'"),
+        ("x.jsonl", '{"prompt": [{"role": "user", "content": "q"}]}', "has no answer"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_read_names_its_line(tmp_path, name, content, named):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=named) as caught:
+        local_problems(GSM8K(), tmp_path / name)
+    assert str(caught.value).startswith("data: ")
 
 
 def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):

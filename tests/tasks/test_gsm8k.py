@@ -1,13 +1,15 @@
 """GSM8K: reading numbers, and the published training reward by hand."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffpo.tasks import GSM8K
-from diffpo.tasks.gsm8k import is_soft_format, is_strict_format, read_number, tag_reward
+from diffpo.tasks.d1 import is_soft_format, is_strict_format
+from diffpo.tasks.gsm8k import read_number, tag_reward
 
 TASK = GSM8K()
 ROW = {"question": "How many?", "answer": "2 + 70 = <<2+70=72>>72\n#### 72"}
@@ -17,13 +19,42 @@ PERFECT = "<reasoning>\nwhy\n</reasoning>\n<answer>\n72\n</answer>\n"
 
 @pytest.mark.parametrize(
     ("answer", "number"),
-    [("#### 72", "72"), ("#### 1,234", "1234"), ("#### -3", "-3"), ("#### $5", "5"), ("2#### 0.50", "0.5")],
+    [
+        ("#### 72", "72"),
+        ("#### 1,234", "1234"),
+        ("#### -3", "-3"),
+        ("#### $5", "5"),
+        ("2#### 0.50", "0.5"),
+        ("#### -1,234.5", "-1234.5"),
+        ("#### -$1,000", "-1000"),
+        ("#### \u22127", "-7"),
+        ("#### .25", "0.25"),
+    ],
 )
 def test_the_reference_answer_stands_behind_the_mark(answer, number):
     assert TASK.problem_from_row({"question": "q", "answer": answer}).answer == Decimal(number)
 
 
-@pytest.mark.parametrize("answer", ["72", "####", "#### many", ""])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "72",
+            "####",
+            "#### many",
+            "",
+            "#### NaN",
+            "#### inf",
+            "#### -inf",
+            "#### sNaN",
+            "#### 2,5",
+            "#### 1,23",
+            "#### 1_000",
+        ),
+        *("#### 1,2345", "#### --5", "#### 1.2.3", "#### 1e400", "#### \u0667", "#### 3/4", "#### 9" + "9" * 10**5),
+    ],
+    ids=lambda answer: answer[:12],
+)
 def test_a_reference_answer_without_a_number_is_an_error(answer):
     with pytest.raises(ValueError, match="####"):
         TASK.problem_from_row({"question": "q", "answer": answer})
@@ -35,13 +66,23 @@ def test_a_reference_answer_without_a_number_is_an_error(answer):
         (r"\boxed{72}", "72"),
         (r"\boxed{72 of 100}", "72"),  # the first number in a box ...
         (r"<answer>3 and then 72</answer>", "72"),  # ... but the last one in the tags
-        (r"\boxed{5} <answer>\boxed{72}</answer>", "5"),
+        (r"\boxed{5} <answer>\boxed{72}</answer>", "72"),  # the final answer beats a box in the reasoning
+        (r"\boxed{5} <answer></answer>", "5"),
+        (r"\boxed{5} <answer>I do not know</answer>", None),
+        (r"\boxed{5} </answer>", "5"),
+        (r"<answer>\boxed{72}", "72"),  # never closed
+        ("<answer>72\n</ans", "72"),
+        (r"<answer>\boxed{72}<answer>", "72"),
+        (r"<answer>\boxed{5}</answer> <answer>\boxed{72}</answer>", "72"),
+        ("So the answer is 72.", "72"),
+        ("<reasoning>\n#### 72", "72"),
+        ("<reasoning> 3 * 24 = 72", None),  # a step, not an answer
         (r"\boxed{...} \boxed{72}", "72"),
         (r"\boxed{x \boxed{} y} \boxed{72}", "72"),
         (r"\boxed{none} <answer>72</answer>", "72"),
         (r"\boxed{\$1,234.50}", "1234.50"),
-        (r"\boxed{1,2}", "1"),
-        (r"\boxed{12,3456}", "12"),
+        (r"\boxed{1,2}", None),
+        (r"\boxed{12,3456}", None),
         (r"\boxed{-4}", "-4"),
         (r"\boxed{72.0}", "72"),
         ("72", None),
@@ -51,7 +92,7 @@ def test_a_reference_answer_without_a_number_is_an_error(answer):
     ],
 )
 def test_the_number_of_a_text(text, number):
-    assert read_number(text) == (None if number is None else Decimal(number))
+    assert read_number(text) == (None if number is None else Fraction(number))
 
 
 def test_correct_compares_values():
@@ -88,6 +129,28 @@ def test_the_perfect_text_has_every_part():
     assert not is_strict_format(
         "<reasoning>\n</reasoning>\n<answer>\n</answer>\n"
     )  # the lines may not share their ends
+
+
+@pytest.mark.parametrize(
+    ("question", "number"),
+    [
+        ("How many dozen eggs?", 5),
+        ("How many eggs?", 60),
+        ("What is it, in dozens?", 5),
+        ("A dozen eggs cost $2. How many?", 60),
+    ],
+)
+def test_a_scale_word_that_the_question_counts_in_is_a_unit(question, number):
+    problem = TASK.problem_from_row({"question": question, "answer": f"#### {number}"})
+    assert TASK.grade(problem, r"<answer>\boxed{5 dozen}</answer>").correct
+
+
+def test_published_answers_and_their_solutions_are_right():
+    solution = "He pays 2 * 3 = $<<2*3=6>>6.\nThe change is $10 - $6 = $<<10-6=4>>4 in 2 coins.\n#### 4"
+    problem = TASK.problem_from_row({"question": "q", "answer": solution})
+    assert TASK.grade(problem, solution).correct
+    assert TASK.grade(problem, f"<answer>{solution}</answer>").correct
+    assert TASK.grade(problem, f"<answer>{solution.rpartition('####')[0]}</answer>").correct
 
 
 PIECES = [

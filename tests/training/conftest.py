@@ -4,6 +4,8 @@ Sudoku, because its reward is the fraction of right cells: an untrained model al
 """
 
 import json
+import os
+import sys
 
 import pytest
 import torch
@@ -85,3 +87,33 @@ def assert_same_weights():
             assert torch.equal(a[name], b[name]), name
 
     return check
+
+
+@pytest.fixture
+def killed_at():
+    """killed_at(n, act) -> whether a child process that does ``act`` was killed before its n-th change of a file; it cleans nothing up."""
+
+    def kill(event: int, act) -> bool:
+        child = os.fork()
+        if child == 0:
+            left = event
+
+            def watch(name, arguments):
+                nonlocal left
+                writes = name == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+                if writes or name in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+                    left -= 1
+                    if left == 0:
+                        os._exit(9)
+
+            try:
+                sys.addaudithook(watch)
+                act()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 9)
+        return code == 9
+
+    return kill

@@ -96,9 +96,10 @@ def test_equal_rewards_leave_the_model_alone_and_are_counted(make_trainer, monke
 def test_nan_rewards_are_dropped(make_trainer, monkeypatch):
     trainer = make_trainer()
     grade = trainer.task.grade
-    nothing = Grade(math.nan, False)
+    nothing = Grade(math.nan, None)
     monkeypatch.setattr(trainer.task, "grade", lambda p, text: nothing if text.startswith("1") else grade(p, text))
     metrics = trainer.step()
+    assert 0 < metrics["dropped_rewards"] < 16
     assert math.isfinite(metrics["reward"])
     assert math.isfinite(metrics["loss"])
     assert metrics["skipped_updates"] == 0

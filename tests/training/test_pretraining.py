@@ -1,6 +1,8 @@
 """Pretraining: the loss is the negative ELBO, it falls, and a seed decides everything."""
 
+import errno
 import math
+import os
 
 import pytest
 import torch
@@ -110,3 +112,54 @@ def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
     model = diffpo.load(tmp_path / "m")
     assert model.config.hidden_size == 32
     assert diffpo.generate(model, ["_ " * 15 + "1"], gen_length=16).tokens.shape == (1, 16)
+
+
+def pretrained(tmp_path, monkeypatch, *more: str) -> int:
+    flags = ["--task", "sudoku", "--steps", "2", "--batch-size", "4", "--heldout", "4", "--output", str(tmp_path / "m")]
+    size = ["--model.hidden-size", "32", "--model.intermediate-size", "48", "--model.num-hidden-layers", "1"]
+    monkeypatch.setattr("sys.argv", ["pretrain", *flags, *size, *more])
+    with pytest.raises(SystemExit) as stopped:
+        diffpo.pretrain.main()
+    return stopped.value.code
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch, capsys):
+    loss = elbo_loss
+
+    def overflowing(model, *arguments):
+        model.norm.weight.data[0] = math.inf  # after the last step, too
+        return loss(model, *arguments).nan_to_num() * 0
+
+    monkeypatch.setattr(diffpo.pretrain, "elbo_loss", overflowing)
+    assert pretrained(tmp_path, monkeypatch) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert pretrained(tmp_path, patch) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left" in error
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("--heldout", "2000000000"),
+        ("--lr", "inf"),
+        ("--seed", "-1"),
+        ("--output", "o" * 300),
+        ("--batch-size", "9" * 12),
+    ],
+)
+def test_mistakes_are_found_before_training(tmp_path, monkeypatch, capsys, mistake):
+    assert pretrained(tmp_path, monkeypatch, *mistake) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "m").exists()

@@ -1,8 +1,8 @@
 """Checkpoint formats: the config keys and tensor names of every model family that loads, one file each."""
 
-import json
 from pathlib import Path
 
+from diffpo.models.folder_files import read_json, shown
 from diffpo.models.formats.diffpo import DIFFPO
 from diffpo.models.formats.dream import DREAM
 from diffpo.models.formats.llada import LLADA
@@ -20,16 +20,5 @@ def format_of(fields: dict, where: str | Path):
     model_type = fields.get("model_type")
     refuse_unsupported_family(fields, where)
     if not isinstance(model_type, str) or model_type not in FORMATS:
-        raise ValueError(f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(FORMATS)}")
+        raise ValueError(f"{where}: model_type {shown(model_type)} is not supported; supported: {', '.join(FORMATS)}")
     return FORMATS[model_type]
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file; ValueError if it holds anything else."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON or bad UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(fields).__name__}")
-    return fields

@@ -1,9 +1,7 @@
 """diffpo's own format: config.json holds the fields of ModelConfig, and tensors carry the names of the modules."""
 
-import json
-
-from pydantic import ValidationError
-
+from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
+from diffpo.models.model_config import FIELDS
 from diffpo.models.transformer import ModelConfig
 
 
@@ -13,13 +11,16 @@ class DiffpoFormat:
 
     def config(self, fields: dict, where) -> ModelConfig:
         """The ModelConfig in the fields of a config.json; ValueError for one that is unknown or does not fit."""
+        fields = with_rope_theta(fields, where)
+        refuse_keys_that_act(fields, FIELDS, self.model_type, where)
+        fields = {key: value for key, value in fields.items() if key in FIELDS}
         try:
             return ModelConfig(**fields)
-        except ValidationError as error:
+        except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
     def fields(self, config: ModelConfig, original: dict | None = None) -> dict:
-        return json.loads(config.model_dump_json())
+        return config.model_dump()
 
     def tensor_name(self, name: str) -> str:
         return name

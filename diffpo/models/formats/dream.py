@@ -5,27 +5,10 @@ The prediction for a position is the output at the one before it.
 
 from diffpo.models.formats.published import PublishedFormat
 
-
-def _resolve(fields: dict, where) -> dict:
-    """Rotary settings are top-level keys in the published files, and a dictionary in those that transformers 5 writes."""
-    fields = dict(fields)
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = fields.get(key) or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"{where}: {key} must be an object, got {rope!r}")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or set(rope) - {"rope_type", "type", "rope_theta"}:
-            raise ValueError(f"{where}: {key} {rope} is not supported, only the default rotary embedding")
-        if "rope_theta" in rope:
-            fields["rope_theta"] = rope["rope_theta"]
-    return fields
-
-
 _FIXED = {
-    "hidden_act": ("silu",),
+    "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False,),
     "use_mrope": (False,),
-    "attention_dropout": (0.0,),
 }
 
 DREAM = PublishedFormat(
@@ -55,7 +38,7 @@ DREAM = PublishedFormat(
     },
     fixed=_FIXED,
     # sliding_window and max_window_layers act only with use_sliding_window
-    inert=frozenset({"sliding_window", "max_window_layers", "rope_scaling", "rope_parameters"}),
+    inert=frozenset({"sliding_window", "max_window_layers"}),
     modules={"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"},
     layers="model.layers",
     layer_modules={
@@ -75,6 +58,5 @@ DREAM = PublishedFormat(
     mask_token="<|mask|>",
     template={"model_type": "Dream", "architectures": ["DreamModel"]}
     | {key: values[0] for key, values in _FIXED.items()}
-    | {"sliding_window": None, "use_cache": True, "torch_dtype": "float32"},
-    resolve=_resolve,
+    | {"attention_dropout": 0.0, "sliding_window": None, "use_cache": True, "torch_dtype": "float32"},
 )

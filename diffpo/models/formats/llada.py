@@ -1,16 +1,24 @@
 """LLaDA-8B-Base, -Instruct and 1.5 (arXiv 2502.09992, 2505.19223): model_type "llada", an OLMo-style config."""
 
+from diffpo.models.folder_files import shown
 from diffpo.models.formats.published import PublishedFormat
 
 
 def _resolve(fields: dict, where) -> dict:
     """embedding_size rows are stored (vocab_size, padded); without mlp_hidden_size, mlp_ratio gives the inner size."""
     fields = dict(fields)
+    for key in ("embedding_size", "vocab_size", "mlp_ratio", "d_model"):
+        value = fields.get(key)
+        if value is not None and (type(value) is not int or abs(value) >= 2**30):
+            raise ValueError(f"{where}: {key}: Input should be a valid integer below 2^30, got {shown(value)}")
     stored, used = fields.get("embedding_size"), fields.get("vocab_size")
-    if isinstance(stored, int) and isinstance(used, int) and 0 < stored < used:
+    if used is not None and used <= 0:
+        raise ValueError(f"{where}: vocab_size {used} must be positive")
+    if stored is None:
+        fields["embedding_size"] = used
+    elif used is not None and 0 < stored < used:
         raise ValueError(f"{where}: embedding_size {stored} is below vocab_size {used}")
-    fields["embedding_size"] = stored or used
-    if fields.get("mlp_hidden_size") is None and "mlp_ratio" in fields and "d_model" in fields:
+    if fields.get("mlp_hidden_size") is None and fields.get("mlp_ratio") and fields.get("d_model"):
         fields["mlp_hidden_size"] = fields["mlp_ratio"] * fields["d_model"]
     return fields
 
@@ -29,15 +37,11 @@ _FIXED = {
     "input_emb_norm": (False,),
     "scale_logits": (False,),
     "multi_query_attention": (None, False),
-    "attention_dropout": (0.0,),
-    "residual_dropout": (0.0,),
-    "embedding_dropout": (0.0,),
 }
 
-# rope_full_precision: rotary angles are in fp32 here whatever it says; the others concern initialisation and speed
+# rope_full_precision: rotary angles are in fp32 here whatever it says. tie_word_embeddings: the published code asks weight_tying alone
 _INERT = frozenset({
-    "vocab_size", "mlp_ratio", "alibi_bias_max", "attention_layer_norm_with_affine", "flash_attention",
-    "init_cutoff_factor", "init_device", "init_fn", "init_std", "precision", "rope_full_precision",
+    "vocab_size", "mlp_ratio", "alibi_bias_max", "attention_layer_norm_with_affine", "rope_full_precision", "tie_word_embeddings",
 })  # fmt: skip
 
 LLADA = PublishedFormat(
@@ -81,6 +85,7 @@ LLADA = PublishedFormat(
     mask_token="<|mdm_mask|>",
     template={"model_type": "llada", "architectures": ["LLaDAModelLM"]}
     | {key: values[0] for key, values in _FIXED.items()}
+    | {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0}
     | {"rope_full_precision": True, "init_device": "meta", "use_cache": False, "torch_dtype": "float32"},
     resolve=_resolve,
 )

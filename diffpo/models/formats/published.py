@@ -4,22 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
+from diffpo.models.folder_files import shown
+from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
+from diffpo.models.model_config import REQUIRED, ModelConfig
 
-from diffpo.models.transformer import ModelConfig
-
-# Written into config.json by transformers or trainers, without influence on the network. Among them "auto_map": it names
-# remote code, which is never run.
-INERT = frozenset({
-    "architectures", "auto_map", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache",
-    "bos_token_id", "name_or_path", "tokenizer_class", "return_dict", "output_attentions", "output_hidden_states",
-    "id2label", "label2id", "problem_type", "task_specific_params", "chunk_size_feed_forward", "initializer_range",
-    "is_encoder_decoder",
-    # generation settings that transformers 4 wrote here; decoding has its own
-    "max_length", "min_length", "num_beams", "num_beam_groups", "temperature", "top_k", "top_p", "typical_p",
-    "do_sample", "early_stopping", "length_penalty", "repetition_penalty", "num_return_sequences",
-})  # fmt: skip
-_REQUIRED = tuple(name for name, info in ModelConfig.model_fields.items() if info.is_required())
 _THRESHOLD = {"threshold_gammas": None, "threshold_proxy": "entropy"}  # stored in a file of its own
 
 
@@ -48,19 +36,23 @@ class PublishedFormat:
     def config(self, fields: dict, where) -> ModelConfig:
         """The ModelConfig that the keys of a config.json ask for. ValueError, naming the key: one that is missing, has the
         wrong type, or asks for a network other than the one implemented. ``where``: what the message starts with."""
+        fields = with_rope_theta(fields, where)
         self._refuse_what_changes_the_network(fields, where)
         fields = self.resolve(fields, where)
         values = dict(self.defaults)
         values |= {name: fields[key] for name, key in self.keys.items() if fields.get(key) is not None}
-        missing = [self.keys[name] for name in _REQUIRED if name not in values]
+        missing = [self.keys[name] for name in REQUIRED if name not in values]
         if missing:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
         try:
             config = ModelConfig(model_type=self.model_type, **values)
-        except ValidationError as error:
-            raise ValueError(f"{where}: {self._in_published_names(error)}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {self._in_published_names(str(error))}") from error
         if fields.get("head_dim") not in (None, config.head_dim):
-            raise ValueError(f"{where}: head_dim {fields['head_dim']} is not supported, only {config.head_dim}")
+            raise ValueError(f"{where}: head_dim {shown(fields['head_dim'])} is not supported, only {config.head_dim}")
+        for name in self.keys.keys() - self.keys.values() - self.inert:  # transformers' names beside the family's own
+            if fields.get(name) not in (None, getattr(config, name)):
+                raise ValueError(f"{where}: {name} {shown(fields[name])} contradicts {self.keys[name]}")
         return config
 
     def fields(self, config: ModelConfig, original: dict | None = None) -> dict:
@@ -93,19 +85,10 @@ class PublishedFormat:
         for key, honoured in self.fixed.items():
             if key in fields and fields[key] not in honoured:
                 values = " or ".join(repr(value) for value in honoured)
-                raise ValueError(f"{where}: {key} {fields[key]!r} is not supported, only {values}")
-        known = INERT | self.inert | set(self.keys.values()) | set(self.fixed) | {"head_dim"}
-        for key, value in fields.items():
-            if key not in known and not key.startswith("_") and value:
-                raise ValueError(
-                    f"{where}: {key} {value!r} is not a key of {self.model_type} models that diffpo knows, and may change "
-                    "the network; remove it if it does not"
-                )
+                raise ValueError(f"{where}: {key} {shown(fields[key])} is not supported, only {values}")
+        known = self.inert | set(self.keys) | set(self.keys.values()) | set(self.fixed) | {"head_dim"}
+        refuse_keys_that_act(fields, known, self.model_type, where)
 
-    def _in_published_names(self, error: ValidationError) -> str:
-        lines = []
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    def _in_published_names(self, message: str) -> str:
         fields = re.compile(rf"\b({'|'.join(self.keys)})\b")
-        return fields.sub(lambda match: self.keys[match[1]], "; ".join(lines))
+        return fields.sub(lambda match: self.keys[match[1]], message)

@@ -1,5 +1,7 @@
 """What is recognised and refused by name: families whose networks are not implemented, and quantised weights."""
 
+from diffpo.models.folder_files import shown
+
 _MIXTURE = "a mixture of experts (LLaDA-MoE, LLaDA2)"
 _BLOCK_CAUSAL = "a model with block-causal attention (SDAR, Fast-dLLM-v2)"
 _QUANTISED = "a checkpoint with quantised weights"
@@ -9,7 +11,8 @@ _BY_KEY = {
     "block_size": _BLOCK_CAUSAL,
     "bd_size": _BLOCK_CAUSAL,
     "block_length": _BLOCK_CAUSAL,
-    "quantization_config": _QUANTISED,
+    "quantization": _QUANTISED,
+    "compression_config": _QUANTISED,
 }
 
 
@@ -19,8 +22,10 @@ def refuse_unsupported_family(fields: dict, where) -> None:
     for name in (fields.get("model_type"), *(architectures if isinstance(architectures, list) else [architectures])):
         for part, family in _BY_NAME.items():
             if isinstance(name, str) and part in name.lower():
-                raise ValueError(f"{where}: {name!r} is {family}, which is not supported yet")
+                raise ValueError(f"{where}: {shown(name)} is {family}, which is not supported yet")
     for key, value in fields.items():
         for part, family in _BY_KEY.items():
-            if part in key.lower() and value:
-                raise ValueError(f"{where}: {key} {value!r} means {family}, which is not supported yet")
+            if part in key.lower() and value and not key.startswith("_"):
+                raise ValueError(
+                    f"{where}: {shown(key)[1:-1]} {shown(value)} means {family}, which is not supported yet"
+                )

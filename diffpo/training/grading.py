@@ -1,0 +1,80 @@
+"""What a task says about a text, checked: a task may be anybody's code, and a run must not end in the middle because of it."""
+
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffpo.tasks import ChatTask, Grade
+
+_LARGEST = torch.finfo(torch.float32).max  # rollouts keep rewards in fp32
+
+
+class TaskError(RuntimeError):
+    """A task gave something else than a grade, which no run can go on with."""
+
+
+def graded(task: ChatTask, problem: Any, text: str) -> Grade:
+    """``task.grade``, ``checked``. A task that raises has not decided: None, None and a warning."""
+    try:
+        grade = task.grade(problem, text)
+    except Exception as error:
+        warnings.warn(
+            f"task {task.name} raised {type(error).__name__} on a text, which has no reward: {error}", stacklevel=2
+        )
+        return Grade(None, None)
+    return checked(task, grade)
+
+
+def graded_together(task: ChatTask, problems: Sequence, texts: Sequence[str]) -> list[Grade]:
+    """``task.grade_many``, each ``checked``; one by one where the task raises on some text of them."""
+    try:
+        grades = task.grade_many(problems, texts)
+    except Exception:
+        return [graded(task, problem, text) for problem, text in zip(problems, texts, strict=True)]
+    if len(grades) != len(texts):
+        raise TaskError(
+            f"task {task.name}: grade_many must return a grade for each of {len(texts)} texts, got {len(grades)}"
+        )
+    return [checked(task, grade) for grade in grades]
+
+
+def checked(task: ChatTask, grade: Any) -> Grade:
+    """A task's grade as plain values. reward: a finite fp32 number, or None where there is none (None, NaN, infinite, beyond fp32).
+
+    TaskError for anything of a wrong type.
+    """
+    if not isinstance(grade, Grade):
+        raise TaskError(f"task {task.name}: grade must return a diffpo.Grade, got {_shown(grade)}")
+    return Grade(_reward(task, grade.reward), _verdict(task, grade.correct))
+
+
+def _reward(task: ChatTask, value: Any) -> float | None:
+    if value is None:
+        return None
+    value = _scalar(value)
+    if not isinstance(value, Real):
+        raise TaskError(f"task {task.name}: a reward must be a number or None, got {_shown(value)}")
+    # false for NaN; compared as it is, because an integer can be beyond every float
+    return float(value) if -_LARGEST <= value <= _LARGEST else None
+
+
+def _verdict(task: ChatTask, value: Any) -> bool | None:
+    value = _scalar(value)
+    if value is None or isinstance(value, bool):
+        return value
+    raise TaskError(f"task {task.name}: correct must be True, False or None, got {_shown(value)}")
+
+
+def _scalar(value: Any) -> Any:
+    """The Python value of a tensor or array without dimensions and of a numpy number; anything else as it is."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:80]!r}"
