@@ -206,7 +206,9 @@ def test_a_mistake_in_a_flag_is_one_line(capsys, flags, named):
 
 def test_bounds_that_may_be_infinite(toml):
     config = train_config(
-        toml("max_minutes = inf\n[algorithm]\ntrain = [\"model\"]\nclip = inf\nweight_cap = inf\n[rollout]\ngamma = inf\n")
+        toml(
+            'max_minutes = inf\n[algorithm]\ntrain = ["model"]\nclip = inf\nweight_cap = inf\n[rollout]\ngamma = inf\n'
+        )
     )
     assert config.algorithm.weight_cap == config.algorithm.clip == config.rollout.gamma == float("inf")
     written = json.loads(config.model_dump_json(), parse_constant=pytest.fail)

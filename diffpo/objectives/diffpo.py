@@ -32,6 +32,7 @@ class DiffpoConfig(AlgorithmConfig):
 
     name: Literal["diffpo"] = "diffpo"
     train: tuple[Literal["model", "threshold"], ...] = Field(("model", "threshold"), min_length=1)
+    """what is trained: the model, the threshold policy, or both; the rest is frozen"""
     m: int = Field(2, ge=0, le=2**12)
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
     importance_correction: bool = True

@@ -158,7 +158,8 @@ def parse_train(arguments: list[str] | None = None) -> TrainConfig:
     values["algorithm"] = table(values, "algorithm") | {"name": name}
     values["rollout"] = objective.rollout | table(values, "rollout")
     # the command line of this algorithm alone: a setting that it does not have is unknown there
-    kind = create_model("TrainConfig", __base__=TrainConfig, __doc__=TrainConfig.__doc__,
+    others = f"Algorithms: {', '.join(OBJECTIVES)}; --algorithm.name NAME --help shows one's settings."
+    kind = create_model("TrainConfig", __base__=TrainConfig, __doc__=f"{TrainConfig.__doc__} {others}",
                         algorithm=(objective.Config, objective.Config()))  # fmt: skip
     parsed = parse_flags(kind, values, flags)
     return TrainConfig.model_validate(parsed.model_dump())
