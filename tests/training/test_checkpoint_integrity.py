@@ -18,9 +18,9 @@ from diffpo.training.trainer import Trainer
 @pytest.fixture(scope="module")
 def saved_once(sudoku_model, tmp_path_factory) -> Path:
     """Checkpoints of updates 1 and 2."""
-    from diffpo.config import TrainConfig
     from diffpo.models.checkpoints import load
     from diffpo.tasks import get_task
+    from diffpo.training.config import TrainConfig
 
     small = {"prompts_per_update": 4, "group_size": 4}
     trainer = Trainer(TrainConfig(task="sudoku", algorithm=small), load(sudoku_model), get_task("sudoku"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import diffpo.train
-from diffpo.config import TrainConfig
+from diffpo.training.config import TrainConfig
 from diffpo.training.logging import read_metrics
 from diffpo.training.run_folder import MARKER, RunFolder
 
