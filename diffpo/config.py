@@ -20,12 +20,15 @@ require("pydantic", "tyro")
 
 # The other configurations take Field and model_validator from here, after the check.
 import tyro  # noqa: E402
-from pydantic import (  # noqa: E402
+from pydantic import (  # noqa: E402, F401
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )

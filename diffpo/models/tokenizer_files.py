@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint folder: read without remote code, checked against the config, kept as published."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,10 @@ def _load(content: Mapping[str, bytes], folder: Path):
                 from transformers import Qwen2Tokenizer as Tokenizer
             tokenizer = Tokenizer.from_pretrained(copy)
     except BaseException as error:
-        if (
-            not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime"
-        ):  # a panic of the native library
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise  # the copy did not fit on the disk: no fault of the tokenizer
+        # a panic of the native library is no Exception
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         raise ValueError(f"{folder}: the tokenizer is not readable: {error}") from error
     tokenizer.name_or_path = str(folder)

@@ -2,12 +2,11 @@
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Discriminator, Tag, create_model
-
 from diffpo.config import (
     Config,
     Count,
     Device,
+    Discriminator,
     Field,
     FolderName,
     Fraction,
@@ -17,6 +16,8 @@ from diffpo.config import (
     Rate,
     RunName,
     Seed,
+    Tag,
+    create_model,
     fail,
     flag,
     model_validator,

@@ -198,4 +198,4 @@ def test_cuda_cpp_without_a_driver_says_so() -> None:
     if native is None or not native.has_cuda:
         pytest.skip("built without CUDA")
     with pytest.raises(RuntimeError, match=r"row_statistics: device: .*(driver|device)"):
-        native.row_statistics_cuda(0, 0, 1, 1, 1, 0, 0, 0, 0, [0] * 7, 0, 0, 0)
+        native.row_statistics_cuda(0, 0, 1, 1, 1, 0, 0, 0, 0, [0] * 9, 0, 0, 0)
