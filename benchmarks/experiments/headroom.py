@@ -62,8 +62,8 @@ def outcomes(model, task, problems: list) -> Outcomes:
     features = []
     for chunk in torch.arange(len(rows)).split(BATCH):
         part = rows[chunk]
-        hidden, source = completion_hidden(model, part.prompt_ids, part.prompt_mask, part.latent(0))
-        features.append(hidden.mean(dim=1)[source].double())
+        hidden = completion_hidden(model, part.prompt_ids, part.prompt_mask, part.latent(0))
+        features.append(hidden.mean(dim=1).double())
     return Outcomes(torch.tensor(solved).double().T, torch.stack(nfe, dim=1), torch.cat(features))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffpo.keyed_random import hashed
 from diffpo.likelihood.latents import Latents, Scores
+from diffpo.models.shared_pass import completion_hidden, distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 from diffpo_kernels import linear_logprob
@@ -193,22 +194,6 @@ def distinct_inputs(trajectory: Trajectory, latents: Latents) -> tuple[Tensor, T
     key_P2 = torch.cat(keys)
     if len(key_P2) == 0:
         return key_P2[:, 0], key_P2[:, 0]
-    _, source_P = torch.unique(key_P2, dim=0, return_inverse=True)
-    first_U = torch.full((int(source_P.max()) + 1,), len(key_P2), device=source_P.device)
-    first_U.scatter_reduce_(0, source_P, torch.arange(len(key_P2), device=source_P.device), "amin")
+    first_U, source_P = distinct_rows(key_P2)
     order = first_U.argsort()
     return first_U[order], order.argsort()[source_P]
-
-
-def completion_hidden(model: MaskedDiffusionLM, prompt_ids: Tensor, real: Tensor, completion: Tensor) -> Tensor:
-    """Hidden states [u, L, D] of completions [u, L] behind prompts [u, Q], whose padding may stand anywhere."""
-    padding = int((~real).long().cumprod(dim=1).sum(dim=1).min()) if len(real) else 0  # on the left of all of them
-    prompt_ids, real = prompt_ids[:, padding:], real[:, padding:]
-    sequence = torch.cat([prompt_ids, completion], dim=1)
-    if real.all():  # nothing is padding: the fastest attention kernel applies
-        hidden = model(sequence)
-    elif (real[:, 1:] >= real[:, :-1]).all():
-        hidden = model(sequence, padding=(~real).sum(dim=1))
-    else:
-        hidden = model(sequence, torch.cat([real, torch.ones_like(completion, dtype=torch.bool)], dim=1))
-    return hidden[:, prompt_ids.shape[1] :]

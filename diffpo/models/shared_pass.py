@@ -1,4 +1,4 @@
-"""One network evaluation for equal inputs: the members of a group share z_0, and often the first latents after it."""
+"""Completions through the network, and which inputs are equal and need one evaluation: the members of a group share z_0."""
 
 import torch
 from torch import Tensor
@@ -6,22 +6,18 @@ from torch import Tensor
 from diffpo.models.transformer import MaskedDiffusionLM
 
 
-def completion_hidden(
-    model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, completion_BL: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Hidden states [U, L, D] of the completion for the U distinct rows of B, and each row's place among them, int64 [B].
-
-    prompt_ids, prompt_mask: [B, P], padded anywhere; completion_BL: int64 [B, L]. Differentiable.
-    """
-    first_U, source_B = distinct_rows(torch.cat([prompt_ids.masked_fill(~prompt_mask, -1), completion_BL], dim=1))
-    sequence, real_UP = torch.cat([prompt_ids, completion_BL], dim=1)[first_U], prompt_mask[first_U]
-    if real_UP.all():  # nothing is padding: the fastest attention kernel applies
+def completion_hidden(model: MaskedDiffusionLM, prompt_ids: Tensor, real: Tensor, completion: Tensor) -> Tensor:
+    """Hidden states [u, L, D] of completions [u, L] behind prompts [u, Q], whose padding may stand anywhere."""
+    padding = int((~real).long().cumprod(dim=1).sum(dim=1).min()) if len(real) else 0  # on the left of all of them
+    prompt_ids, real = prompt_ids[:, padding:], real[:, padding:]
+    sequence = torch.cat([prompt_ids, completion], dim=1)
+    if real.all():  # nothing is padding: the fastest attention kernel applies
         hidden = model(sequence)
-    elif (real_UP[:, 1:] >= real_UP[:, :-1]).all():
-        hidden = model(sequence, padding=(~real_UP).sum(dim=1))
+    elif (real[:, 1:] >= real[:, :-1]).all():
+        hidden = model(sequence, padding=(~real).sum(dim=1))
     else:
-        hidden = model(sequence, torch.cat([real_UP, torch.ones_like(completion_BL[first_U], dtype=torch.bool)], dim=1))
-    return hidden[:, -completion_BL.shape[1] :], source_B
+        hidden = model(sequence, torch.cat([real, torch.ones_like(completion, dtype=torch.bool)], dim=1))
+    return hidden[:, prompt_ids.shape[1] :]
 
 
 def distinct_rows(rows_BL: Tensor) -> tuple[Tensor, Tensor]:
