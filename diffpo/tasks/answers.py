@@ -112,7 +112,10 @@ _BEFORE_FRACTIONS = _rules(
     (r"</?[a-zA-Z][^<>\n]{0,40}>", " "),
     (r"\\\\(?:\[[^\[\]\n]{0,9}\])?", "\n"),  # line break
     (r"\\(?:begin|end)\{[a-z]{1,12}\*?\}(?:\{[clr| ]{0,20}\})?", " "),
-    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|bf|rm|it)(?![a-zA-Z])", ""),
+    (
+        r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|bf|rm|it|tiny|scriptsize|footnotesize|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])",
+        "",
+    ),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", " "),
     (r"(?:\\math(?:ord|punct)|(?<![a-zA-Z]))\{\s*([-+,.])\s*\}", r"\1"),
     (r"-+>", "="),

@@ -33,6 +33,17 @@ def evaluate_decimal(expression: str) -> Fraction:
     return _parsed(expression, _DECIMAL, powers=True)[0]
 
 
+def last_place(value: Fraction) -> Fraction | None:
+    """The unit of a number's last decimal digit, 1 of a whole number; None if its digits never end."""
+    rest, digits = value.denominator, 0
+    for prime in (2, 5):
+        count = 0
+        while rest % prime == 0:
+            rest, count = rest // prime, count + 1
+        digits = max(digits, count)
+    return Fraction(1, 10**digits) if rest == 1 else None
+
+
 def _parsed(expression: str, token: re.Pattern, powers: bool) -> tuple[Fraction, list[Fraction]]:
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"expression of {len(expression)} characters, at most {MAX_LENGTH} are read")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -21,10 +22,12 @@ _WORDS = [
             r"[a-z](?=\()|(?<=[a-z0-9])_|(?<=[0-9)])(?:st|nd|rd|th|[a-z])\b|\b(?:mod|power|root|squared|cubed|factorial|choose)\b",
             UNREADABLE,
         ),
+        (r"(?<![0-9.])([0-9]+)\.0+(?!\.?[0-9])", r"\1"),  # 30.0
         (r"\.(?![0-9])", " ; "),
         (r"(?<=[0-9)])(?=\s*\()|(?<=\))(?=\s*[0-9])", "*"),  # 2(3 + 4)
     )
 ]
+_SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
 _SEPARATORS = re.compile(r"[a-z,;:#?]+", re.IGNORECASE)
 _OPERATION = re.compile(r"[0-9)]\s*[-+*/]\s*[-+(]*[0-9]")
 
@@ -54,9 +57,15 @@ def _values(text: str, numbers: Sequence[int]) -> list[Fraction]:
     return []
 
 
+def _bare(side: str) -> str:
+    """A side without check marks, emoji and spaces around it."""
+    marks = {mark for mark in side if unicodedata.category(mark) == "So"}
+    return side.strip("".join(marks) + _SKIN_TONES + " \n\t")
+
+
 def _expressions(sides: list[str]) -> Iterator[tuple[Fraction, list[int]]]:
     for side in sides:
         try:
-            yield evaluate(side.strip().lstrip("*/>").strip())
+            yield evaluate(_bare(side).lstrip("*/>").strip())
         except (ValueError, ZeroDivisionError):
             continue

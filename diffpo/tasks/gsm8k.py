@@ -12,6 +12,7 @@ from typing import Any
 from . import d1
 from .answers import MAX_LENGTH, boxes, final_answer, plain
 from .boxed import last_boxed
+from .mathematics import UndecidedError, decide
 from .quantities import announced, last_statement, stated_number
 from .task import CHAT_FORMAT, ChatTask, Grade, chat_answer
 
@@ -23,6 +24,8 @@ BOXED_FORMAT = (
 _GOLD = re.compile(r"([-+]?)\$?([-+]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})")
 _UNIT = re.compile(r"\b(?:how many|number of|in) (dozen|hundred|thousand|million|billion)s?\b", re.IGNORECASE)
 _DIGIT = re.compile(r"[0-9]")
+_FACTORIAL = re.compile(r"[^a-zA-Z]*[0-9)}]\s*!+[\s$]*|[^a-zA-Z]*[0-9)]!+\s*[-+*/=^][^a-zA-Z]*")
+_LIST = re.compile(r"[,:;]|(?<![\\a-zA-Z])[a-zA-Z]{2,}\s")  # and sentences: nothing for a reader of one expression
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 
 
@@ -40,7 +43,8 @@ class GSM8K(ChatTask[GSM8KProblem]):
 
     Published data (openai/gsm8k): question, and an answer that ends in `#### 72`.
 
-    Protocol "strict": `read_number` and the published answer are equal as fractions. Reward, the sum of: tags .125 for each of the
+    Protocol "strict": `read_number` and the published answer are equal as fractions; where it reads none, an only box may hold an
+    expression of that value (`\\sqrt{144}`, `5!`), see `mathematics.decide`. Reward, the sum of: tags .125 for each of the
     four that stands exactly once, on a line of its own, less .001 for each character after the last; .5 for reasoning and answer in
     their tags, in order (soft format); .5 if each tag has its own line and nothing else follows (strict format); .5 if the answer is
     an integer; 2 if it is right.
@@ -67,7 +71,8 @@ class GSM8K(ChatTask[GSM8KProblem]):
     def grade(self, problem: GSM8KProblem, text: str) -> Grade:
         if self.protocol == "d1":
             return d1.grade_gsm8k(problem.answer, problem.published, text)
-        correct = read_number(text, _UNIT.findall(problem.text.lower())) == Fraction(problem.answer)
+        number = read_number(text, _UNIT.findall(problem.text.lower()))
+        correct = number == problem.answer if number is not None else _is_boxed(text, problem.answer)
         form = 0.5 * (d1.is_soft_format(text) + d1.is_strict_format(text) + _is_integer(chat_answer(text)))
         return Grade(tag_reward(text) + form + 2.0 * correct, correct)
 
@@ -88,6 +93,17 @@ def read_number(text: str, units: Iterable[str] = ()) -> Fraction | None:
     return stated_number(end, first=False, units=units) if end else None
 
 
+def _is_boxed(text: str, number: Decimal) -> bool:
+    """Whether the one box of an answer holds an expression, such as `\\sqrt{144}`, that is exactly this number."""
+    marked = boxes(final_answer(text) or text)
+    if len(marked) != 1 or _LIST.search(marked[0]):
+        return False
+    try:
+        return decide(str(number), marked[0]) is True
+    except UndecidedError:
+        return False
+
+
 def _read_answer(answer: str, units: Iterable[str]) -> Fraction | None:
     marked = boxes(answer)
     number = _read_marked(marked, units)
@@ -102,7 +118,9 @@ def _read_answer(answer: str, units: Iterable[str]) -> Fraction | None:
 def _read_marked(marked: Sequence[str], units: Iterable[str]) -> Fraction | None:
     """The last number of several boxes."""
     numbers = (
-        stated_number(plain(part), first=True, units=units) for part in reversed(marked) if len(part) <= MAX_LENGTH
+        stated_number(plain(part), first=True, units=units)
+        for part in reversed(marked)
+        if len(part) <= MAX_LENGTH and not _FACTORIAL.fullmatch(part)
     )
     return next((number for number in numbers if number is not None), None)
 

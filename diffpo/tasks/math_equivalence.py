@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -36,12 +37,12 @@ class MathEquivalence:
     What `mathematics.decide` reads is decided here, exactly. Anything else is asked of math-verify, in a pool of processes. None means that
     math-verify raised, that a number is too large for what bounds can tell, or that a limit was reached: for one pair seconds of processor
     time, or of the clock and one more; for all pairs of one call budget, in seconds of the clock (within it every pair is tried for a
-    little, then those that need it for longer). Calls that end undecided draw on a budget of the same size for all of them together;
-    when it is used up, a pair has a quarter of a second.
+    little, then those that need it for longer). Undecided pairs use up a budget of the same size that all calls share, and calls without
+    any give their time back to it. A pair has no more than what is left of it, and at least a quarter of a second.
     workers: pairs at a time, by default the processors, at most 8. memory_gib: address space of each process.
 
-    One instance may be used from several threads, and after a fork: the child starts a pool of its own. ValueError if math-verify is
-    needed and missing, RuntimeError if it does not start.
+    Where math-verify is missing or does not start, whatever needs it is None, and one RuntimeWarning says so.
+    One instance may be used from several threads, and after a fork: the child starts a pool of its own.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MathEquivalence:
         self.seconds, self.budget, self.memory_bytes = seconds, budget, int(memory_gib * 2**30)
         self.workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
         self._patience = budget
+        self._is_missing = False
         self._remembered: OrderedDict[Pair, bool | None] = OrderedDict()
         self._process: subprocess.Popen | None = None
         self._finalizer: weakref.finalize | None = None
@@ -89,7 +91,9 @@ class MathEquivalence:
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
         """What the pool says, without the pairs for which the budget was too short."""
         process = self._running()
-        seconds = self.seconds if self._patience > 0 else min(self.seconds, _HASTY_SECONDS)
+        if process is None:
+            return {}
+        seconds = min(self.seconds, max(self._patience, _HASTY_SECONDS))
         request = {"pairs": [[typeset(side) for side in pair] for pair in pairs], "seconds": seconds}
         request |= {"budget": self.budget, "workers": self.workers}
         final: dict[Pair, bool | None] = {}
@@ -99,8 +103,7 @@ class MathEquivalence:
             process.stdin.flush()
             for reply in _replies(process, self.budget + _GRACE_SECONDS):
                 if reply == "done":
-                    if not all(isinstance(final.get(pair), bool) for pair in pairs):
-                        self._patience -= time.monotonic() - started
+                    self._account(time.monotonic() - started, seconds, [final.get(pair) for pair in pairs])
                     return final
                 index, verdict, is_final = reply
                 if is_final:
@@ -111,21 +114,31 @@ class MathEquivalence:
             self._stop()
             raise
         self._stop()
-        self._patience -= time.monotonic() - started
+        self._account(time.monotonic() - started, seconds, [final.get(pair) for pair in pairs])
         return final
 
-    def _running(self) -> subprocess.Popen:
-        if self._process is None:
+    def _account(self, elapsed: float, seconds: float, verdicts: Sequence[bool | None]) -> None:
+        """Undecided pairs take their limit of time from the budget they share, decided calls give theirs back."""
+        undecided = sum(verdict is None for verdict in verdicts)
+        change = -min(elapsed, seconds * undecided) if undecided else elapsed
+        self._patience = min(max(self._patience + change, 0.0), self.budget)
+
+    def _running(self) -> subprocess.Popen | None:
+        """The process; None, from then on, if it cannot be had."""
+        if self._process is None and not self._is_missing:
             if importlib.util.find_spec("math_verify") is None:
-                raise ValueError("grading this answer needs math-verify: pip install math-verify")
+                return self._give_up("needs math-verify: pip install math-verify")
             # -P keeps this folder, with its math.py, off the import path; a session of its own keeps Ctrl-C from the process
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_WORKER), str(self.memory_bytes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", str(_WORKER), str(self.memory_bytes)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:  # no memory for it, perhaps
+                return self._give_up(f"failed, math-verify does not start: {error}; try pip install math-verify")
             self._finalizer = weakref.finalize(self, _kill, self._process)
             try:
                 started = next(_replies(self._process, _START_SECONDS), None)
@@ -134,8 +147,12 @@ class MathEquivalence:
                 raise
             if started != "ready":
                 self._stop()
-                raise RuntimeError("math-verify does not start: check with python -c 'import math_verify'")
+                return self._give_up("failed, math-verify does not start: try pip install math-verify")
         return self._process
+
+    def _give_up(self, reason: str) -> None:
+        self._is_missing = True
+        warnings.warn(f"grading some answers {reason}. They are undecided (None).", RuntimeWarning, stacklevel=2)
 
     def _stop(self) -> None:
         if self._finalizer is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from .answers import UNREADABLE
-from .arithmetic import evaluate_decimal
+from .arithmetic import evaluate_decimal, last_place
 
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}
@@ -49,13 +50,16 @@ class Quantity:
 def stated_number(text: str, *, first: bool, units: Iterable[str] = ()) -> Fraction | None:
     """The number that a plain text states as its result; None if there is none or no telling which.
 
-    Of an equation the right side counts, and the number it begins with; `12 (3 * 4)` is 12 and `5 million` 5,000,000. Of several numbers it is the one in front if
-    the others only say what it is of (`72 of 100`), else with `first` there is no telling, and without it is the last.
+    Of an equation the right side counts, and the number it begins with; `12 (3 * 4)` is 12 and `5 million` 5,000,000. An equation of plain numbers that does not
+    hold states nothing. Of several numbers it is the one in front if the others only say what it is of (`72 of 100`), else with `first` there is no telling, and
+    without it is the last, unless that is but an alternative (`12 or 13`) or denied (`not 13`).
     units: scale words that are units of the question, as in "how many dozen".
     """
     sides = [side for side in _tidied(text).split("=") if re.search(f"[0-9{UNREADABLE}]", side)]
     if not sides:
         return _spelt(text)
+    if any(_contradict(*map(_joined, pair)) for pair in itertools.pairwise(sides)):
+        return None
     side = _joined(sides[-1])
     quantities = _quantities(side, units)
     if len({quantity.value for quantity in quantities}) > 1:
@@ -64,14 +68,30 @@ def stated_number(text: str, *, first: bool, units: Iterable[str] = ()) -> Fract
         says_of_what = _FURTHER.match(between) is not None
         if (leads and (says_of_what or len(sides) > 1)) or (first and says_of_what):
             return quantities[0].value
-        if first:
+        last_two = quantities[-2:]
+        between = side[last_two[0].end : last_two[1].start]
+        if first or (last_two[0].value != last_two[1].value and _ALTERNATIVE.fullmatch(between)):
             return None
-    return quantities[-1].value
+    return None if _DENIED.search(side[: quantities[-1].start]) else quantities[-1].value
+
+
+def _contradict(left: str, right: str) -> bool:
+    """Whether two sides are plain numbers or calculations that differ, and not by rounding alone."""
+    values = [_value(side.strip(" ;")) if _PLAIN.fullmatch(side) else None for side in (left, right)]
+    if None in values:
+        return False
+    unit = max(filter(None, map(last_place, values)), default=Fraction(1, 100))
+    return abs(values[0] - values[1]) > (unit if unit < 1 else unit / 2)
+
+
+_PLAIN = re.compile(r"[-+*/^().0-9 ;]+")
+_ALTERNATIVE = re.compile(r"\W*(?:[a-z]+\W+)?(?:to|or(?:\W+[a-z]+)?)\W*|\W*(?:and|nor)\W*| *, *", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|never|cannot be|isnt|arent|wasnt)\W*$", re.IGNORECASE)
 
 
 _FURTHER = re.compile(
     r"[^,;:]*?\b(?:of|in|per|for|at|from|with|by|out|over|on|after|each|every|during|using)\b"
-    r"|[^;:]*?\b(?:because|since|as|when|if)\b"
+    r"|[^;:]*?\b(?:because|since|as|when|if|not)\b"
 )
 _ANNOUNCES = re.compile(r"answer(?: is| are|:| equals| would be| will be| must be| =)+|####", re.IGNORECASE)
 
@@ -94,6 +114,7 @@ def _last_line(text: str) -> str:
 
 
 _DIGIT = re.compile(r"[0-9]")
+_UNDERSCORED = re.compile(r"(?<![0-9_.,])[0-9]{1,3}(?:_[0-9]{3})+(?![0-9_])")
 _TIDY = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -116,6 +137,7 @@ _REMARK = re.compile(r"(?<=[0-9a-zA-Z%]) +\([^()]*\)")
 
 
 def _tidied(text: str) -> str:
+    text = _UNDERSCORED.sub(lambda match: match[0].replace("_", ""), text)
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     bare = _REMARK.sub(" ", text)

@@ -47,8 +47,8 @@ class Sudoku(Task[SudokuProblem]):
     Split: by *solution*: 201 of the 288 grids are for training, 29 for validation, 58 for test. Split by puzzle, a model could learn all
     the grids by heart.
 
-    Reward: the fraction of the originally empty cells that are right, of an answer that is padded with empty cells or cut to 16.
-    Right is an answer of exactly the solution's 16 digits: with a changed clue or a digit too many it is wrong, whatever its reward.
+    Reward: the fraction of the originally empty cells that are right, of an answer that is padded with empty cells; 0 for more than 16 digits.
+    Right is an answer of exactly the solution's 16 digits: with a changed clue it is wrong, whatever its reward.
     Compact is a text of the words of the compact form, a space between two. Any other text is a chat: its answer stands in `<answer>`, closed or not,
     and without one it earns 0. There a box counts if there is one, and what is around the digits (words, fences, rules of a table,
     LaTeX) does not.
@@ -142,7 +142,8 @@ class Sudoku(Task[SudokuProblem]):
         answer = _cells(text)
         cells = zip(problem.puzzle, problem.solution, answer[:CELLS].ljust(CELLS, "0"), strict=True)
         right = [given == digit for clue, digit, given in cells if clue == "0"]
-        return Grade(sum(right) / len(right), answer == problem.solution)
+        reward = sum(right) / len(right) if len(answer) <= CELLS else 0.0
+        return Grade(reward, answer == problem.solution)
 
 
 def _check_puzzle(puzzle: str) -> None:

@@ -373,8 +373,19 @@ EQUAL = {
     r"\text{(A),(C)}": [r"A,C"],
     r"(x-2)(x-3)": [r"x^2-5x+6=(x-2)(x-3)"],
     r"60^\circ": [r"\angle ABC = 60^\circ"],
-    r"2\sqrt2": [r"2\sqrt{2}\approx 2.83"],
+    r"2\sqrt2": [r"2\sqrt{2}\approx 2.83", r"2\sqrt2 \approx 2.82", r"2.828 \approx 2\sqrt2"],
     r"2.83": [r"2\sqrt{2}\approx 2.83"],
+    r"\frac{7}{3}": [r"\frac73 \approx 233.3\%", "x = \\frac73 \u2248 2.3"],
+    r"31": [
+        r"x \approx 31",
+        r"\approx 31",
+        r"10\pi \approx 31",
+        r"31 \equiv 31",
+        r"x \cong 31",
+        r"30 + 1 \simeq 31",
+        "= 31",
+    ],
+    r"1234567": [r"1234567 \approx 1.23 \cdot 10^6"],
     r"\{(1,2)\}": [r"(1,2)"],
     r"2x+1": [r"f^{-1}(x)=2x+1"],
     r"x^2-1": [r"(f\circ g)(x)=x^2-1"],
@@ -674,7 +685,28 @@ UNEQUAL = {
     r"\text{A, C}": [r"A"],
     r"(x-2)(x-3)": [r"x^2-5x+6=(x-2)(x-4)"],
     r"7": [r"x+y=8", r"7^2", r"7!", r"77", r"1/7"],
-    r"2\sqrt2": [r"2\sqrt{3}\approx 2.83"],
+    r"2\sqrt2": [r"2\sqrt{3}\approx 2.83", r"2\sqrt2 \approx 2.84"],
+    r"2.83": [r"2\sqrt{3}\approx 2.83"],
+    r"31": [
+        *(
+            rf"{left} \approx {right}"
+            for left, right in (("70", "31"), ("31", "7"), ("30+3i", "31"), ("31", r"31 \approx 32"))
+        ),
+        *(
+            rf"\{relation} 31"
+            for relation in ("neq", "leq", "geq", "notin", "in", "ni", "sim", "equiv", "not=", "neg", "ll", "propto")
+        ),
+        *("< 31", "> 31", "\u2260 31", "\u2265 31", "\u2209 31", "\u223c 31", "not 31", r"\text{not } 31"),
+        *(
+            "32 \u2245 31",
+            r"32 \equiv 31",
+            r"31 \cong 32",
+            r"7 \simeq 31",
+            r"x \sim 31",
+            r"32 \propto 31",
+            r"31 \not\equiv 31",
+        ),
+    ],
     r"2x+1": [r"f^{-1}(x)=2x-1"],
     r"4": [r"n = 2\cdot 3 = 4", r"k=3=4"],
     r"60^\circ, 120^\circ": [r"60"],

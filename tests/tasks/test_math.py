@@ -8,7 +8,7 @@ import diffpo
 from diffpo.tasks import Math500
 from diffpo.tasks.math import final_answer, format_reward
 from diffpo.tasks.math_equivalence import MathEquivalence
-from diffpo.tasks.mathematics import d1
+from diffpo.tasks.mathematics import d1, decide
 from diffpo.tasks.task import Grade
 
 
@@ -252,3 +252,13 @@ def test_protocols_differ_in_what_is_right():
     row, text = {"problem": "p", "answer": r"\frac{1}{4}"}, r"<answer>\boxed{0.25}</answer>"
     assert diffpo.grade("math500", row, text) == Grade(3.0, True)
     assert diffpo.grade("math500", row, text, "d1") == Grade(1.0, False)
+
+
+def test_only_the_strict_verdict_needs_math_verify():
+    assert Math500().packages == ("math_verify",)
+    assert Math500(protocol="d1").packages == ()
+
+
+def test_a_congruence_stays_one():
+    assert decide(r"x \equiv 3 \pmod 8", r"x \equiv 3 \pmod{8}") is not False
+    assert decide("3", r"x \equiv 3 \pmod 8") is None

@@ -169,14 +169,38 @@ def test_a_forked_child_has_a_pool_of_its_own(equal):
     assert equal._process.pid == parents
 
 
-def test_a_pool_that_cannot_start_is_an_error(monkeypatch):
+def undecided_with_one_warning(equal: MathEquivalence, words: str) -> None:
+    with pytest.warns(RuntimeWarning, match=words) as caught:
+        verdicts = [equal.many([("1", SUM % 1), ("2", "2.0"), ("3", SUM % 2)]), equal("3", SUM % 2)]
+    assert verdicts == [[None, True, None], None]
+    assert len(caught) == 1
+    assert "pip install math-verify" in str(caught[0].message)
+
+
+def test_a_pool_that_cannot_start_leaves_undecided(monkeypatch):
     monkeypatch.setattr("diffpo.tasks.math_equivalence._WORKER", "no/such/file.py")
-    with pytest.raises(RuntimeError, match="math-verify does not start"):
-        MathEquivalence()("1", SUM % 1)
+    undecided_with_one_warning(MathEquivalence(), "math-verify does not start")
+
+
+def test_a_process_that_cannot_be_had_leaves_undecided(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    undecided_with_one_warning(MathEquivalence(), "math-verify does not start")
 
 
 def test_without_math_verify_what_is_exact_is_still_decided(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert MathEquivalence()(r"\frac12", "0.5") is True
-    with pytest.raises(ValueError, match="pip install math-verify"):
-        MathEquivalence()("1", SUM % 1)
+    undecided_with_one_warning(MathEquivalence(), "needs math-verify")
+
+
+def test_only_undecided_pairs_use_up_the_shared_budget_and_decided_calls_give_back():
+    equal = MathEquivalence(budget=40.0)
+    equal._account(30.0, 5.0, [True] * 9 + [None])
+    assert equal._patience == 35.0
+    equal._account(2.0, 5.0, [None])
+    assert equal._patience == 33.0
+    equal._account(4.0, 5.0, [True, False])
+    assert equal._patience == 37.0
+    equal._account(20.0, 5.0, [True])
+    assert equal._patience == 40.0
+    equal._account(60.0, 5.0, [None] * 100)
+    assert equal._patience == 0.0

@@ -107,7 +107,9 @@ def test_prompts():
     [
         ("1234341221434321", 1, True),
         ("1234 3412\n2143 4321", 1, True),
-        ("12343412214343211111", 1, False),  # the cells of the first 16, but no grid
+        ("12343412214343211111", 0, False),  # no grid, whatever its first 16 digits
+        ("1234341221434321 1234341221434321", 0, False),
+        ("12343412214343214", 0, False),
         ("2234341221434321", 1, False),  # a given cell changed: all empty cells are right all the same
         ("1234341221434322", 7 / 8, False),
         ("123434122143432", 7 / 8, False),  # padded to 16

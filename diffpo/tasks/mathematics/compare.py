@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
+from .approximate import agree
 from .bounds import certainly_differ
 from .kinds import (
     Answer,
@@ -23,7 +24,7 @@ from .kinds import (
     Words,
 )
 from .nodes import Node, UnreadableError, minus, number
-from .plain import PROSE, plain
+from .plain import PROSE, plain, typeset
 from .prose import values_among_words
 from .reading import LONGEST, read
 from .reals import as_reals, is_solution, same_reals
@@ -31,6 +32,10 @@ from .units import words_of
 from .values import TooLargeError, UndefinedError, constant_ratio, equal_functions, equal_numbers, start_work
 
 _NUMERAL = re.compile(r"[0-9)}]\s*_|[\u2080-\u2089]")
+_RELATION = re.compile(  # math-verify drops it and takes what follows for the answer
+    r"^\s*(?:[=<>]|\\(?:ne|le|ge|in)(?![a-zA-Z]))"
+    r"|\\(?:not|notin|ni|neg|lnot|n?sim|n?cong|n[lg]eq?|ll|gg|propto|perp|n?parallel|n?mid|prec(?:eq)?|succ(?:eq)?)(?![a-zA-Z])"
+)
 _LONGEST_UNREADABLE = 300
 
 
@@ -53,17 +58,24 @@ def decide(gold: str, answer: str) -> bool | None:
         return _decided(gold, answer)
     except (UnreadableError, UndefinedError, RecursionError):
         has_base = _NUMERAL.search(gold) or _NUMERAL.search(answer)  # which math-verify does not see
-        return False if has_base or len(answer) > _LONGEST_UNREADABLE else None
+        if has_base or len(answer) > _LONGEST_UNREADABLE or (_relates(answer) and not _relates(gold)):
+            return False
+        return None
     except TooLargeError:
         raise UndecidedError(answer[:80]) from None
+
+
+def _relates(text: str) -> bool:
+    return _RELATION.search(plain(text)) is not None
 
 
 def _decided(gold: str, answer: str) -> bool | None:
     expected = read(gold)
     if isinstance(expected, Words):
         return _says(expected.key, answer)
-    if r"\approx" in answer:  # 2\sqrt2 \approx 2.83: exact, or as the answer has it
-        return _any(same(expected, read(side)) for side in answer.split(r"\approx"))
+    if len(sides := typeset(answer).split(r"\approx")) > 1:  # 2\sqrt2 \approx 2.83: exact, or as the answer has it
+        values = [read(side) for side in sides if side.strip()]
+        return agree(values) and _any(same(expected, value) for value in values)
     try:
         given = read(answer)
     except UnreadableError:

@@ -29,6 +29,8 @@ _CHARACTERS = {
     **{"\u20ac": r"\text{euros}", "\u00a3": r"\text{pounds}", "\u00a5": r"\text{yen}", "\u20b9": r"\text{rupees}"},
     **{"\u00a2": r"\text{cents}", "\u3001": ",", "\u3002": ".", "\u2248": r"\approx ", "\u2148": "i", "\u2147": "e"},
     **{"\u2033": '"', "\u2220": r"\angle ", "\u25b3": r"\triangle ", "\u2261": r"\equiv "},
+    **{"\u2245": r"\cong ", "\u2243": r"\simeq ", "\u223c": r"\sim ", "\u221d": r"\propto ", "\u2209": r"\notin "},
+    **{"\u2262": r"\not\equiv ", "\u2249": r"\not\approx ", "\u2247": r"\not\cong ", "\u00ac": r"\neg "},
 }
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi chi psi omega"
 _CHARACTERS |= {chr(0x3B1 + k): rf"\{name} " for k, name in enumerate(_GREEK.split()) if name not in (".", "pi")}
@@ -89,6 +91,7 @@ _RULES: list[tuple[re.Pattern, str]] = [
         (r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])|<=|=<(?!=)", r"\\le "),
         (r"\\(?:geq|geqslant|geqq)(?![a-zA-Z])|>=", r"\\ge "),
         (r"\\neq?(?![a-zA-Z])|!=|\\not\s*=|=/=", r"\\ne "),
+        (r"(?<!\\not)(?<!\\not )\\(?:equiv|cong|simeq)(?![a-zA-Z])(?!.*mod)", "= "),  # but x \equiv 5 \pmod 7
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
