@@ -80,7 +80,8 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
     check_vocabulary(model, task)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
-    folder = RunFolder("train", config, model_inputs(source, commit))
+    carried = model.source.files.others if model.source else ()
+    folder = RunFolder("train", config, model_inputs(source, commit), carried)
     saved = None
     with folder.released_on_error():
         if folder.resumes:
