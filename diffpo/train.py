@@ -80,8 +80,7 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
     check_vocabulary(model, task)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
-    carried = model.source.files.others if model.source else ()
-    folder = RunFolder("train", config, model_inputs(source, commit), carried)
+    folder = RunFolder("train", config, model_inputs(source, commit), carried=model.source.files.others)
     saved = None
     with folder.released_on_error():
         if folder.resumes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import diffpo.train
+from diffpo.models.checkpoints import load
 from diffpo.training.config import TrainConfig
 from diffpo.training.logging import read_metrics
 from diffpo.training.run_folder import MARKER, RunFolder
@@ -134,7 +135,12 @@ def test_overwrite_keeps_code_that_no_run_carried(finished, refused, claim, name
 
 def test_overwrite_deletes_the_code_that_came_with_the_model(sudoku_model, train, tmp_path, capsys):
     folder = tmp_path / "with code"
-    shutil.copytree(sudoku_model, folder)
+    model = load(sudoku_model)
+    model.source, model.config = (
+        None,
+        model.config.model_copy(update={"model_type": "llada"}),
+    )  # a format that is published with code
+    model.save(folder)
     (folder / "modeling_tiny.py").write_text("# as published")
     short = ("--updates", "1", "--no-sweep")
     assert train(*short, "--model", str(folder)) == 0
