@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -156,7 +157,13 @@ def _check_indices(rows: tuple[dict, ...], name: str) -> None:
 
 def check_target(name: str, path: Path) -> None:
     """ValueError unless a file can stand at ``path``."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ValueError(f"{name}: the folder {path.parent} does not exist: create it first")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{name}: {path} is a folder: give a file")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # it is to be made
+    except OSError as error:  # its name is too long, it is a link to itself, ...
+        raise ValueError(f"{name} {path}: {error.strerror}: give another file") from error

@@ -36,9 +36,9 @@ from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.provenance import model_inputs, provenance, without_folder
 from diffpo.tasks import ChatTask, Protocol, Task, get_chat_task
 from diffpo.tasks.data import hub_problems, local_problems
+from diffpo.tasks.grading import TaskError, graded
 from diffpo.tasks.prompts import chat_prompts, check_no_mask, compact_prompts, read_instruction
 from diffpo.training.evaluation import check_vocabulary
-from diffpo.training.grading import TaskError, graded
 from diffpo.training.item_log import ItemLog
 from diffpo.training.json_lines import finite
 from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
@@ -380,9 +380,7 @@ def summary_table(summary: dict) -> Table:
     table.add_row("decoding", f"{summary['rule']}, {config['gen_length']} tokens in blocks of {config['block_length']}")
     table.add_row("accuracy", f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})")
     if summary["undecided"]:
-        table.add_row(
-            "undecided", f"{summary['undecided']} answers that math-verify could not decide, counted as not right"
-        )
+        table.add_row("undecided", f"{summary['undecided']} answers that could not be decided, counted as not right")
     if summary["mean_reward"] is not None:
         table.add_row("mean reward", f"{summary['mean_reward']:.3f}")
     table.add_row("NFE", f"{summary['nfe']:.2f}")

@@ -21,7 +21,7 @@ from diffpo.decoding_config import DecodingConfig
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.prompt_file import Format, Prompt, as_chats, numbered_prompts, prompt_text
-from diffpo.provenance import weights_digest
+from diffpo.provenance import model_inputs
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32
@@ -125,7 +125,7 @@ def _prompts_as_flag(arguments: list[str]) -> list[str]:
 def _check_files_differ(config: GenerateConfig) -> None:
     """ValueError where what is written would replace the prompts or the other output."""
     files = {"input": None if config.input == "-" else config.input, "output": config.output, "trace": config.trace}
-    given = {name: Path(path).resolve() for name, path in files.items() if path is not None}
+    given = {name: os.path.realpath(path) for name, path in files.items() if path is not None}
     for (name, path), (other, second) in itertools.combinations(given.items(), 2):
         if path == second:
             raise ValueError(f"{name} and {other} are the same file {path}: give {other} another name")
@@ -153,9 +153,8 @@ def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
 
 
 def made_with(config: GenerateConfig, model: MaskedDiffusionLM) -> dict[str, object]:
-    """What decides a completion beside its prompt, as JSON values; the model by its content, not its name."""
-    return {
-        "model": model.source.revision or weights_digest(resolve(config.model)[0]),
+    """What decides a completion beside its prompt, as JSON values; model and tokenizer by their content, not their name."""
+    return model_inputs(*resolve(config.model, model.source.revision)) | {
         "rule": repr(config.commit_rule(model, config.gen_length).resolve(model)),
         "gen_length": config.gen_length,
         "block_length": config.tokens_per_block,

@@ -23,6 +23,7 @@ from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, resolve
 from diffpo.provenance import model_inputs
 from diffpo.tasks import Task, get_task
+from diffpo.tasks.grading import TaskError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.evaluation import (
@@ -33,7 +34,6 @@ from diffpo.training.evaluation import (
     one_at_a_time,
     parallel_rules,
 )
-from diffpo.training.grading import TaskError
 from diffpo.training.json_lines import finite
 from diffpo.training.logging import MetricsLog, draw_curves, read_metrics, summary_line
 from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
@@ -80,7 +80,7 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
     check_vocabulary(model, task)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
-    folder = RunFolder("train", config, model_inputs(source, commit))
+    folder = RunFolder("train", config, model_inputs(source, commit), carried=model.source.files.others)
     saved = None
     with folder.released_on_error():
         if folder.resumes:

@@ -35,6 +35,36 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_holds_a_placeholder(page: Path) -> None:
+    assert placeholders(page.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("## Versions\n\nVERSIONS_TABLE\n", ["VERSIONS_TABLE"]),
+        ("| a | RESULT_1 |", ["RESULT_1"]),
+        ("PLACEHOLDER", ["PLACEHOLDER"]),
+        ("- TODO: say why, TBD", ["TODO", "TBD"]),
+        ("TABLE\n", ["TABLE"]),
+        ("set `OMP_NUM_THREADS=1`, with `A_B and\nC_D`", []),
+        ("```sh\nOMP_NUM_THREADS=1 python x.py\n```\n", []),
+        ("GPU, NFE, LLaDA and [SUPG_X](docs/A_B.md)", ["SUPG_X"]),
+        ("The NFE of a GPU.\nGSM8K\n", []),
+    ],
+)
+def test_placeholders_are_told_from_names(text: str, found: list[str]) -> None:
+    assert placeholders(text) == found
+
+
+def placeholders(text: str) -> list[str]:
+    """Words in capitals that stand for something to be filled in. Code, where such names are real, does not count."""
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    marks = r"\b(?:[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|PLACEHOLDER|TODO|TBD|TBA|FIXME|XXX+)\b|^[A-Z]{4,}$"
+    return re.findall(marks, prose, flags=re.M)
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.M)

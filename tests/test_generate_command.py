@@ -303,6 +303,40 @@ def test_prompts_are_not_overwritten_by_their_completions(tmp_path, capsys):
     assert rows_of(prompts.read_text()) == [{"prompt": PROMPTS[0]}]
 
 
+@pytest.mark.parametrize("flag", ["--output", "--trace"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("x" * 300, "File name too long"), ("\u00e4" * 130, "File name too long"), (f"{'x' * 300}/out", "does not exist"),
+     ("loop", "Too many levels of symbolic links"), ("two", "Too many levels of symbolic links"), ("loop/out", "does not exist")],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--input", "prompts.txt"]])
+def test_a_file_that_cannot_be_is_one_line(monkeypatch, tmp_path, capsys, flag, name, reason, more):
+    monkeypatch.setattr(generate_command, "load", None)  # found before the model is read
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    for link, target in (("loop", "loop"), ("two", "three"), ("three", "two")):
+        (tmp_path / link).symlink_to(target)
+    stops(2, [*([] if "--input" in more else [PROMPTS[0]]), flag, name, *more, *SHORT])
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"{flag[2:]}" in message
+    assert reason in message
+
+
+def test_a_link_to_a_file_that_is_not_there_yet_is_written_through(tmp_path):
+    (tmp_path / "link").symlink_to("real.jsonl")
+    assert main([PROMPTS[0], "--output", str(tmp_path / "link"), *SHORT]) == 0
+    assert len(rows_of((tmp_path / "real.jsonl").read_text())) == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u00e4" * 127])
+def test_the_longest_names_are_written(tmp_path, name):
+    (tmp_path / "trace").mkdir()
+    files = ["--output", str(tmp_path / name), "--trace", str(tmp_path / "trace" / name)]
+    assert main([PROMPTS[0], *files, *SHORT]) == 0
+    assert [path.name for path in (tmp_path / "trace").iterdir()] == [name]
+
+
 def test_lengths_are_checked_before_the_model_is_read(monkeypatch, capsys):
     monkeypatch.setattr(generate_command, "load", None)
     stops(2, [PROMPTS[0], "--gen-length", "12", "--block-length", "5"])
@@ -372,6 +406,29 @@ def test_other_weights_under_the_same_name_are_another_model(prompt_file, tmp_pa
     model.save(folder)
     stops(2, [*arguments, "--resume"])
     assert "model: sha256:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+)
+@pytest.mark.parametrize("complete", [False, True])
+def test_another_tokenizer_under_the_same_name_is_refused(prompt_file, tmp_path, capsys, file, complete):
+    output, folder = tmp_path / "out.jsonl", tmp_path / "model"
+    diffpo.load("tiny-countdown-diffpo").save(folder)
+    arguments = ["--input", prompt_file, "--output", str(output), "--model", str(folder), *SHORT]
+    assert main(arguments) == 0
+    if not complete:
+        output.write_text(output.read_text().split("\n")[0] + "\n")
+    before, path = output.read_bytes(), folder / file
+    old = path.read_text() if path.exists() else None
+    path.write_text((old or ("{}" if file.endswith("json") else "{{ messages[0].content }}")) + "\n")
+    stops(2, [*arguments, "--resume"])
+    message = capsys.readouterr().err
+    assert "made with other settings: tokenizer: sha256:" in message
+    assert "model: " not in message
+    assert output.read_bytes() == before
+    path.unlink() if old is None else path.write_text(old)
+    assert main([*arguments, "--resume"]) == 0
 
 
 def test_a_file_that_an_editor_has_saved_is_continued(prompt_file, tmp_path):

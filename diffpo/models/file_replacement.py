@@ -39,7 +39,8 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
 
 def write_atomically(target: Path, write) -> None:
     """Call ``write(path)`` on a temporary file beside ``target``, flush it to disk, then rename it over ``target``."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    start = target.name[:50]  # a long name and more would be longer than a file's name may be
+    temporary = target.with_name(f".{start}.{secrets.token_hex(4)}")
     mode = create(temporary)
     try:
         write(str(temporary))

@@ -1,15 +1,29 @@
-"""`diffpo.grade`: what a text is worth, by the same code that evaluation and training use."""
+"""What a text is worth: `diffpo.grade`, and the checked grades that evaluation and training use as well.
+
+A task may be anybody's code, and a run must not end in the middle because of it.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
+
+import numpy as np
+import torch
 
 from . import get_chat_task
 from .task import ChatTask, Grade, Protocol
 
+_LARGEST = torch.finfo(torch.float32).max  # rollouts keep rewards in fp32
+_MACHINE_FAULTS = (OSError, MemoryError, torch.OutOfMemoryError)  # say nothing about the text
 _task = functools.cache(get_chat_task)  # a task may own worker processes
+
+
+class TaskError(RuntimeError):
+    """A task gave something else than a grade, which no run can go on with."""
 
 
 def grade(task: str | ChatTask, row: Mapping[str, Any], text: str, protocol: Protocol = "strict") -> Grade:
@@ -17,17 +31,85 @@ def grade(task: str | ChatTask, row: Mapping[str, Any], text: str, protocol: Pro
 
     task: name ("gsm8k", "math500", "countdown", "sudoku") or a task, whose own protocol then holds; row: as published; text: the
     assistant's turn with the prefill. protocol: "strict", what is mathematically right, or "d1", what d1's own scripts say.
-    Never raises and never hangs for any text; one that is no str is undecided, Grade(None, None). ValueError for an unknown task or
-    protocol, or a row that is not the task's.
+    With the tasks of diffpo it never raises and never hangs for any text; one that is no str is undecided, Grade(None, None). A task
+    of your own is held to what `graded` says. ValueError for an unknown task or protocol, or a row that is not the task's.
     """
     if not isinstance(task, str | ChatTask):
         raise ValueError(f"task must be a name or a task, got {type(task).__name__}")
     task = _task(task, protocol) if isinstance(task, str) else task
-    problem = task.problem_from_row(_checked(task, row))
-    return task.grade(problem, text) if isinstance(text, str) else Grade(None, None)
+    problem = task.problem_from_row(_checked_row(task, row))
+    return graded(task, problem, text) if isinstance(text, str) else Grade(None, None)
 
 
-def _checked(task: ChatTask, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def graded(task: ChatTask, problem: Any, text: str) -> Grade:
+    """``task.grade``, ``checked``. A task that raises has not decided: None, None and a warning. Faults of the machine (OSError,
+    MemoryError, torch.OutOfMemoryError) are raised."""
+    try:
+        grade = task.grade(problem, text)
+    except _MACHINE_FAULTS:
+        raise
+    except Exception as error:
+        warnings.warn(
+            f"task {task.name} raised {type(error).__name__} on a text, which has no reward: {error}", stacklevel=2
+        )
+        return Grade(None, None)
+    return checked(task, grade)
+
+
+def graded_together(task: ChatTask, problems: Sequence, texts: Sequence[str]) -> list[Grade]:
+    """``task.grade_many``, each ``checked``; one by one where the task raises on some text of them, as ``graded`` says."""
+    try:
+        grades = task.grade_many(problems, texts)
+    except _MACHINE_FAULTS:
+        raise
+    except Exception:
+        return [graded(task, problem, text) for problem, text in zip(problems, texts, strict=True)]
+    if len(grades) != len(texts):
+        raise TaskError(
+            f"task {task.name}: grade_many must return a grade for each of {len(texts)} texts, got {len(grades)}"
+        )
+    return [checked(task, grade) for grade in grades]
+
+
+def checked(task: ChatTask, grade: Any) -> Grade:
+    """A task's grade as plain values. reward: a finite fp32 number, or None where there is none (None, NaN, infinite, beyond fp32).
+
+    TaskError for anything of a wrong type.
+    """
+    if not isinstance(grade, Grade):
+        raise TaskError(f"task {task.name}: grade must return a diffpo.Grade, got {_shown(grade)}")
+    return Grade(_reward(task, grade.reward), _verdict(task, grade.correct))
+
+
+def _reward(task: ChatTask, value: Any) -> float | None:
+    if value is None:
+        return None
+    value = _scalar(value)
+    if not isinstance(value, Real):
+        raise TaskError(f"task {task.name}: a reward must be a number or None, got {_shown(value)}")
+    # false for NaN; compared as it is, because an integer can be beyond every float
+    return float(value) if -_LARGEST <= value <= _LARGEST else None
+
+
+def _verdict(task: ChatTask, value: Any) -> bool | None:
+    value = _scalar(value)
+    if value is None or isinstance(value, bool):
+        return value
+    raise TaskError(f"task {task.name}: correct must be True, False or None, got {_shown(value)}")
+
+
+def _scalar(value: Any) -> Any:
+    """The Python value of a tensor or array without dimensions and of a numpy number; anything else as it is."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:80]!r}"
+
+
+def _checked_row(task: ChatTask, row: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise ValueError(f"row must be an object with columns, got {type(row).__name__}")
     missing = [column for column in task.columns if row.get(column) is None]

@@ -8,7 +8,7 @@ from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import ConfidenceThreshold, EntropyBounded, FixedSchedule, Rule
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Split, Task
-from diffpo.training.grading import graded_together
+from diffpo.tasks.grading import graded_together
 
 SWEEP_GAMMAS = (0.01, 0.1, 0.5, 1.0)
 

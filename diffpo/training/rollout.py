@@ -11,9 +11,10 @@ from diffpo.decoding.rules import Rule
 from diffpo.keyed_random import derive
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
-from diffpo.training.grading import graded_together
+from diffpo.tasks.grading import graded_together
 from diffpo.trajectory import Trajectory
 
+_EPSILON = 1e-4  # of a group's standard deviation
 _ROUNDING = 1e-6  # several units in the last place of float32, in which rewards are sums and products
 
 
@@ -101,11 +102,11 @@ def speed(nfe: Tensor, gen_length: int) -> Tensor:
 def group_advantage(reward: Tensor, group_size: int, kind: str = "mean") -> Tensor:
     """Advantage [B] of each reward [B] within its group of adjacent rows, in the rewards' dtype.
 
-    "mean": r - mean; "std": also divided by the group's standard deviation (of the population: over n, not n - 1; GRPO, arXiv 2402.03300);
-    "leave_one_out": r less the mean of the others.
+    "mean": r - mean; "std": (r - mean) / (the group's standard deviation + 1e-4) (of the population: over n, not n - 1; GRPO, arXiv
+    2402.03300); "leave_one_out": r less the mean of the others.
     A reward that is NaN or infinite has advantage 0 and does not count in its group. Rewards of a group that differ by 1e-6 (1 + |r|) at
-    most are equal but for rounding: all their advantages are 0. Published code adds a small number to the deviation instead, which
-    makes such advantages small and the others a little too small.
+    most are equal but for rounding: all their advantages are 0. Published GRPO code adds 1e-4 to the deviation, which keeps the
+    advantages of nearly equal rewards small.
     """
     known = reward.isfinite().reshape(-1, group_size)
     reward_UG = reward.double().reshape(-1, group_size).masked_fill(~known, torch.nan)
@@ -119,5 +120,5 @@ def group_advantage(reward: Tensor, group_size: int, kind: str = "mean") -> Tens
         centred = centred * count / (count - 1).clamp(min=1)
     if kind == "std":
         deviation = (centred.square().sum(dim=1, keepdim=True) / count.clamp(min=1)).sqrt()
-        centred = torch.where(varied, centred / deviation, 0.0)
+        centred = torch.where(varied, centred / (deviation + _EPSILON), 0.0)
     return centred.flatten().to(reward.dtype)

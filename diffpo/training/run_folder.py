@@ -1,7 +1,7 @@
 """The folder of a run: who may write to it, what may be deleted, and what a resumed run must agree with.
 
 - A run is known by its marker, which the run itself writes. A folder without one is never written to, unless it is empty.
-- Only what a run writes is deleted. A folder that holds anything else as well is not cleared at all; the message names what it is.
+- Only what a run writes is deleted; of the code beside a model, what the marker names. A folder that holds anything else as well is not cleared at all; the message names what it is.
 - Where a run writes there is no link: it would be followed to somebody's file.
 - The marker says whether a run has begun. What a start that was killed left behind, or half of a deletion, is nobody's work: the next
   start deletes it, under any flag.
@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ _FILE = re.compile(rf"\.lock|{_TOP}|(model|checkpoints/\d{{6,}})/{_OF_MODEL}|ten
 _LEFTOVER = re.compile(
     rf"\.{_TOP}\.[0-9a-f]{{8}}|checkpoints/\.\d{{6,}}\.partial|(model|checkpoints/\d{{6,}})/\.saving-\w+"
 )
+_CODE = re.compile(r"(?:model|checkpoints/\d{6,})/([^/]+\.py)")  # of any name: written only if it came with the model
 _EMPTY = re.compile(
     r"\.lock|\.\.diffpo-run\.[0-9a-f]{8}"
 )  # what a start leaves that was killed before its marker was whole
@@ -60,24 +61,33 @@ _NEVER_CHANGED = ("algorithm.name", "algorithm.train")  # a checkpoint holds the
 
 @dataclass(frozen=True)
 class Marker:
-    """command: that the run belongs to; begun: there is something to resume; inputs: digests of what it reads, by name."""
+    """command: that the run belongs to; begun: there is something to resume; inputs: digests of what it reads, by name; carried: names
+    of the files that came with its model and are saved with it."""
 
     command: str
     begun: bool
     inputs: dict[str, str]
+    carried: tuple[str, ...]
 
 
 class RunFolder:
     """<runs>/<name>, claimed by one process of ``command`` as long as it lives. Nothing is written before ``begin`` but the lock.
 
-    inputs: digests of the contents that the run reads, by name, such as the model's weights.
+    inputs: digests of the contents that the run reads, by name, such as the model's weights. carried: names of the files that came with
+    the model and are saved with it.
     Raises ValueError when the folder is another's, in use, used without --resume or --overwrite, or when a run to resume had other
     settings or inputs; OSError when the disk is at fault.
     """
 
-    def __init__(self, command: str, config: "TrainConfig | EvaluateConfig", inputs: dict[str, str]):
+    def __init__(
+        self,
+        command: str,
+        config: "TrainConfig | EvaluateConfig",
+        inputs: dict[str, str],
+        carried: Collection[str] = (),
+    ):
         self.path = Path(config.runs) / config.name
-        self.command, self.config, self.inputs = command, config, inputs
+        self.command, self.config, self.inputs, self._carried = command, config, inputs, set(carried)
         if config.resume and config.overwrite:
             raise ValueError("resume and overwrite exclude each other")
         try:
@@ -90,6 +100,7 @@ class RunFolder:
             raise ValueError(f"output folder {self.path} is not writable: {error.strerror}") from error
         with self.released_on_error():
             marker = self._marker()  # another run may have come in between
+            self._carried_before = set(marker.carried) if marker else set()
             self.resumes = config.resume and marker is not None and marker.begun
             self._changed = self.resumes and self._check_same(marker)
 
@@ -118,6 +129,7 @@ class RunFolder:
         else:
             self._mark(begun=False)
             _delete(self.path)
+            self._carried_before = set()
         self.write(CONFIG, self.config.model_dump_json(indent=2) + "\n")
         self._mark(begun=True)
 
@@ -126,7 +138,7 @@ class RunFolder:
         write_atomically(self.path / name, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
     def _mark(self, begun: bool) -> None:
-        marker = Marker(self.command, begun, self.inputs)
+        marker = Marker(self.command, begun, self.inputs, tuple(sorted(self._carried | self._carried_before)))
         self.write(MARKER, json.dumps({"format": _FORMAT} | asdict(marker), indent=2) + "\n")
 
     def _marker(self) -> Marker | None:
@@ -151,7 +163,7 @@ class RunFolder:
             raise ValueError(
                 f"output folder {path} is already used: --resume continues it, --overwrite deletes it, --name picks another"
             )
-        foreign = _foreign(path)
+        foreign = _foreign(path, marker.carried)
         if foreign and not (config.resume and marker.begun):
             raise ValueError(
                 f"output folder {path} also holds what no run wrote ({', '.join(foreign[:5])}), so it is not cleared: move that away "
@@ -213,9 +225,11 @@ def _read_marker(path: Path) -> Marker:
         handle = os.open(path / MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             content = json.loads(file.read(_MARKER_BYTES))
-        marker = Marker(content["command"], content["begun"], content["inputs"])
+        carried = content.get("carried", [])  # which older versions did not write
+        marker = Marker(content["command"], content["begun"], content["inputs"], tuple(carried))
         known = content["format"] == _FORMAT and isinstance(marker.begun, bool) and isinstance(marker.inputs, dict)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        known = known and isinstance(carried, list) and all(isinstance(name, str) for name in carried)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
         raise ValueError(
@@ -241,10 +255,14 @@ def _entries(path: Path, within: str = "") -> Iterator[tuple[str, os.DirEntry]]:
         yield name, entry
 
 
-def _foreign(path: Path) -> list[str]:
-    """What a run does not write."""
-    known = (_FOLDER, _FILE, _LEFTOVER)
-    return [name for name, _ in _entries(path) if not any(pattern.fullmatch(name) for pattern in known)]
+def _foreign(path: Path, carried: Collection[str]) -> list[str]:
+    """What a run does not write. carried: names of the files that came with its model."""
+    return [name for name, _ in _entries(path) if not _written(name, carried)]
+
+
+def _written(name: str, carried: Collection[str]) -> bool:
+    code = _CODE.fullmatch(name)
+    return code[1] in carried if code else any(pattern.fullmatch(name) for pattern in (_FOLDER, _FILE, _LEFTOVER))
 
 
 def _delete(path: Path, only: re.Pattern | None = None) -> None:

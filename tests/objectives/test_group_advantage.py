@@ -27,7 +27,7 @@ def naive_advantage(reward, group_size, kind):
             else:
                 mean = sum(known) / len(known)
                 deviation = (sum((other - mean) ** 2 for other in known) / len(known)) ** 0.5
-                result.append((r - mean) / (deviation if kind == "std" else 1))
+                result.append((r - mean) / (deviation + 1e-4 if kind == "std" else 1))
     return torch.tensor(result)
 
 
@@ -52,8 +52,9 @@ def test_equals_the_loop(kind, reward, group_size):
 def test_by_hand():
     reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, NAN, 0.0, NAN])
     torch.testing.assert_close(group_advantage(reward, 4), torch.tensor([0.5, -0.5, -0.5, 0.5, 0.5, 0.0, -0.5, 0.0]))
+    one = 0.5 / (0.5 + 1e-4)
     torch.testing.assert_close(
-        group_advantage(reward, 4, "std"), torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 0.0, -1.0, 0.0])
+        group_advantage(reward, 4, "std"), torch.tensor([one, -one, -one, one, one, 0.0, -one, 0.0])
     )
     torch.testing.assert_close(
         group_advantage(reward, 4, "leave_one_out"),
@@ -109,8 +110,21 @@ def test_rewards_that_differ_by_rounding_have_no_advantage(kind, dtype, reward):
 def test_differences_beyond_rounding_keep_theirs(kind, scale):
     reward = torch.tensor([1.0, 1.001, 1.0, 0.999]) * scale
     advantage = group_advantage(reward, 4, kind)
-    expected = {"mean": 1e-3 * scale, "std": 2**0.5, "leave_one_out": 4 / 3 * 1e-3 * scale}[kind]
+    deviation = 1e-3 * scale / 2**0.5
+    expected = {"mean": 1e-3 * scale, "std": 1e-3 * scale / (deviation + 1e-4), "leave_one_out": 4 / 3 * 1e-3 * scale}[
+        kind
+    ]
     torch.testing.assert_close(advantage, torch.tensor([0, expected, 0, -expected]), rtol=2e-3, atol=2e-3 * expected)
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "most"),
+    [(0.3, 0.300003, 0.03), (1.0, 1.00001, 0.09), (0.0, 2e-6, 0.02), (-2.0, -2.00002, 0.17)],
+)
+def test_nearly_equal_rewards_have_small_advantages(usual, other, most):
+    advantage = group_advantage(torch.tensor([usual] * 7 + [other], dtype=torch.float64), 8, "std")
+    assert 0 < advantage.abs().max() < most
+    assert advantage[7].sign() == math.copysign(1, other - usual)
 
 
 @pytest.mark.parametrize("kind", KINDS)

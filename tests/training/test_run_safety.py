@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import diffpo.train
+from diffpo.models.checkpoints import load
 from diffpo.training.config import TrainConfig
 from diffpo.training.logging import read_metrics
 from diffpo.training.run_folder import MARKER, RunFolder
@@ -117,6 +118,66 @@ def test_overwrite_names_what_no_run_wrote_and_deletes_nothing(finished, refused
     assert contents(finished) == before
     claim("--resume")  # which deletes nothing
     assert (finished / name).read_text() == "somebody's"
+
+
+CODE = ["model/thesis.py", "checkpoints/000001/analysis.py", "model/modeling_mine.py", "model/__init__.py"]
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_overwrite_keeps_code_that_no_run_carried(finished, refused, claim, name):
+    (finished / name).write_text("somebody's")
+    before = contents(finished)
+    assert name in refused("--overwrite")
+    assert contents(finished) == before
+    claim("--resume")
+    assert name in refused("--overwrite"), "the resumed run did not carry it either"
+
+
+def test_overwrite_deletes_the_code_that_came_with_the_model(sudoku_model, train, tmp_path, capsys):
+    folder = tmp_path / "with code"
+    model = load(sudoku_model)
+    model.source, model.config = (
+        None,
+        model.config.model_copy(update={"model_type": "llada"}),
+    )  # a format that is published with code
+    model.save(folder)
+    (folder / "modeling_tiny.py").write_text("# as published")
+    short = ("--updates", "1", "--no-sweep")
+    assert train(*short, "--model", str(folder)) == 0
+    carried = [tmp_path / "run" / place / "modeling_tiny.py" for place in ("model", "checkpoints/000001")]
+    assert all(path.exists() for path in carried)
+    carried[0].with_name("thesis.py").write_text("four years")
+    with pytest.raises(SystemExit):
+        train(*short, "--overwrite")
+    message = capsys.readouterr().err
+    assert "model/thesis.py" in message
+    assert "modeling_tiny.py" not in message
+    carried[0].with_name("thesis.py").unlink()
+    assert train(*short, "--overwrite") == 0  # from a model without code
+    assert not any(path.exists() for path in carried)
+
+
+def test_what_an_overwrite_left_when_it_was_killed_is_deleted(finished, claim, killed_at):
+    marker = json.loads((finished / MARKER).read_text())
+    (finished / MARKER).write_text(json.dumps(marker | {"carried": ["modeling_tiny.py"]}))
+    (finished / "model/modeling_tiny.py").write_text("# as published")
+    whole = finished.with_name("whole")
+    shutil.copytree(finished, whole)
+    for event in range(1, 100):
+        shutil.rmtree(finished)
+        shutil.copytree(whole, finished)
+        if not killed_at(event, lambda: claim("--overwrite")):
+            break
+        claim("--overwrite")
+        assert {path.name for path in finished.rglob("*")} == {".lock", MARKER, "config.json"}
+    assert event > 10
+
+
+@pytest.mark.parametrize("carried", ["modeling.py", {"a.py": 1}, [1], None, 5])
+def test_a_marker_with_damaged_names_is_refused(finished, refused, carried):
+    marker = json.loads((finished / MARKER).read_text())
+    (finished / MARKER).write_text(json.dumps(marker | {"carried": carried}))
+    assert MARKER in refused("--overwrite")
 
 
 def test_overwrite_leaves_nothing_of_the_run_before(finished, claim):

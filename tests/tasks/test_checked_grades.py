@@ -1,6 +1,5 @@
 """Rewards of any type: a number is taken, none is dropped and counted, anything else ends the run in one line that names the task."""
 
-import json
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import diffpo
 from diffpo.tasks import Grade, Sudoku
-from diffpo.training.grading import TaskError, graded
+from diffpo.tasks.grading import TaskError, graded, graded_together
 
 
 class Said(Sudoku):
@@ -75,32 +75,50 @@ def test_a_task_that_raises_has_not_decided(monkeypatch):
         assert graded(task, None, "") == Grade(None, None)
 
 
-@pytest.mark.parametrize("reward", [None, math.nan, math.inf])
-def test_a_run_without_any_reward_goes_on(train, monkeypatch, metrics_of, tmp_path, reward):
-    monkeypatch.setattr(Sudoku, "grade", lambda self, problem, text: Grade(reward, None))
-    assert train("--updates", "2") == 0
-    lines = metrics_of(tmp_path / "run")
-    assert [line["dropped_rewards"] for line in lines] == [16, 16]
-    assert [line["reward"] for line in lines] == [None, None]
-    for name in ("metrics.jsonl", "summary.json", "base.json", "config.json"):
-        for line in (tmp_path / "run" / name).read_text().split("\n}\n"):
-            assert "NaN" not in line
-            assert "Infinity" not in line
+@pytest.mark.parametrize(
+    "fault", [OSError(28, "No space left on device"), FileNotFoundError("gcc"), MemoryError(), torch.OutOfMemoryError("CUDA")]
+)  # fmt: skip
+def test_a_fault_of_the_machine_says_nothing_about_the_text(monkeypatch, fault):
+    def grade(problem, text):
+        raise fault
+
+    task = Sudoku()
+    monkeypatch.setattr(task, "grade", grade)
+    with pytest.raises(type(fault)):
+        graded(task, None, "")
+    with pytest.raises(type(fault)):
+        graded_together(task, [None], [""])
+    monkeypatch.setattr(task, "grade_many", lambda problems, texts: grade(problems, texts))
+    with pytest.raises(type(fault)):
+        graded_together(task, [None], [""])
 
 
-def test_some_rewards_of_a_wrong_type_end_the_run_in_one_line(train, monkeypatch, tmp_path, capsys):
-    grade, calls = Sudoku.grade, 0
+# `diffpo.grade` has the same checks
 
-    def late(self, problem, text):
-        nonlocal calls
-        calls += 1
-        return grade(self, problem, text) if calls < 50 else Grade("0.5", False)
+ROW = {"Puzzle": "0302201030204030", "Solution": "1342241331244231"}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Sudoku, "grade", late)
-        assert train() == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "task sudoku: a reward must be a number or None, got str '0.5'" in error
-    assert train("--resume") == 0
-    assert json.loads((tmp_path / "run/summary.json").read_text())["heldout"] == 8
+
+@pytest.mark.parametrize("reward", [1, np.float16(1), torch.tensor(1.0), Fraction(1)])
+def test_grade_gives_plain_values(reward):
+    grade = diffpo.grade(Said(Grade(reward, np.bool_(True))), ROW, "")
+    assert grade == Grade(1.0, True)
+    assert (type(grade.reward), type(grade.correct)) == (float, bool)
+
+
+@pytest.mark.parametrize("reward", [math.nan, -math.inf, 10**400])
+def test_grade_has_no_reward_that_is_not_finite(reward):
+    assert diffpo.grade(Said(Grade(reward, False)), ROW, "") == Grade(None, False)
+
+
+@pytest.mark.parametrize("said", ["right", None, Grade("1", True), Grade(1.0, "yes")])
+def test_grade_names_the_task_that_gives_no_grade(said):
+    with pytest.raises(TaskError, match="task sudoku: "):
+        diffpo.grade(Said(said), ROW, "")
+
+
+def test_grade_of_a_task_that_raises_is_undecided(monkeypatch):
+    task = Sudoku()
+    monkeypatch.setattr(task, "grade", lambda problem, text: {}["reward"])
+    with pytest.warns(UserWarning, match="task sudoku raised KeyError"):
+        assert diffpo.grade(task, ROW, "") == Grade(None, None)
+    assert diffpo.grade(task, ROW, None) == Grade(None, None)
