@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from . import get_chat_task
-from .task import ChatTask, Grade, Protocol
+from .task import ChatTask, Grade, Protocol, Task
 
 _LARGEST = torch.finfo(torch.float32).max  # rollouts keep rewards in fp32
 _MACHINE_FAULTS = (OSError, MemoryError, torch.OutOfMemoryError)  # say nothing about the text
@@ -38,7 +38,13 @@ def grade(task: str | ChatTask, row: Mapping[str, Any], text: str, protocol: Pro
         raise ValueError(f"task must be a name or a task, got {type(task).__name__}")
     task = _task(task, protocol) if isinstance(task, str) else task
     problem = task.problem_from_row(_checked_row(task, row))
-    return graded(task, problem, text) if isinstance(text, str) else Grade(None, None)
+    if not isinstance(text, str):
+        return Grade(None, None)
+    if isinstance(task, Task) and task.protocol == "strict" and not text.startswith(task.prefill):
+        text = (
+            task.prefill + text
+        )  # a turn of a chat, whatever it looks like: never the compact form of the tiny models
+    return graded(task, problem, text)
 
 
 def graded(task: ChatTask, problem: Any, text: str) -> Grade:

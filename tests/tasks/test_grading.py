@@ -118,3 +118,8 @@ def test_what_is_no_row_of_the_task_is_refused(task):
     for row in (None, [], "row", {}, *others, dict.fromkeys(ROWS[task]), dict.fromkeys(ROWS[task], ())):
         with pytest.raises(ValueError, match=r"\w"):
             grade(task, row, "")
+
+
+@pytest.mark.parametrize("text", ["1 3 4 2 2 4 1 3 3 1 2 4 4 2 3 1", "1342241331244231", "1 3 4 2 is the first row"])
+def test_digits_of_a_published_row_without_an_answer_earn_nothing(text):
+    assert grade("sudoku", {"Puzzle": "0302201030204030", "Solution": "1342241331244231"}, text) == Grade(0.0, False)
