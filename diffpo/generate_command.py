@@ -127,7 +127,7 @@ def _check_files_differ(config: GenerateConfig) -> None:
     files = {"input": None if config.input == "-" else config.input, "output": config.output, "trace": config.trace}
     given = {name: os.path.realpath(path) for name, path in files.items() if path is not None}
     for (name, path), (other, second) in itertools.combinations(given.items(), 2):
-        if path == second:
+        if path == second or (os.path.exists(path) and os.path.exists(second) and os.path.samefile(path, second)):
             raise ValueError(f"{name} and {other} are the same file {path}: give {other} another name")
 
 
@@ -164,6 +164,7 @@ def made_with(config: GenerateConfig, model: MaskedDiffusionLM) -> dict[str, obj
         "stop": list(config.stop),
         "cache": config.cache,
         "cache_refresh": config.cache_refresh,
+        "statistics": config.statistics,
         "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
     }
 

@@ -141,6 +141,8 @@ def _job(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_lengths(gen_length, block_length)
     rule = FixedSchedule(gen_length) if rule is None else rule
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule must be a commit rule such as diffpo.EntropyBounded(0.1), got {rule!r}")
     check_sampling(temperature, cfg_scale)
     check_cache(cache, cache_refresh, cfg_scale)
     stop = check_stop(model, stop)

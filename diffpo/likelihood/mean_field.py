@@ -61,6 +61,8 @@ def mean_field(trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> La
 
 def _check_boundaries(boundaries: Sequence[int | Tensor], rows: int) -> None:
     for tau in boundaries:
+        if isinstance(tau, bool | float) or (isinstance(tau, Tensor) and tau.dtype not in (torch.int64, torch.int32)):
+            raise ValueError(f"each of boundaries must be an int or an int64 tensor [{rows}], got {tau!r}")
         if isinstance(tau, Tensor) and tau.shape not in ((), (rows,)):
             raise ValueError(f"each of boundaries must be an int or a tensor [{rows}], got shape {list(tau.shape)}")
     if len(boundaries) == 0 or bool((torch.as_tensor(boundaries[0]) != 0).any()):

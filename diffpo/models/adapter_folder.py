@@ -10,7 +10,8 @@ _FILES = ("adapter_config.json", "adapter_model*", "adapters.safetensors", "adap
 
 def refuse_adapter(folder: Path) -> None:
     """ValueError, with the way to merge it, if a folder holds an adapter, beside base weights or alone."""
-    found = sorted({path.name for pattern in _FILES for path in folder.glob(pattern)})
+    patterns = (*_FILES, f"*/{_CONFIG}")  # named adapters have folders of their own
+    found = sorted({str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)})
     if found:
         base = _base(folder) if _CONFIG in found else None
         raise ValueError(

@@ -89,6 +89,8 @@ def load(
     dtype that cannot be used.
     """
     device, dtype = _device(device), _dtype(dtype)
+    if torch.device(device).type == "meta":
+        raise ValueError("device: a model on the meta device has no weights: give a device with memory")
     folder, commit = resolve(name_or_path, revision)
     fields, config = _read_config(folder)
     known = FORMATS[config.model_type]
@@ -121,8 +123,12 @@ def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_b
 
     Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
     microseconds between two renames can leave new weights beside the old config.)
+    ValueError, with nothing written, for weights that are not finite.
     """
     folder = Path(folder)
+    damaged = [name for name, tensor in _weights(model).items() if not torch.isfinite(tensor).all()]
+    if damaged:
+        raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")
     fields = _config_fields(model)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:

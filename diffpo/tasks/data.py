@@ -127,7 +127,7 @@ def _parquet_module():
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("reading parquet files needs pyarrow: pip install 'diffpo[data]'") from error
+        raise ValueError("reading parquet files needs pyarrow: pip install pyarrow") from error
     return pyarrow.parquet
 
 

@@ -6,6 +6,7 @@ A task may be anybody's code, and a run must not end in the middle because of it
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -19,6 +20,7 @@ from .task import ChatTask, Grade, Protocol, Task
 
 _LARGEST = torch.finfo(torch.float32).max  # rollouts keep rewards in fp32
 _MACHINE_FAULTS = (OSError, MemoryError, torch.OutOfMemoryError)  # say nothing about the text
+_SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</s>")  # what a careless decoding leaves in a text
 _task = functools.cache(get_chat_task)  # a task may own worker processes
 
 
@@ -40,6 +42,8 @@ def grade(task: str | ChatTask, row: Mapping[str, Any], text: str, protocol: Pro
     problem = task.problem_from_row(_checked_row(task, row))
     if not isinstance(text, str):
         return Grade(None, None)
+    if task.protocol == "strict":
+        text = _SPECIAL.sub("", text)
     if isinstance(task, Task) and task.protocol == "strict" and not text.startswith(task.prefill):
         text = (
             task.prefill + text

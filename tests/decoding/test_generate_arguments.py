@@ -205,3 +205,9 @@ def test_equal_rows_are_evaluated_once(random_model):
     diffpo.generate(model, [torch.tensor([5, 6, 7])] * 6, 4, temperature=1.0)
     assert calls[0] == 1
     assert calls[-1] > 1, "the rows part ways when different tokens are drawn"
+
+
+def test_a_rule_is_no_name(random_model, random_prompts):
+    model = random_model()
+    with pytest.raises(ValueError, match="rule must be a commit rule"):
+        diffpo.generate(model, random_prompts(model, [3]), 4, rule="eb")

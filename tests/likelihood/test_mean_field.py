@@ -224,3 +224,10 @@ def test_bad_boundaries(rollouts, forward_rows, boundaries):
     with forward_rows(model) as rows, pytest.raises(ValueError, match="boundaries"):
         trajectory_logprobs(model, trajectory, boundaries)
     assert rows == []
+
+
+@pytest.mark.parametrize("boundary", [float("nan"), 1.9, True, torch.tensor([1.0] * 6)], ids=str)
+def test_boundaries_are_integers(rollouts, boundary):
+    model, trajectory = rollouts(seed=1)
+    with pytest.raises(ValueError, match="must be an int or an int64 tensor"):
+        trajectory_logprobs(model, trajectory, [0, boundary])

@@ -272,3 +272,17 @@ def test_an_interrupted_first_save_is_no_checkpoint(word_model, tmp_path, monkey
         word_model().save(tmp_path)
     with pytest.raises(FileNotFoundError):
         diffpo.load(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(random_model, tmp_path):
+    model = random_model()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite are not saved: lm_head\.weight"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_meta_device_has_no_weights():
+    with pytest.raises(ValueError, match="device"):
+        diffpo.load("tiny-countdown", device="meta")

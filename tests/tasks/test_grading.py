@@ -123,3 +123,9 @@ def test_what_is_no_row_of_the_task_is_refused(task):
 @pytest.mark.parametrize("text", ["1 3 4 2 2 4 1 3 3 1 2 4 4 2 3 1", "1342241331244231", "1 3 4 2 is the first row"])
 def test_digits_of_a_published_row_without_an_answer_earn_nothing(text):
     assert grade("sudoku", {"Puzzle": "0302201030204030", "Solution": "1342241331244231"}, text) == Grade(0.0, False)
+
+
+@pytest.mark.parametrize("token", ["<|eot_id|>", "<|endoftext|>", "</s>"])
+@pytest.mark.parametrize("task", ROWS)
+def test_special_tokens_in_an_answer_do_not_matter(task, token):
+    assert grade(task, ROWS[task], f"<reasoning>\nok</reasoning>\n<answer>{RIGHT[task]}{token}</answer>").correct
