@@ -16,7 +16,7 @@ from diffpo.tasks.grading import grade
 from diffpo.tasks.task import Grade
 from diffpo.trajectory import Trajectory
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ConfidenceThreshold",
     "EntropyBounded",
