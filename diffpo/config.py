@@ -9,9 +9,10 @@ import itertools
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeGuard, TypeVar, get_type_hints
 
 from diffpo.dependencies import require
 from diffpo.text_input import decode
@@ -32,7 +33,7 @@ from pydantic import (  # noqa: E402, F401
     field_validator,
     model_validator,
 )
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec  # noqa: E402
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo  # noqa: E402
 
 # NaN fails every comparison, so that a bound refuses it
 Nats = Annotated[float, Field(ge=0)]  # infinite: no bound
@@ -58,7 +59,8 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_disguised_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        name = info.field_name
+        if isinstance(value, bool) and name is not None and cls.model_fields[name].annotation is not bool:
             raise ValueError("true and false are no values of this field")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("an integer of at most 64 bits is needed")
@@ -128,7 +130,7 @@ def toml_and_flags(arguments: list[str] | None) -> tuple[dict[str, Any], list[st
 def parse_flags(kind: type[T], values: dict[str, Any], flags: list[str]) -> T:
     """The configuration with ``values`` for defaults and the flags on top."""
     try:
-        defaults = kind(**values)
+        defaults: Config = kind(**values)
     except ValidationError as error:
         if any(fault["loc"] for fault in error.errors()):
             fail(explain(error, kind))
@@ -144,9 +146,10 @@ def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> d
     command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
     with redirect_stderr(io.StringIO()) as drawn:
         try:
-            return tyro.cli(
+            values: Any = tyro.cli(  # dicts, by _values
                 kind, prog=command, args=arguments, default=defaults, description=kind.__doc__, registry=_VALUES
             )
+            return values
         except SystemExit as stopped:
             if not stopped.code:  # --help
                 raise
@@ -167,7 +170,7 @@ _VALUES = ConstructorRegistry()
 
 
 @_VALUES.struct_rule
-def _values(info) -> StructConstructorSpec | None:
+def _values(info: StructTypeInfo) -> StructConstructorSpec | None:
     """tyro returns configurations as dicts, so that they are checked once, with the messages of ``explain``."""
     kind = info.type
     if not (isinstance(kind, type) and issubclass(kind, Config)):
@@ -180,17 +183,16 @@ def _values(info) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=dict, fields=tuple(fields))
 
 
-def _unchecked(kind: type[T], values: dict[str, Any]) -> T:
-    return kind.model_construct(
-        **{
-            name: _unchecked(field.annotation, values.get(name, {})) if _is_config(field.annotation) else values[name]
-            for name, field in kind.model_fields.items()
-            if name in values or _is_config(field.annotation)
-        }
-    )
+def _unchecked(kind: type[Config], values: dict[str, Any]) -> Config:
+    fields: dict[str, Any] = {
+        name: _unchecked(field.annotation, values.get(name, {})) if _is_config(field.annotation) else values[name]
+        for name, field in kind.model_fields.items()
+        if name in values or _is_config(field.annotation)
+    }
+    return kind.model_construct(**fields)
 
 
-def _is_config(annotation: Any) -> bool:
+def _is_config(annotation: object) -> TypeGuard[type[Config]]:
     return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
@@ -204,7 +206,7 @@ def table(values: dict[str, Any], name: str) -> dict[str, Any]:
 def flag(arguments: list[str], name: str) -> str | None:
     """The last value of one flag, without reading the others."""
     found = None
-    for argument, following in itertools.pairwise([*arguments, None]):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         if argument == name:
             found = following
         elif argument.startswith(f"{name}="):
@@ -242,7 +244,8 @@ def explain(error: ValidationError, kind: type[Config]) -> str:
         if fault["type"] == "extra_forbidden":
             owner = kind
             for part in fault["loc"][:-1]:
-                owner = owner.model_fields[part].annotation
+                annotation = owner.model_fields[str(part)].annotation
+                owner = annotation if _is_config(annotation) else owner
             message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
         found.append(message)
     return "; ".join(found)
@@ -258,7 +261,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def nearest(name: str, valid) -> list[str]:
+def nearest(name: str, valid: Iterable[str]) -> list[str]:
     """The valid names closest to ``name``, best first."""
     return difflib.get_close_matches(name, list(valid), n=3, cutoff=0.0)
 

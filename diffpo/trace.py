@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from transformers import PreTrainedTokenizerBase
 
 from diffpo.models.special_tokens import special_tokens
 from diffpo.prompt_file import prompt_text
@@ -18,13 +19,14 @@ from diffpo.prompt_file import prompt_text
 _CONTEXT = 8  # tokens decoded before each piece, enough for any multi-token character
 
 
-def trace_page(records: Sequence[dict], tokenizer, facts: dict[str, str]) -> str:
+def trace_page(records: Sequence[dict], tokenizer: PreTrainedTokenizerBase, facts: dict[str, str]) -> str:
     """The page for rows as ``completion_record`` makes them; ``facts`` name and value of what holds for all of them.
 
     A row without logprob and entropy is drawn without them.
     """
-    templates = Environment(loader=PackageLoader("diffpo"), autoescape=True)
-    style, script = (templates.loader.get_source(templates, name)[0] for name in ("trace.css", "trace.js"))
+    loader = PackageLoader("diffpo")
+    templates = Environment(loader=loader, autoescape=True)
+    style, script = (loader.get_source(templates, name)[0] for name in ("trace.css", "trace.js"))
     rows = [trace_row(record, tokenizer) for record in records]
     return templates.get_template("trace.html").render(
         facts=facts, rows=rows, style=Markup(style), style_hash=_hash(style), script=Markup(script),
@@ -32,7 +34,7 @@ def trace_page(records: Sequence[dict], tokenizer, facts: dict[str, str]) -> str
     )  # fmt: skip
 
 
-def trace_row(record: dict, tokenizer) -> dict:
+def trace_row(record: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What the page needs of one row: the record without its ids' order changed, with the tokens' text beside them."""
     special = special_tokens(tokenizer)
     kept = ("index", "text", "length", "nfe", "seconds", "gamma", "tokens", "commit_step", "logprob", "entropy")
@@ -44,12 +46,13 @@ def trace_row(record: dict, tokenizer) -> dict:
     }
 
 
-def token_pieces(tokens: Sequence[int], tokenizer) -> list[str]:
+def token_pieces(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The text each token adds; their concatenation is the decoded text. A character of several tokens goes to the last of them."""
     pieces, emitted_from = [], 0
 
     def text(start: int, end: int) -> str:
-        return tokenizer.decode(list(tokens[start:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        ids = list(tokens[start:end])  # one sequence, of which decode makes a string
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     for end in range(1, len(tokens) + 1):
         start = max(0, emitted_from - _CONTEXT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -67,7 +67,7 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, rows) -> Trajectory:
+    def __getitem__(self, rows: slice | Tensor) -> Trajectory:
         """The trajectory of some rows (a slice, an index tensor or a boolean mask)."""
         kept = {name: value[rows] for name, value in self._tensors().items()}
         return self._rebuilt(kept)
@@ -131,7 +131,7 @@ class Trajectory:
             actions = {
                 name: Action(*(tensors.pop(f"actions.{name}.{part}") for part in Action._fields)) for name in names
             }
-            trajectory = Trajectory(**tensors, **settings, actions=actions)
+            trajectory = Trajectory(**_by_name(tensors, settings), actions=actions)
             trajectory._check()
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"these bytes are no {_FORMAT!r}: {error}") from error
@@ -166,4 +166,9 @@ class Trajectory:
             name: Action(*(tensors[f"actions.{name}.{part}"] for part in Action._fields)) for name in self.actions
         }
         own = {name: value for name, value in tensors.items() if not name.startswith("actions.")}
-        return Trajectory(**own, **{name: getattr(self, name) for name in _SETTINGS}, actions=actions)
+        return Trajectory(**_by_name(own, {name: getattr(self, name) for name in _SETTINGS}), actions=actions)
+
+
+def _by_name(tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the class, except its actions. TypeError if a setting is named like a tensor."""
+    return dict(**tensors, **settings)

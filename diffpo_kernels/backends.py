@@ -97,7 +97,7 @@ def unavailable_reason(operator: str, backend: str, device: str | torch.device) 
         return f"it runs on {_DEVICE_OF[backend]} tensors only"
     if native_module() is None:
         return f"the compiled extension is missing ({missing_extension_reason()})"
-    if backend == "cuda" and not native_module().has_cuda:
+    if backend == "cuda" and not compiled_extension().has_cuda:
         return f"built without CUDA ({build_report().get('cuda', 'no build report')})"
     return None
 
@@ -140,6 +140,14 @@ def _load() -> tuple[ModuleType | None, str]:
 def native_module() -> ModuleType | None:
     """The compiled extension, or None where it is missing."""
     return _load()[0]
+
+
+def compiled_extension() -> ModuleType:
+    """The compiled extension, for backends that were found available. RuntimeError where it is missing."""
+    module = native_module()
+    if module is None:
+        raise RuntimeError(f"the compiled extension is missing ({missing_extension_reason()})")
+    return module
 
 
 def missing_extension_reason() -> str:

@@ -97,7 +97,7 @@ def compile_cuda(source: Path, architecture: str, folder: Path) -> list[Usage]:
     """Compile one .cu file with nvcc and read the usage of each of its kernels. Raises RuntimeError with nvcc's output if it fails."""
     cubin = folder / f"{source.stem}_{architecture}.cubin"
     command = [
-        shutil.which("nvcc"),
+        shutil.which("nvcc") or "nvcc",
         "-O3",
         "-std=c++17",
         f"-arch={architecture}",
@@ -230,8 +230,8 @@ def _read_cubin(cubin: Path) -> list[dict]:
     """Per kernel: mangled name, registers, spills (stack and local memory), shared (static) and the list of instructions."""
     resources = _run("cuobjdump", "--dump-resource-usage", str(cubin))
     listing = _run("nvdisasm", "-c", str(cubin))
-    sections = re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.M)[1:]
-    code = {re.match(r'[^",\s]+', section).group(): section for section in sections}
+    _, *parts = re.split(r"^\s*\.section\s+\.text\.([^\",\s]+)", listing, flags=re.M)
+    code = dict(zip(parts[::2], parts[1::2], strict=True))
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", resources)
     return [
         {
@@ -260,7 +260,7 @@ def _readable(mangled: str) -> str:
 
 
 def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([_tool(tool) or tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 @functools.cache
@@ -272,4 +272,4 @@ def _tool(name: str) -> str | None:
 
 
 def _number(pattern: str, text: str) -> int:
-    return int(re.search(pattern, text).group(1))
+    return int(re.findall(pattern, text)[0])

@@ -20,7 +20,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 def check_tensor(
     name: str,
-    value: Tensor,
+    value: object,
     shape: Sequence[int | str],
     dtypes: Sequence[torch.dtype],
     device: torch.device | None = None,
@@ -58,7 +58,7 @@ def as_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
     return tuple(operand if operand.dtype == torch.float64 else operand.to(dtype) for operand in operands)
 
 
-def check_number(name: str, value: float, minimum: float, *, above: bool = False, finite: bool = False) -> float:
+def check_number(name: str, value: object, minimum: float, *, above: bool = False, finite: bool = False) -> float:
     """Require a real number of at least `minimum`, or strictly above it. NaN is never allowed, inf unless `finite`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
@@ -69,7 +69,7 @@ def check_number(name: str, value: float, minimum: float, *, above: bool = False
     return number
 
 
-def check_int(name: str, value: int) -> None:
+def check_int(name: str, value: object) -> None:
     """Require a Python int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")

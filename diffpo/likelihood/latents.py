@@ -34,8 +34,15 @@ class Latents:
     @staticmethod
     def concatenate(first: Latents, second: Latents) -> Latents:
         """The latents of both; they must agree on whether prompts are masked."""
-        pairs = [(getattr(first, name), getattr(second, name)) for name in ("row", "masked", "weight", "prompt_masked")]
-        return Latents(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
+        a, b = first.prompt_masked, second.prompt_masked
+        if (a is None) != (b is None):
+            raise ValueError("latents with masked prompts cannot be joined with others")
+        return Latents(
+            torch.cat([first.row, second.row]),
+            torch.cat([first.masked, second.masked]),
+            torch.cat([first.weight, second.weight]),
+            None if a is None or b is None else torch.cat([a, b]),
+        )
 
 
 @dataclass(frozen=True)

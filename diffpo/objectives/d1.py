@@ -9,10 +9,12 @@ group, theta, old and reference.
 
 from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
 from diffpo.config import Field, Fraction, Limit, NonNegative
-from diffpo.likelihood.latents import Latents
+from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
-from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective, masked_prompts
+from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective, masked_prompts
 from diffpo_kernels import surrogate_loss
 
 
@@ -29,17 +31,17 @@ class D1Config(AlgorithmConfig):
     prompt_mask_probability: Fraction = 0.15
 
 
-class D1(Objective):
+class D1(Objective[D1Config]):
     """The model alone, by the mean-field likelihood."""
 
     Config = D1Config
     rollout: ClassVar[dict[str, Any]] = {"speed_exponent": 0.0}  # correctness alone
     separable = True
 
-    def latents(self, batch, *key) -> Latents:
+    def latents(self, batch: Batch, *key: int) -> Latents:
         return masked_prompts(mean_field(batch.trajectory, [0]), batch, self.config.prompt_mask_probability, *key)
 
-    def loss(self, batch, signal, new, old, reference) -> Loss:
+    def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         return Loss(*surrogate_loss(
             logprob=new.tokens(),
             old=old.tokens(),

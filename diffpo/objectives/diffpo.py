@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diffpo.config import Field, Fraction, Limit
 from diffpo.keyed_random import uniform
-from diffpo.likelihood.latents import Latents
+from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
-from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective, masked_prompts
+from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective, masked_prompts
 from diffpo_kernels import surrogate_loss
 
 QUARTERS = 4  # of a rollout's denoising steps, by which diagnostics are reported
@@ -56,20 +56,20 @@ def draw_boundaries(nfe_B: Tensor, rollout_B: Tensor, m: int, *key: int) -> list
     return [0, *tau_BM.unbind(dim=1)]
 
 
-class Diffpo(Objective):
+class Diffpo(Objective[DiffpoConfig]):
     """The model, its threshold, or both, by the same clipped and importance-corrected objective."""
 
     Config = DiffpoConfig
     separable = True
 
-    def latents(self, batch, *key) -> Latents:
+    def latents(self, batch: Batch, *key: int) -> Latents:
         m = self.config.m if "model" in self.config.train else 1  # a frozen model's tokens need no second pass
         trajectory = batch.trajectory
         boundaries = draw_boundaries(trajectory.nfe, trajectory.key, m, *key, _BOUNDARY)
         latents = mean_field(trajectory, boundaries)
         return masked_prompts(latents, batch, self.config.prompt_mask_probability, *key, _PROMPT_MASK)
 
-    def loss(self, batch, signal, new, old, reference) -> Loss:
+    def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         config, trajectory = self.config, batch.trajectory
         drawn = trajectory.actions.get("gamma")
         unknown = torch.zeros_like(trajectory.gamma)

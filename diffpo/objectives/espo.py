@@ -11,11 +11,12 @@ masked tokens over the batch, here each rollout draws its own.
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from diffpo.config import Field, Limit
-from diffpo.likelihood.latents import Latents
+from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.random_masks import random_masks
-from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective
+from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective
 
 
 class EspoConfig(AlgorithmConfig):
@@ -28,16 +29,16 @@ class EspoConfig(AlgorithmConfig):
     clip: Limit = 0.2
 
 
-class Espo(Objective):
+class Espo(Objective[EspoConfig]):
     """Sequence-level policy optimisation with the evidence lower bound."""
 
     Config = EspoConfig
     rollout: ClassVar[dict[str, Any]] = {"speed_exponent": 0.0}
 
-    def latents(self, batch, *key) -> Latents:
+    def latents(self, batch: Batch, *key: int) -> Latents:
         return random_masks(batch.trajectory, self.config.pairs, *key)
 
-    def loss(self, batch, signal, new, old, reference) -> Loss:
+    def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         L, eps = batch.trajectory.tokens.shape[1], self.config.clip
         bound = new.sequence()
         ratio = ((bound - old.sequence()) / L).exp()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,8 +43,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.trajectory)
 
-    def __getitem__(self, rows) -> "Batch":
+    def __getitem__(self, rows: slice | Tensor) -> "Batch":
         return Batch(self.trajectory[rows], self.reward[rows], self.advantage[rows])
+
+
+Settings = TypeVar("Settings", bound=AlgorithmConfig)
 
 
 class Loss(NamedTuple):
@@ -54,8 +57,8 @@ class Loss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Objective(ABC):
-    """An RL algorithm.
+class Objective(ABC, Generic[Settings]):
+    """An RL algorithm with its Settings.
 
     Config: its settings, with the published defaults; rollout: the published settings of its rollouts, below the user's own;
     separable: the loss is a sum over tokens, each scored from one latent, whose normalisers do not depend on the scores: its gradient can
@@ -66,7 +69,7 @@ class Objective(ABC):
     rollout: ClassVar[dict[str, Any]] = {}
     separable: ClassVar[bool] = False
 
-    def __init__(self, config: AlgorithmConfig):
+    def __init__(self, config: Settings) -> None:
         self.config = config
 
     @abstractmethod

@@ -12,11 +12,12 @@ out, and a token counts for as much as its latent is short.
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from diffpo.config import Field, Limit, Rows
-from diffpo.likelihood.latents import Latents
+from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
-from diffpo.objectives.objective import AlgorithmConfig, Loss, Objective
+from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective
 
 
 class TraceRLConfig(AlgorithmConfig):
@@ -30,17 +31,17 @@ class TraceRLConfig(AlgorithmConfig):
     prompts_per_update: Rows = 32
 
 
-class TraceRL(Objective):
+class TraceRL(Objective[TraceRLConfig]):
     """The merged trace."""
 
     Config = TraceRLConfig
     rollout: ClassVar[dict[str, Any]] = {"speed_exponent": 0.0, "temperature": 0.8}
     separable = True
 
-    def latents(self, batch, *key) -> Latents:
+    def latents(self, batch: Batch, *key: int) -> Latents:
         return mean_field(batch.trajectory, range(0, int(batch.trajectory.nfe.max()), self.config.merged_steps))
 
-    def loss(self, batch, signal, new, old, reference) -> Loss:
+    def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         row, eps = new.latents.row, self.config.clip
         scored = (new.latents.weight > 0) & batch.trajectory.scored[row]
         count = scored.sum(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
 """entropy_bounded_commit_: which masked positions a denoising step commits, and all that follows from it, written in place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def entropy_bounded_commit_(
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     start, end = _checked_window(start, end, shape, device, advance)
     _check_records(proposal_logprob, logprob, commit_step, nfe, shape, device)
-    written = {"tokens": tokens, "logprob": logprob, "commit_step": commit_step, "nfe": nfe}
+    written: dict[str, object] = {"tokens": tokens, "logprob": logprob, "commit_step": commit_step, "nfe": nfe}
     _check_memory(written | ({"start": start, "end": end} if advance else {}))
     max_window = _checked_max_window(max_window, start, end, length)
 
@@ -153,11 +153,11 @@ def _check_records(
         validation.check_tensor("commit_step", commit_step, shape, (torch.int64,), device)
 
 
-def _check_memory(written: dict[str, Tensor | None]) -> None:
+def _check_memory(written: Mapping[str, object]) -> None:
     """Each element needs its own memory. Of tensors that overlap, those that start at the same address are found."""
     name_at: dict[int, str] = {}
     for name, tensor in written.items():
-        if tensor is None or tensor.numel() == 0:
+        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
         if _overlaps_itself(tensor):
             raise ValueError(
@@ -185,14 +185,14 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 def _checked_max_window(max_window: int | None, start: int | Tensor, end: int | Tensor, length: int) -> int:
     """The most positions that a row's window may hold in [0, L)."""
-    as_ints = not isinstance(start, Tensor) and not isinstance(end, Tensor)
+    of_all = None if isinstance(start, Tensor) or isinstance(end, Tensor) else max(end - start, 0)
     if max_window is None:
-        return max(end - start, 0) if as_ints else length
+        return length if of_all is None else of_all
     validation.check_int("max_window", max_window)
     if max_window < 0:
         raise ValueError(f"max_window must be at least 0, got {max_window}")
-    if as_ints:
-        longest = end - start
+    if of_all is not None:
+        longest = of_all
     elif all(not isinstance(bound, Tensor) or validation.values_are_cheap(bound) for bound in (start, end)):
         last, first = torch.as_tensor(end).clamp(max=length), torch.as_tensor(start).clamp(min=0)
         longest = max((last - first).tolist(), default=0)

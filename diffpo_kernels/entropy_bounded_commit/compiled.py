@@ -93,13 +93,15 @@ def _committed(tokens: Tensor, *_: object) -> Tensor:
 
 @torch.library.impl(_OPERATOR, ("CPU", "CUDA"))
 def _run(*values: object) -> Tensor:
-    arguments = Arguments(*[_adjacent(value) if isinstance(value, Tensor) else value for value in values])
+    given = Arguments._make(values)
+    arguments = Arguments._make(_adjacent(value) if isinstance(value, Tensor) else value for value in values)
     committed = _committed(arguments.tokens)
     if committed.shape[0] > 0:
         _LAUNCH[arguments.backend](arguments, committed)
-    for field, given, used in zip(Arguments._fields, values, arguments, strict=True):
-        if used is not given and field in _WRITTEN:
-            given.copy_(used)
+    for field in _WRITTEN:
+        of_caller, used = getattr(given, field), getattr(arguments, field)
+        if used is not of_caller:
+            of_caller.copy_(used)
     return committed
 
 
@@ -110,16 +112,20 @@ def _adjacent(tensor: Tensor) -> Tensor:
 
 def _launch_native(a: Arguments, committed: Tensor) -> None:
     a = a._replace(
-        proxy=_single_or_double(a.proxy), entropy=_single_or_double(a.entropy), gamma=_single_or_double(a.gamma)
+        proxy=_single_or_double(a.proxy),
+        entropy=_single_or_double(a.entropy),
+        gamma=None if a.gamma is None else _single_or_double(a.gamma),
     )
-    backends.native_module().entropy_bounded_commit_cpu(*_native_arguments(a, committed), torch.get_num_threads())
+    backends.compiled_extension().entropy_bounded_commit_cpu(*_native_arguments(a, committed), torch.get_num_threads())
 
 
 def _launch_cuda(a: Arguments, committed: Tensor) -> None:
     device = committed.device
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
-        backends.native_module().entropy_bounded_commit_cuda(*_native_arguments(a, committed), device.index, stream)
+        backends.compiled_extension().entropy_bounded_commit_cuda(
+            *_native_arguments(a, committed), device.index, stream
+        )
 
 
 def _launch_triton(a: Arguments, committed: Tensor) -> None:
@@ -167,5 +173,5 @@ def _row_stride(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.stride(0)
 
 
-def _single_or_double(values: Tensor | None) -> Tensor | None:
-    return values.float() if values is not None and values.dtype in (torch.bfloat16, torch.float16) else values
+def _single_or_double(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

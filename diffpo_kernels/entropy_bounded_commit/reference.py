@@ -49,11 +49,11 @@ def entropy_bounded_commit_(
     _write(tokens_BL, committed_BL, proposal_BL)
     if nfe_B is not None:
         nfe_B += active_BL.any(dim=1)
-    if commit_step_BL is not None:
-        _write(commit_step_BL, committed_BL, nfe_B[:, None])
-    if logprob_BL is not None:
+        if commit_step_BL is not None:
+            _write(commit_step_BL, committed_BL, nfe_B[:, None])
+    if logprob_BL is not None and proposal_logprob_BL is not None:
         _write(logprob_BL, committed_BL, proposal_logprob_BL)
-    if advance:
+    if advance and isinstance(start, Tensor) and isinstance(end, Tensor):
         left_B = (window_BL & (tokens_BL == mask_id)).any(dim=1)
         left_B |= (end_B1.clamp(max=length) - first_B1 > max_window)[:, 0]  # a broken promise
         next_start_B, next_end_B = end.clamp(max=length), (2 * end - start).clamp(max=length)

@@ -1,6 +1,7 @@
 """linear_logprob: log-probabilities of target tokens straight from hidden states and the LM head."""
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -10,6 +11,54 @@ from diffpo_kernels.linear_logprob import fused, reference
 
 # On a GPU the logits of 4096 rows at V = 152064 in 16 bits (1.16 GiB) fit into one chunk, which is what makes 6 NDV of 8.
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 5 << 28}
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor | Sequence[Tensor],
+    head: Tensor,
+    target: Tensor,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    banned_ids: Sequence[int] | None = None,
+    return_entropy: Literal[False] = False,
+    *,
+    rows: Tensor | None = None,
+    chunk_bytes: int | None = None,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor | Sequence[Tensor],
+    head: Tensor,
+    target: Tensor,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    banned_ids: Sequence[int] | None = None,
+    *,
+    return_entropy: Literal[True],
+    rows: Tensor | None = None,
+    chunk_bytes: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor | Sequence[Tensor],
+    head: Tensor,
+    target: Tensor,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    banned_ids: Sequence[int] | None = None,
+    return_entropy: bool = False,
+    *,
+    rows: Tensor | None = None,
+    chunk_bytes: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def linear_logprob(
@@ -90,16 +139,15 @@ def linear_logprob(
         logprob, entropy = reference.linear_logprob(*arguments)
     else:
         logprob, entropy = fused.linear_logprob(*arguments, chunk_bytes, chosen)
-    return (logprob, entropy) if return_entropy else logprob
+    return logprob if entropy is None or not return_entropy else (logprob, entropy)
 
 
-def _as_autocast(
-    hidden: Tensor | Sequence[Tensor], head: Tensor
-) -> tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]:
+def _as_autocast(hidden: Tensor | Sequence[Tensor], head: Tensor) -> tuple[Tensor | Sequence[Tensor], Tensor]:
     if isinstance(hidden, Sequence):
         *sources, head = validation.as_autocast(*hidden, head)
         return sources, head
-    return validation.as_autocast(hidden, head)
+    hidden, head = validation.as_autocast(hidden, head)
+    return hidden, head
 
 
 def _check_hidden(hidden: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -70,7 +70,6 @@ def forward(
     size = N if keep == LOGITS else max(1, min(N, chunk_bytes // (V * head_VD.element_size())))
     buffer_RV = head_VD.new_empty(size, V)
     kept_ND = head_VD.new_empty(N, D, dtype=product_dtype(head_VD)) if keep == GRADIENT_OF_HIDDEN else None
-    ones_N = torch.ones_like(temperature_N) if keep == GRADIENT_OF_HIDDEN else None
     bias_V = _with_banned(bias_V, banned, 0.0)
     for begin in range(0, N, max(1, size)):
         end = min(N, begin + size)
@@ -79,7 +78,7 @@ def forward(
         _fill_columns(logits_RV, banned, 0, -torch.inf)
         passes.statistics(logits_RV, part, bias_V)
         if kept_ND is not None:
-            passes.gradient_(logits_RV, 0, part, ones_N[begin:end], None, bias_V, False)
+            passes.gradient_(logits_RV, 0, part, torch.ones_like(part.temperature), None, bias_V, False)
             _fill_columns(logits_RV, banned, 0, 0.0)
             kept_ND[begin:end] = _product(logits_RV, head_VD)
     kept = {GRADIENT_OF_HIDDEN: kept_ND, LOGITS: buffer_RV[:N], NOTHING: None}[keep]
@@ -103,9 +102,9 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the concatenation of hidden [M, D], of head and of bias, each None unless `needs` says so.
 
-    `kept` is overwritten where it holds logits.
+    kept: what forward kept, overwritten where that is logits; None for NOTHING.
     """
-    if keep == GRADIENT_OF_HIDDEN:
+    if kept is not None and keep == GRADIENT_OF_HIDDEN:
         return _to_sources(kept * by_logprob_N[:, None], hidden, rows_N), None, None
 
     passes = _passes(backend)
@@ -113,16 +112,16 @@ def backward(
     needs_hidden, needs_head, needs_bias = needs
     hidden_ND = gather(hidden, rows_N)
     d_head_VD = torch.empty_like(head_VD, memory_format=torch.contiguous_format) if needs_head else None
-    d_bias_V = torch.empty_like(bias_V) if needs_bias else None
+    d_bias_V = torch.empty_like(bias_V) if needs_bias and bias_V is not None else None
     bias_V = _with_banned(bias_V, banned, 0.0)
 
-    size = V if keep == LOGITS else _columns_per_chunk(N, V, head_VD.element_size(), chunk_bytes)
-    buffer = kept.view(-1) if keep == LOGITS else head_VD.new_empty(N * size)
+    size = V if kept is not None else _columns_per_chunk(N, V, head_VD.element_size(), chunk_bytes)
+    buffer = kept.view(-1) if kept is not None else head_VD.new_empty(N * size)
     d_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if needs_hidden and size < V else None
     for begin in range(0, V, size):
         end = min(V, begin + size)
         logits_NC, head_CD = buffer[: N * (end - begin)].view(N, end - begin), head_VD[begin:end]
-        if keep != LOGITS:
+        if kept is None:
             torch.mm(hidden_ND, head_CD.T, out=logits_NC)
         bias_C = None if bias_V is None else bias_V[begin:end]
         d_bias_GC = passes.gradient_(logits_NC, begin, every, by_logprob_N, by_entropy_N, bias_C, needs_bias)
@@ -131,12 +130,13 @@ def backward(
             _add_product_(d_hidden_ND, logits_NC, head_CD)
         elif needs_hidden:
             d_hidden_ND = torch.mm(logits_NC, head_CD)  # the only product
-        if needs_head:
+        if d_head_VD is not None:
             torch.mm(logits_NC.T, hidden_ND, out=d_head_VD[begin:end])
-        if needs_bias:
+        if d_bias_V is not None:
             _fill_columns(d_bias_GC, banned, begin, 0.0)
             d_bias_V[begin:end] = d_bias_GC.sum(0)
-    return _to_sources(d_hidden_ND, hidden, rows_N) if needs_hidden else None, d_head_VD, d_bias_V
+    d_hidden = None if d_hidden_ND is None else _to_sources(d_hidden_ND, hidden, rows_N)
+    return d_hidden, d_head_VD, d_bias_V
 
 
 def gather(hidden: Sequence[Tensor], rows_N: Tensor | None, begin: int = 0, end: int | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from diffpo_kernels.validation import as_row_tensor
 _FORWARD = "diffpo_kernels::linear_logprob_forward"
 _BACKWARD = "diffpo_kernels::linear_logprob_backward"
 
+# Where a function below takes `*rest: Any`, the schemas give the types: torch checks them at each call.
 torch.library.define(
     _FORWARD,
     "(Tensor[] hidden, Tensor head, Tensor target, Tensor temperature, Tensor? bias, int[] banned, Tensor? rows,"
@@ -63,14 +65,14 @@ def _what_to_keep(
 
 
 @torch.library.impl(_FORWARD, ("cpu", "cuda"))
-def _forward(hidden: Sequence[Tensor], head: Tensor, *rest: object) -> tuple[Tensor, ...]:
+def _forward(hidden: Sequence[Tensor], head: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     with _without_autocast(head.device):
         return chunked.forward(hidden, head, *rest)
 
 
 @torch.library.register_fake(_FORWARD)
 def _forward_outputs(
-    hidden: Sequence[Tensor], head: Tensor, target: Tensor, temperature: Tensor, *rest: object
+    hidden: Sequence[Tensor], head: Tensor, target: Tensor, temperature: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *_, keep, _ = rest
     N, (V, D) = target.shape[0], head.shape
@@ -90,7 +92,7 @@ def _backward(
     row_values: Sequence[Tensor],
     hidden: Sequence[Tensor],
     head: Tensor,
-    *rest: object,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     by_entropy = None if by_entropy is None else by_entropy.contiguous()
     with _without_autocast(head.device):
@@ -116,7 +118,7 @@ def _backward_outputs(
     return (
         head.new_empty((sum(source.shape[0] for source in hidden), head.shape[1]) if needs[0] else nothing),
         head.new_empty(head.shape if needs[1] else nothing),
-        (bias if needs[2] else head).new_empty(head.shape[:1] if needs[2] else nothing),
+        head.new_empty(nothing) if bias is None or not needs[2] else bias.new_empty(head.shape[:1]),
     )
 
 
@@ -124,7 +126,19 @@ class _LinearLogprob(torch.autograd.Function):
     """The two operators as one differentiable function (torch.library.register_autograd costs several times as much per call)."""
 
     @staticmethod
-    def forward(ctx, head, bias, target, temperature, banned, rows, chunk_bytes, keep, backend, *hidden):
+    def forward(
+        ctx: Any,
+        head: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        temperature: Tensor,
+        banned: tuple[int, ...],
+        rows: Tensor | None,
+        chunk_bytes: int,
+        keep: str,
+        backend: str,
+        *hidden: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         logprob, entropy, largest, log_sum, kept = torch.ops.diffpo_kernels.linear_logprob_forward.default(
             hidden, head, target, temperature, bias, banned, rows, chunk_bytes, keep, backend
         )
@@ -138,7 +152,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logprob, entropy
 
     @staticmethod
-    def backward(ctx, by_logprob, by_entropy):
+    def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("linear_logprob can be differentiated once, not twice (create_graph=True)")
         head, bias, rows, product, *others = ctx.saved_tensors

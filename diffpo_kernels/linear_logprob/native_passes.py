@@ -12,7 +12,9 @@ _ROW_GROUP = 64  # kRowGroup in csrc/linear_logprob.h
 
 def statistics(logits_RV: Tensor, rows: Rows, bias_V: Tensor | None) -> None:
     """Write logprob, entropy, max and log_sum of `rows`."""
-    backends.native_module().linear_logprob_statistics_cpu(*_chunk(logits_RV, 0, rows, bias_V), torch.get_num_threads())
+    backends.compiled_extension().linear_logprob_statistics_cpu(
+        *_chunk(logits_RV, 0, rows, bias_V), torch.get_num_threads()
+    )
 
 
 def gradient_(
@@ -27,7 +29,7 @@ def gradient_(
     """Replace the logits by their gradient; with sum_rows, return sums over groups of rows [G, C] in float32."""
     R, C = logits_RC.shape
     sums_GC = logits_RC.new_empty(-(-R // _ROW_GROUP), C, dtype=torch.float32) if sum_rows else None
-    backends.native_module().linear_logprob_gradient_cpu(
+    backends.compiled_extension().linear_logprob_gradient_cpu(
         *_chunk(logits_RC, first_column, rows, bias_C),
         by_logprob_R.data_ptr(),
         _address(by_entropy_R),

@@ -54,7 +54,7 @@ def _run(
         if backend == "native":
             threads = torch.get_num_threads()
             addresses = _inputs(logits, temperature, uniform)
-            backends.native_module().row_statistics_cpu(*addresses, banned, _addresses(outputs), threads)
+            backends.compiled_extension().row_statistics_cpu(*addresses, banned, _addresses(outputs), threads)
         elif backend == "triton":
             # Not at the top: importing the package must not import triton.
             from diffpo_kernels.row_statistics import triton_kernels
@@ -69,7 +69,7 @@ def _run(
 def _run_cuda(
     logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned_ids: Tensor, outputs: tuple[Tensor, ...]
 ) -> None:
-    native, device = backends.native_module(), logits.device
+    native, device = backends.compiled_extension(), logits.device
     workspace = torch.empty(native.row_statistics_cuda_workspace(*logits.shape), dtype=torch.uint8, device=device)
     native.row_statistics_cuda(
         *_inputs(logits, temperature, uniform),

@@ -23,7 +23,7 @@ def _output(hidden: Tensor, weight: Tensor) -> Tensor:
 @torch.library.impl(_OPERATOR, "CPU")
 def _run(hidden: Tensor, weight: Tensor) -> Tensor:
     logits = _output(hidden, weight)
-    backends.native_module().skinny_linear_cpu(
+    backends.compiled_extension().skinny_linear_cpu(
         hidden.data_ptr(),
         weight.data_ptr(),
         logits.data_ptr(),

@@ -113,11 +113,11 @@ _plain_torch = reference.surrogate_loss  # `reference` is also an argument's nam
 
 
 def _check_bins(step_bin: Tensor | None, bins: int | None, mask: Tensor) -> None:
-    if (step_bin is None) != (bins is None):
+    if step_bin is None and bins is None:
+        return
+    if step_bin is None or bins is None:
         given, missing = ("bins", "step_bin") if step_bin is None else ("step_bin", "bins")
         raise ValueError(f"{missing} must be given together with {given}, got None")
-    if step_bin is None:
-        return
     validation.check_int("bins", bins)
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must lie in [1, {MAX_BINS}], got {bins}")

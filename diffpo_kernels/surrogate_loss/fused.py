@@ -4,6 +4,8 @@ The operator returns the loss, the gradient of the loss up to a factor, that fac
 tensor because under "token" normalisation it holds the number of tokens, which the host must not wait for.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from diffpo_kernels.surrogate_loss.diagnostics import packed_size, unpack
 
 _OPERATOR = "diffpo_kernels::surrogate_loss"
 
+# Where a function below takes `*arguments: Any`, the schema gives the types: torch checks them at each call.
 torch.library.define(
     _OPERATOR,
     "(Tensor logprob, Tensor old, Tensor advantage, Tensor mask, Tensor? behaviour, Tensor? reference, Tensor? step_bin, int bins,"
@@ -20,7 +23,7 @@ torch.library.define(
 )
 
 
-def surrogate_loss(logprob_BL: Tensor, *arguments: object) -> tuple[Tensor, dict[str, Tensor]]:
+def surrogate_loss(logprob_BL: Tensor, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """See the contract in the package; the arguments are those of the reference, checked already, and the backend."""
     loss, packed = _Loss.apply(logprob_BL, *arguments)
     bins = arguments[6]
@@ -29,7 +32,7 @@ def surrogate_loss(logprob_BL: Tensor, *arguments: object) -> tuple[Tensor, dict
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logprob_BL: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logprob_BL: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         loss, gradient_BL, factor, packed = torch.ops.diffpo_kernels.surrogate_loss(logprob_BL, *arguments)
         ctx.save_for_backward(logprob_BL, gradient_BL, factor)
         ctx.others = len(arguments)
@@ -37,7 +40,7 @@ class _Loss(torch.autograd.Function):
         return loss, packed
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return _Gradient.apply(*ctx.saved_tensors, upstream), *[None] * ctx.others
 
 
@@ -45,17 +48,25 @@ class _Gradient(torch.autograd.Function):
     """upstream * dloss / dlogprob. A function of logprob too, so that a second derivative is an error and not silently zero."""
 
     @staticmethod
-    def forward(ctx, logprob_BL: Tensor, gradient_BL: Tensor, factor: Tensor, upstream: Tensor) -> Tensor:
+    def forward(ctx: Any, logprob_BL: Tensor, gradient_BL: Tensor, factor: Tensor, upstream: Tensor) -> Tensor:
         return (gradient_BL * (upstream * factor)).to(logprob_BL.dtype)
 
     @staticmethod
-    def backward(ctx, _: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
         raise RuntimeError("surrogate_loss can be differentiated only once, except with backend='reference'")
 
 
 @torch.library.register_fake(_OPERATOR)
 def _outputs(
-    logprob: Tensor, old, advantage, mask, behaviour, reference, step_bin, bins: int, *_: object
+    logprob: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    behaviour: Tensor | None,
+    reference: Tensor | None,
+    step_bin: Tensor | None,
+    bins: int,
+    *_: object,
 ) -> tuple[Tensor, ...]:
     precise = torch.promote_types(logprob.dtype, torch.float32)
     return (
@@ -67,22 +78,22 @@ def _outputs(
 
 
 @torch.library.impl(_OPERATOR, "CPU")
-def _on_cpu(logprob: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    *arguments, backend = arguments
-    return (_native if backend == "native" else _triton)(logprob, *arguments)
+def _on_cpu(logprob: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *rest, backend = arguments
+    return (_native if backend == "native" else _triton)(logprob, *rest)
 
 
 @torch.library.impl(_OPERATOR, "CUDA")
-def _on_cuda(logprob: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    *arguments, _ = arguments
-    return _triton(logprob, *arguments)
+def _on_cuda(logprob: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *rest, _ = arguments
+    return _triton(logprob, *rest)
 
 
-def _triton(logprob: Tensor, *arguments: object) -> tuple[Tensor, ...]:
+def _triton(logprob: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     from diffpo_kernels.surrogate_loss import triton_kernels  # triton is imported only where it is used
 
     outputs = _outputs(logprob, *arguments)
-    triton_kernels.launch(logprob, *arguments, outputs)
+    triton_kernels.launch(outputs, logprob, *arguments)
     return outputs
 
 
@@ -105,7 +116,7 @@ def _native(
     precise = outputs[0].dtype
     floats = [x if x is None else x.to(precise) for x in (logprob, old, advantage, behaviour, reference)]
     inputs = [x if x is None else x.contiguous() for x in (*floats, mask, step_bin)]
-    native = backends.native_module()
+    native = backends.compiled_extension()
     run = native.surrogate_loss_cpu_float64 if precise == torch.float64 else native.surrogate_loss_cpu_float32
     run(
         [0 if x is None else x.data_ptr() for x in inputs],

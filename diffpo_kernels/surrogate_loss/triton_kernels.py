@@ -276,6 +276,7 @@ def _final_kernel(
 
 
 def launch(
+    outputs: tuple[Tensor, ...],
     logprob: Tensor,
     old: Tensor,
     advantage: Tensor,
@@ -289,13 +290,12 @@ def launch(
     kl_coefficient: float,
     importance_correction: bool,
     normalisation: str,
-    outputs: tuple[Tensor, ...],
 ) -> None:
-    """Fill loss, gradient, factor and diagnostics (float32)."""
+    """Fill outputs: loss, gradient, factor and diagnostics (float32)."""
     loss, gradient, factor, diagnostics = outputs
     rows, length = logprob.shape
-    inputs = (logprob, old, advantage, mask.view(torch.uint8), behaviour, reference, step_bin)
-    inputs = [x if x is None else x.contiguous() for x in inputs]
+    given = (logprob, old, advantage, mask.view(torch.uint8), behaviour, reference, step_bin)
+    inputs = [x if x is None else x.contiguous() for x in given]
     by_sequence = normalisation == "sequence"
     padded_bins, block, row_warps = _row_configuration(length, bins)
     sums = torch.empty(
@@ -334,7 +334,7 @@ def launch(
             ROWS=_final_rows(padded_bins),
             num_warps=_FINAL_WARPS,
         )
-    if bins:
+    if histogram_by_bin is not None:
         diagnostics[-HISTOGRAM_SIZE * bins :].view(bins, -1).copy_(histogram_by_bin[:bins, :HISTOGRAM_SIZE])
 
 

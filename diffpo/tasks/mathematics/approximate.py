@@ -32,7 +32,9 @@ def _agree(a: Node, b: Node) -> bool:
 def _unit(node: Node) -> Fraction | None:
     """Of the last digit; the zeros at the end of 1200 are none, but of ten and a hundred they are. None without such a digit."""
     value = exact(node)
-    unit = None if value is None else last_place(value)
+    if value is None:
+        return None
+    unit = last_place(value)
     while unit is not None and unit >= 1 and abs(value) >= 100 * unit and value % (10 * unit) == 0:
         unit *= 10
     return unit

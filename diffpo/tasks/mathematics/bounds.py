@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .nodes import Node
@@ -123,7 +124,7 @@ def _binomial(n: _Size, k: _Size) -> _Size:
     return _sized(1, least * low, most * (high + _LOG_E))
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[..., _Size]] = {
     "+": _sum,
     "*": _product,
     "inverse": _inverse,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from .approximate import agree
 from .bounds import certainly_differ
@@ -23,7 +24,7 @@ from .kinds import (
     Reals,
     Words,
 )
-from .nodes import Node, UnreadableError, minus, number
+from .nodes import Node, UnreadableError, minus, number, symbol
 from .plain import PROSE, plain, typeset
 from .prose import values_among_words
 from .reading import LONGEST, read
@@ -130,7 +131,9 @@ def same(gold: Answer, answer: Answer) -> bool | None:
     if isinstance(gold, Named) or isinstance(answer, Named):
         return _same_named(gold, answer)
     if isinstance(gold, Equation) or isinstance(answer, Equation):
-        if isinstance(gold, Expression) and answer.value is not None:  # x + y = 7 for 7
+        if (
+            isinstance(gold, Expression) and isinstance(answer, Equation) and answer.value is not None
+        ):  # x + y = 7 for 7
             return _same_expression(gold, Expression(answer.value))
         return _same_equation(gold, answer)
     if isinstance(gold, Inequality) or isinstance(answer, Inequality):
@@ -154,12 +157,12 @@ def same(gold: Answer, answer: Answer) -> bool | None:
 
 def _key(answer: Answer) -> str | None:
     """What words say; a capital letter may be a choice."""
-    if isinstance(answer, Expression) and answer.node.kind == "symbol" and answer.node.value.isupper():
-        return answer.node.value.lower()
+    if isinstance(answer, Expression) and answer.node.kind == "symbol" and answer.node.name.isupper():
+        return answer.node.name.lower()
     return answer.key if isinstance(answer, Words) else None
 
 
-def _or_unknown(test, a: Node, b: Node) -> bool | None:
+def _or_unknown(test: Callable[[Node, Node], bool | None], a: Node, b: Node) -> bool | None:
     try:
         return test(a, b)
     except UndefinedError:
@@ -188,13 +191,13 @@ def _without(node: Node) -> Node:
     if node.kind in ("deg", "%"):
         return node.args[0]
     if node.kind in ("+", "*", "inverse"):
-        return Node(node.kind, tuple(_without(arg) for arg in node.args), node.value)
+        return replace(node, args=tuple(_without(arg) for arg in node.args))
     return node
 
 
 def _natural(node: Node) -> Node:
     kind = "ln" if node.kind == "log" and len(node.args) == 1 else node.kind
-    return Node(kind, tuple(_natural(arg) for arg in node.args), node.value)
+    return replace(node, kind=kind, args=tuple(_natural(arg) for arg in node.args))
 
 
 def _same_node(a: Node, b: Node) -> bool | None:
@@ -223,10 +226,8 @@ def _same_named(gold: Answer, answer: Answer) -> bool | None:
 
 
 def _same_equation(gold: Answer, answer: Answer) -> bool | None:
-    differences = [_difference(gold), _difference(answer)]
-    if None in differences:
-        return False
-    return _or_unknown(constant_ratio, *differences)
+    a, b = _difference(gold), _difference(answer)
+    return a is not None and b is not None and _or_unknown(constant_ratio, a, b)
 
 
 def _difference(answer: Answer) -> Node | None:
@@ -237,15 +238,21 @@ def _difference(answer: Answer) -> Node | None:
         and isinstance(answer.value, Expression)
         and re.fullmatch(r"[a-zA-Z](?:_\w)?", answer.name)
     ):
-        return minus(Node("symbol", value=answer.name), answer.value.node)
+        return minus(symbol(answer.name), answer.value.node)
     return None
 
 
 def _same_inequality(gold: Answer, answer: Answer) -> bool | None:
     if isinstance(gold, Inequality) and isinstance(answer, Inequality):
         return gold.strict == answer.strict and constant_ratio(gold.positive, answer.positive, positive=True)
-    inequality, other = (gold, as_reals(answer)) if isinstance(gold, Inequality) else (answer, as_reals(gold))
-    return other is not None and is_solution(inequality, other)
+    if isinstance(gold, Inequality):
+        return _is_solved_by(gold, answer)
+    return isinstance(answer, Inequality) and _is_solved_by(answer, gold)
+
+
+def _is_solved_by(inequality: Inequality, answer: Answer) -> bool | None:
+    reals = as_reals(answer)
+    return reals is not None and is_solution(inequality, reals)
 
 
 def _same_numeral(gold: Answer, answer: Answer) -> bool:
@@ -259,7 +266,10 @@ def _same_numeral(gold: Answer, answer: Answer) -> bool:
             and _same_node(number(_digits_as_decimal(gold)), answer.node) is True
         )
     return (
-        answer.base == 10 and isinstance(gold, Expression) and _same_node(gold.node, number(int(answer.digits))) is True
+        isinstance(answer, Numeral)
+        and answer.base == 10
+        and isinstance(gold, Expression)
+        and _same_node(gold.node, number(int(answer.digits))) is True
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .nodes import Node, UnreadableError, number
+from .nodes import Node, UnreadableError, number, symbol
 
 MAX_DEPTH = 40
 _MAX_DIGITS = 2_000
@@ -155,7 +155,7 @@ class _Parser:
             elif token == "'":
                 if node.kind != "symbol":
                     raise UnreadableError("prime")
-                node = Node("symbol", value=node.value + "'")
+                node = symbol(node.name + "'")
             elif self.peek() == r"\circ":
                 self.take()
                 node = Node("deg", (node,))
@@ -240,7 +240,7 @@ class _Parser:
         if self.peek() == "_":
             self.take()
             name += "_" + self._subscript()
-        return Node("symbol", value=name)
+        return symbol(name)
 
     def _subscript(self) -> str:
         if self.peek() != "{":
@@ -268,7 +268,7 @@ class _Parser:
             node = self.argument(depth)
             if node.kind != "symbol" or name in ("overline", "bar"):
                 raise UnreadableError(name)
-            return Node("symbol", value=f"\\{name} {node.value}")
+            return symbol(f"\\{name} {node.name}")
         if name in FUNCTIONS:
             return self._function(name, depth)
         raise UnreadableError(name)

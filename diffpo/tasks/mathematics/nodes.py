@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 
@@ -13,17 +13,18 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """kind: "number" (value), "symbol" (name) or a constant (pi, e, i), or an operation on args: + * inverse ^ root ! deg % mod abs floor
+    """kind: "number" (value), "symbol" (name), a constant (pi, e, i), or an operation on args: + * inverse ^ root ! deg % mod abs floor
     ceil binom, or a function.
     """
 
     kind: str
     args: tuple[Node, ...] = ()
-    value: Fraction | str | None = None
+    value: Fraction = Fraction(0)
+    name: str = ""
 
     def symbols(self) -> frozenset[str]:
         if self.kind == "symbol":
-            return frozenset([self.value])
+            return frozenset([self.name])
         return frozenset().union(*(arg.symbols() for arg in self.args))
 
     def kinds(self) -> frozenset[str]:
@@ -34,6 +35,10 @@ def number(value: int | Fraction) -> Node:
     return Node("number", value=Fraction(value))
 
 
+def symbol(name: str) -> Node:
+    return Node("symbol", name=name)
+
+
 def minus(a: Node, b: Node) -> Node:
     return Node("+", (a, Node("*", (number(-1), b))))
 
@@ -41,5 +46,5 @@ def minus(a: Node, b: Node) -> Node:
 def substituted(node: Node, at: Mapping[str, Node]) -> Node:
     """With expressions for its symbols."""
     if node.kind == "symbol":
-        return at[node.value]
-    return Node(node.kind, tuple(substituted(arg, at) for arg in node.args), node.value)
+        return at[node.name]
+    return replace(node, args=tuple(substituted(arg, at) for arg in node.args))

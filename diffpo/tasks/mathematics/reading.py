@@ -25,7 +25,7 @@ from .kinds import (
 )
 from .nodes import Node, UnreadableError, minus
 from .plain import plain
-from .reals import as_reals, common, without_points
+from .reals import as_reals, common, numbers_in, without_points
 from .scan import grouped, signed, split
 from .units import is_prose, numeral, without_unit, words
 from .values import UndefinedError, equal_functions, equal_numbers, linear_root, start_work
@@ -156,17 +156,18 @@ def _connected(pieces: list[tuple[str, str]]) -> Answer:
     if unequal and not any(split(piece, _RELATION)[1:] for _, piece in pieces[1:]):  # x is not 1, 2
         pieces = [pieces[0], *((separator, first + unequal + piece) for separator, piece in pieces[1:])]
     answers = [_read(piece) for _, piece in pieces]
-    if all(isinstance(answer, Reals) for answer in answers):
-        names = {answer.variable for answer in answers} - {None}
+    sets = [answer for answer in answers if isinstance(answer, Reals)]
+    if len(sets) == len(answers):
+        names = {reals.variable for reals in sets if reals.variable is not None}
         if len(names) > 1:
             raise UnreadableError("inequalities of several letters")
         joined = (
-            functools.reduce(common, answers)
+            functools.reduce(common, sets)
             if unequal or pieces[1][0] == r"\land"
-            else Reals(sum((answer.parts for answer in answers), ()))
+            else Reals(tuple(part for reals in sets for part in reals.parts))
         )
         return Reals(joined.parts, *names)
-    if any(isinstance(answer, Reals | Inequality) for answer in answers):
+    if sets or any(isinstance(answer, Inequality) for answer in answers):
         raise UnreadableError("inequalities among other things")
     return _listed(answers, "list")
 
@@ -226,8 +227,8 @@ def _refuse(reason: str) -> Answer:
 def _interval(pieces: list[str], has_low: bool, has_high: bool) -> Interval:
     if len(pieces) != 2:
         raise UnreadableError("an interval of more than two ends")
-    ends = [_end(piece, sign) for piece, sign in zip(pieces, "-+", strict=True)]
-    return Interval(*ends, has_low and ends[0] is not None, has_high and ends[1] is not None)
+    low, high = _end(pieces[0], "-"), _end(pieces[1], "+")
+    return Interval(low, high, has_low and low is not None, has_high and high is not None)
 
 
 def _end(text: str, sign: str) -> Node | None:
@@ -248,9 +249,10 @@ def _union(pieces: list[tuple[str, str]]) -> Reals:
         if more is None:
             raise UnreadableError("a union of other things")
         if separator == r"\setminus":
-            if parts != list(EVERYTHING.parts) or not all(part.low == part.high is not None for part in more.parts):
+            points = [part.low for part in more.parts if part.low is not None and part.low == part.high]
+            if parts != list(EVERYTHING.parts) or len(points) != len(more.parts):
                 raise UnreadableError("a difference of sets")
-            parts = list(without_points([part.low for part in more.parts]).parts)
+            parts = list(without_points(points).parts)
         else:
             parts += more.parts
     return Reals(tuple(parts))
@@ -276,10 +278,10 @@ def _relation(text: str) -> Answer:
         return _equality(sides)
     if relations == [r"\ne"] and _is_variable(sides[0]):
         answer = _read(sides[1])
-        points = answer.items if isinstance(answer, Many) and answer.kind == "list" else (answer,)
-        if not all(isinstance(point, Expression) and not point.node.symbols() for point in points):
+        points = numbers_in(answer.items if isinstance(answer, Many) and answer.kind == "list" else (answer,))
+        if points is None:
             raise UnreadableError("unequal to what is no number")
-        return Reals(without_points([point.node for point in points]).parts, sides[0])
+        return Reals(without_points(points).parts, sides[0])
     return _inequality(sides, relations)
 
 
@@ -338,14 +340,13 @@ def _inequality(sides: list[str], relations: list[str]) -> Answer:
     if not set(relations) <= {"<", r"\le"}:
         raise UnreadableError("relations of several kinds")
     if len(sides) == 3 and _is_variable(sides[1]):
-        ends = [_end(side, sign) for side, sign in zip((sides[0], sides[2]), "-+", strict=True)]
-        has = [relation == r"\le" and end is not None for relation, end in zip(relations, ends, strict=True)]
-        return Reals((Interval(*ends, *has),), sides[1])
+        has_low, has_high = (relation == r"\le" for relation in relations)
+        return Reals((_interval([sides[0], sides[2]], has_low, has_high),), sides[1])
     if len(sides) == 3:
-        halves = [_inequality(sides[k : k + 2], [relations[k]]) for k in (0, 1)]
-        if not all(isinstance(half, Reals) for half in halves):
+        first, second = (_inequality(sides[k : k + 2], [relations[k]]) for k in (0, 1))
+        if not (isinstance(first, Reals) and isinstance(second, Reals)):
             raise UnreadableError("an inequality of three sides that is not linear")
-        return Reals(common(*halves).parts, halves[0].variable)
+        return Reals(common(first, second).parts, first.variable)
     if len(sides) != 2:
         raise UnreadableError("an inequality of more than three sides")
     low, high = map(parse, sides)

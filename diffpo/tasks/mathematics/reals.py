@@ -16,16 +16,19 @@ def as_reals(answer: Answer) -> Reals | None:
     """The answer as a set of reals: (1, 2) is an open interval, {1, 2} two points. None if it is none."""
     if isinstance(answer, Reals):
         return answer
-    if isinstance(answer, Many) and all(
-        isinstance(item, Expression) and not item.node.symbols() for item in answer.items
-    ):
-        nodes = [item.node for item in answer.items]
+    if isinstance(answer, Many) and (nodes := numbers_in(answer.items)) is not None:
         if answer.kind == "set":
             return Reals(tuple(Interval(node, node, True, True) for node in nodes))
         if answer.kind in ("point", "square") and len(nodes) == 2:
             closed = answer.kind == "square"
             return Reals((Interval(nodes[0], nodes[1], closed, closed),))
     return None
+
+
+def numbers_in(items: Sequence[Answer]) -> list[Node] | None:
+    """The items, if all of them are numbers."""
+    nodes = [item.node for item in items if isinstance(item, Expression) and not item.node.symbols()]
+    return nodes if len(nodes) == len(items) else None
 
 
 def common(a: Reals, b: Reals) -> Reals:
@@ -68,14 +71,16 @@ def is_solution(inequality: Inequality, reals: Reals) -> bool | None:
 
 def _points_between(low: Node | None, high: Node | None) -> list[Node]:
     """The lower end, and some points up to the higher one."""
-    if low is None and high is None:
-        return [number(Fraction(k, 7)) for k in (-7000, -15, -1, 0, 3, 17, 7000)]
-    if low is None or high is None:
-        end, direction = (high, -1) if low is None else (low, 1)
-        beyond = [Node("+", (end, number(Fraction(direction * k, 1000)))) for k in (1, 500, 3000, 10**6)]
-        return beyond if low is None else [low, *beyond]
+    if low is None:
+        return [number(Fraction(k, 7)) for k in (-7000, -15, -1, 0, 3, 17, 7000)] if high is None else _beyond(high, -1)
+    if high is None:
+        return [low, *_beyond(low, 1)]
     inner = [Fraction(k, 1000) for k in (1, 143, 500, 857, 999)]
     return [low, *(Node("+", (low, Node("*", (number(k), minus(high, low))))) for k in inner)]
+
+
+def _beyond(end: Node, direction: int) -> list[Node]:
+    return [Node("+", (end, number(Fraction(direction * k, 1000)))) for k in (1, 500, 3000, 10**6)]
 
 
 def _contains(part: Interval, point: Node) -> bool:
@@ -104,7 +109,7 @@ def same_reals(gold: Reals | None, answer: Reals | None) -> bool:
 
 def _same_interval(a: Interval, b: Interval) -> bool:
     return (a.has_low, a.has_high) == (b.has_low, b.has_high) and all(
-        (x is None) == (y is None) and (x is None or _order(x, y) == 0) for x, y in ((a.low, b.low), (a.high, b.high))
+        x is y if x is None or y is None else _order(x, y) == 0 for x, y in ((a.low, b.low), (a.high, b.high))
     )
 
 

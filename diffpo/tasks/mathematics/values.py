@@ -12,7 +12,7 @@ from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from .nodes import Node, minus, number, substituted
+from .nodes import Node, minus, number, substituted, symbol
 
 MAX_BITS = 2**17  # of an exact number: 39,456 digits
 MAX_WORK = 500_000  # about microseconds
@@ -107,7 +107,7 @@ def linear_root(node: Node) -> tuple[Node, int] | None:
     (name,) = node.symbols()
     at_zero, at_one = (substituted(node, {name: number(k)}) for k in (0, 1))
     slope = minus(at_one, at_zero)
-    line = Node("+", (at_zero, Node("*", (slope, Node("symbol", value=name)))))
+    line = Node("+", (at_zero, Node("*", (slope, symbol(name)))))
     try:
         direction = sign(slope)
         if not direction or not equal_functions(node, line):
@@ -198,7 +198,7 @@ def _value(node: Node, at: Mapping[str, Fraction]) -> Any:
     if node.kind == "number":
         return node.value
     if node.kind == "symbol":
-        return at[node.value]
+        return at[node.name]
     if node.kind in _CONSTANTS:
         return _CONSTANTS[node.kind]()
     if node.kind == "mod":
