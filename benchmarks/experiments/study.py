@@ -39,7 +39,7 @@ SUFFIXES = (".py", ".cpp", ".h", ".safetensors")  # of code and shipped models
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
 QUARTERS = 4  # of a rollout's denoising steps
-SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1}
+SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1, "compile": False}
 
 
 @dataclass(frozen=True)
