@@ -10,7 +10,8 @@ from pathlib import Path
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.trajectory import Trajectory
-from likelihood_cases.updates import Case, Setting, model_of, rollouts
+from diffpo.likelihood.latents import Latents
+from likelihood_cases.updates import GROUP, Case, Setting, model_of, rollouts
 
 
 def in_fresh_process(function, *arguments):
@@ -25,26 +26,24 @@ def of_update(setting: Setting, trajectory: bytes, name: str, flags: dict, keep_
         keep_freed_memory()
     warm_up(setting, name, flags)
     case = Case(setting, Trajectory.from_bytes(trajectory), model_of(setting))
-    update = getattr(case, name)(**flags)
-    return of_call(update)
+    return of_call(getattr(case, name)(**flags))
 
 
 def of_one_part(setting: Setting, trajectory: bytes, keep_freed: bool) -> int:
-    """Bytes that an update needs at its peak whose latents fill one part alone."""
+    """Bytes that an update of the same batch needs at its peak whose latents fill one part alone."""
     if keep_freed:
         keep_freed_memory()
     warm_up(setting, "ours", {})
     case = Case(setting, Trajectory.from_bytes(trajectory), model_of(setting))
-    latents = case.latents
-    first = type(latents)(
-        *(value[-setting.sequences_at_once :].clone() for value in (latents.row, latents.masked, latents.weight))
-    )
-    case.latents = latents = None
-    return of_call(case.ours(latents=first))
+    last, every = setting.sequences_at_once, case.latents
+    case.latents = Latents(every.row[-last:].clone(), every.masked[-last:].clone(), every.weight[-last:].clone())
+    del every
+    return of_call(case.ours())
 
 
 def warm_up(setting: Setting, name: str, flags: dict) -> None:
-    small = replace(setting, shape=replace(setting.shape, vocabulary=1000), rollouts=8, steps=4, sequences_at_once=None)
+    shape = replace(setting.shape, vocabulary=1000)
+    small = replace(setting, shape=shape, rollouts=GROUP, gen_length=16, steps=4, sequences_at_once=None)
     model = model_of(small)
     getattr(Case(small, rollouts(small, model), model), name)(**flags)()
 

@@ -12,7 +12,6 @@ import torch
 from decoding_cases.random_models import Shape, random_model, random_prompts
 from torch import Tensor
 
-from diffpo.likelihood.latents import Latents
 from diffpo.likelihood.score import score
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import Batch
@@ -40,6 +39,7 @@ class Setting:
     gen_length: int = 64
     steps: int = 32
     m: int = 2  # of the m-times mean field; 0 = a boundary at every step
+    correction: bool = True  # importance weights
     sequences_at_once: int | None = None
 
     @property
@@ -59,7 +59,7 @@ def rollouts(setting: Setting, model: MaskedDiffusionLM) -> Trajectory:
     tokens, zeros, rows = random_prompts(model, B, L, SEED + 1), torch.zeros(B, L), torch.arange(B)
     return Trajectory(
         prompt_ids=prompts, prompt_mask=torch.ones_like(prompts, dtype=torch.bool), tokens=tokens,
-        commit_step=order * setting.steps // L + 1, logprob=zeros, entropy=zeros, gamma=torch.full((B,), torch.nan),
+        commit_step=order * setting.steps // L + 1, logprob=zeros, entropy=zeros.clone(), gamma=torch.full((B,), torch.nan),
         nfe=torch.full((B,), setting.steps), length=torch.full((B,), L), key=rows, group=rows // GROUP,
         version=torch.zeros_like(rows), mask_id=model.mask_id, temperature=1.0, block_length=L,
     )  # fmt: skip
@@ -70,18 +70,18 @@ class Case:
 
     def __init__(self, setting: Setting, trajectory: Trajectory, model: MaskedDiffusionLM):
         self.setting, self.trajectory, self.model = setting, trajectory, model
-        self.objective = Diffpo(Diffpo.Config(train=("model",), m=setting.m, kl_coefficient=0.0))
+        settings = {"m": setting.m, "importance_correction": setting.correction, "kl_coefficient": 0.0}
+        self.objective = Diffpo(Diffpo.Config(train=("model",), **settings))
         advantage = torch.linspace(-1, 1, GROUP).repeat(len(trajectory) // GROUP)
         self.batch = Batch(trajectory, advantage, advantage)
         self.latents = self.objective.latents(self.batch, SEED)
 
-    def ours(self, later: bool = False, latents: Latents | None = None) -> Update:
-        latents = self.latents if latents is None else latents
-        old = self._before(lambda: score(self.model, self.trajectory, latents)) if later else None
+    def ours(self, later: bool = False) -> Update:
+        old = self._before(lambda: score(self.model, self.trajectory, self.latents)) if later else None
 
         def update():
             signal, tokens = self.batch.advantage, self.setting.tokens_at_once
-            loss, _ = accumulate_gradient(self.model, self.objective, self.batch, latents, signal, old, None, tokens)
+            loss, _ = accumulate_gradient(self.model, self.objective, self.batch, self.latents, signal, old, None, tokens)
             return loss.value, loss.metrics
 
         return update
