@@ -78,7 +78,8 @@ def main() -> None:
     generate, (update, step) = one_prompt(), one_group()
     for name, codes in (("generate", generate), ("update", update), ("step", step)):
         files = by_file(codes)
-        print(f"{name}: {len(codes)} functions in {len(files)} files")
+        kernels = sum(len(functions) for file, functions in files.items() if file.startswith("diffpo_kernels/"))
+        print(f"{name}: {len(codes)} functions in {len(files)} files, {kernels} of them of diffpo_kernels")
         for file, functions in files.items():
             print(f"  {file}: {len(functions)}  {', '.join(functions)}")
 

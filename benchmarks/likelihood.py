@@ -34,6 +34,7 @@ from diffpo.models.checkpoints import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4
+SMALL = 0.1  # a smaller number's difference counts relative to this: log-probs of -70 nats are rounded at 1e-5
 VARIANTS = {
     "diffpo": ("ours", {}),
     "plain, 8 rollouts in one graph": ("plain", {}),
@@ -78,8 +79,8 @@ def gap(case: Case, ours: Update, other: Update) -> float:
     (loss, found, gradient), (their_loss, theirs, their_gradient) = case.gradient(ours), case.gradient(other)
     squares = [(gradient[name] - value).double().square().sum() for name, value in their_gradient.items()]
     length = sum(value.double().square().sum() for value in their_gradient.values()) ** 0.5
-    of_numbers = [((found[name] - value).abs() / value.abs().clamp(min=1e-2)).max() for name, value in theirs.items()]
-    of_loss = (loss - their_loss).abs() / their_loss.abs().clamp(min=1e-2)
+    of_numbers = [((found[name] - value).abs() / value.abs().clamp(min=SMALL)).max() for name, value in theirs.items()]
+    of_loss = (loss - their_loss).abs() / their_loss.abs().clamp(min=SMALL)
     return max(float(value) for value in (sum(squares) ** 0.5 / length, of_loss, *of_numbers))
 
 
@@ -142,14 +143,18 @@ def show(sections: dict[str, list[dict]], console: Console) -> None:
 def _text(key: str, value: object) -> str:
     if key == "peak_bytes":
         return f"{value / 2**20:,.0f} MiB"
-    return {float: f"{value:.3g}", bool: "yes" if value else "NO", type(None): ""}.get(type(value), str(value)) if value is not None else ""
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timings of each variant (default 7)")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="as diffpo's programs do; plain code gains most")
+    parser.add_argument(
+        "--keep-freed-memory", action="store_true", help="as diffpo's programs do; plain code gains most"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args(arguments)
     keep = given.keep_freed_memory

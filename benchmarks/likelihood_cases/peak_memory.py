@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.trajectory import Trajectory
 from diffpo.likelihood.latents import Latents
+from diffpo.trajectory import Trajectory
 from likelihood_cases.updates import GROUP, Case, Setting, model_of, rollouts
 
 

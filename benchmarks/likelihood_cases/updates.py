@@ -81,7 +81,9 @@ class Case:
 
         def update():
             signal, tokens = self.batch.advantage, self.setting.tokens_at_once
-            loss, _ = accumulate_gradient(self.model, self.objective, self.batch, self.latents, signal, old, None, tokens)
+            loss, _ = accumulate_gradient(
+                self.model, self.objective, self.batch, self.latents, signal, old, None, tokens
+            )
             return loss.value, loss.metrics
 
         return update
