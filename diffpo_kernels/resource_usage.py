@@ -229,7 +229,9 @@ def _usage(
 def _read_cubin(cubin: Path) -> list[dict]:
     """Per kernel: mangled name, registers, spills (stack and local memory), shared (static) and the list of instructions."""
     resources = _run("cuobjdump", "--dump-resource-usage", str(cubin))
-    listing = _run("nvdisasm", "-c", "-ndf", str(cubin))  # no data flow: the same instructions in two thirds of the time
+    listing = _run(
+        "nvdisasm", "-c", "-ndf", str(cubin)
+    )  # no data flow: the same instructions in two thirds of the time
     sections = re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.M)[1:]
     code = {re.match(r'[^",\s]+', section).group(): section for section in sections}
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", resources)
