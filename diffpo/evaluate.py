@@ -62,7 +62,7 @@ class EvaluateConfig(DecodingConfig):
     revision: str | None = None
     """of a hub id: branch, tag or commit"""
     task: str = "countdown"
-    """countdown, countdown4, gsm8k, math500 or sudoku"""
+    """countdown, gsm8k, math500 or sudoku"""
     data: str = ""
     """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
     sudoku generate their test split"""

@@ -229,7 +229,8 @@ def _usage(
 def _read_cubin(cubin: Path) -> list[dict]:
     """Per kernel: mangled name, registers, spills (stack and local memory), shared (static) and the list of instructions."""
     resources = _run("cuobjdump", "--dump-resource-usage", str(cubin))
-    listing = _run("nvdisasm", "-c", str(cubin))
+    # no data flow: the same instructions in two thirds of the time
+    listing = _run("nvdisasm", "-c", "-ndf", str(cubin))
     _, *parts = re.split(r"^\s*\.section\s+\.text\.([^\",\s]+)", listing, flags=re.M)
     code = dict(zip(parts[::2], parts[1::2], strict=True))
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", resources)

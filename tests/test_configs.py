@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 
 import diffpo.train
-from diffpo.config import PretrainConfig, parse
 from diffpo.training.config import parse_train
 
-EVERY = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
-PRETRAINING = [path for path in EVERY if path.stem.endswith("-pretrain")]
-RECIPES = [path for path in EVERY if path not in PRETRAINING]
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 
 
 def leaves(values: dict, prefix: str = ""):
@@ -29,7 +26,6 @@ def test_there_are_recipes():
         "countdown-sampler",
         "countdown-d1",
     }
-    assert PRETRAINING
 
 
 def check_values(path: Path, defaults) -> None:
@@ -48,19 +44,3 @@ def test_recipe(path, capsys):
     check_values(path, defaults)
     assert diffpo.train.main([str(path), "--dry-run"]) == 0
     assert f'"name": "{path.stem}"' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
-def test_pretraining_recipe(path):
-    config = parse(PretrainConfig, [str(path)])
-    assert path.stem.startswith(config.task)
-    check_values(path, PretrainConfig())
-
-
-def test_the_harder_task_trains_the_model_that_its_pretraining_writes():
-    folder = EVERY[0].parent
-    base = parse(PretrainConfig, [str(folder / "countdown4-pretrain.toml")])
-    for path in folder.glob("countdown4-*.toml"):
-        if path not in PRETRAINING:
-            config = parse_train([str(path)])
-            assert (config.model, config.task) == (base.output, base.task)

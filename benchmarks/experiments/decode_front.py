@@ -41,11 +41,11 @@ def decode(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule)
     }
 
 
-def sweep(model: str, task_name: str, proxy: str, heldout: int, gammas: Sequence[float], device: str = "cpu") -> dict:
+def sweep(model: str, task_name: str, proxy: str, heldout: int, gammas: Sequence[float]) -> dict:
     """{"points": `decode` of each entropy bound in the order of `proxy`, then of the learned threshold; "bins": its bounds or None}."""
     keep_freed_memory()
     torch.set_num_threads(1)  # as many sweeps run side by side as there are cores
-    loaded, task = load(model, device), get_task(task_name)
+    loaded, task = load(model), get_task(task_name)
     problems = fixed_problems(task, heldout)
     rules: list[Rule] = [EntropyBounded(gamma, proxy) for gamma in gammas]
     if loaded.threshold is not None:

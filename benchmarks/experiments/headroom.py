@@ -10,6 +10,7 @@ Writes headroom.json and headroom.png.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -114,10 +115,10 @@ def fit_chosen(features: Tensor, value: Tensor) -> Head:
     return fit(features, value, max((None, *PENALTIES), key=judged))
 
 
-def compare(data: Outcomes) -> list[dict]:
+def compare(data: Outcomes, prices: Sequence[float] = PRICES) -> list[dict]:
     """By price: accuracy, NFE and value of each way; the paired gains over fixed with their standard errors."""
     rows, every = [], torch.arange(len(data.solved))
-    for price in PRICES:
+    for price in prices:
         value = data.solved - price * data.nfe
         choice = {"fixed": torch.zeros_like(every), "fitted": torch.zeros_like(every), "oracle": value.argmax(dim=1)}
         for fold in range(FOLDS):
@@ -134,10 +135,11 @@ def compare(data: Outcomes) -> list[dict]:
     return rows
 
 
-def measure(task_name: str, model: str, count: int) -> list[dict]:
+def measure(task_name: str, model: str, count: int, prices: Sequence[float]) -> list[dict]:
     """One row per price."""
     task = get_task(task_name)
-    return [{"model": model, **row} for row in compare(outcomes(load(model), task, fixed_problems(task, count)))]
+    found = outcomes(load(model), task, fixed_problems(task, count))
+    return [{"model": model, **row} for row in compare(found, prices)]
 
 
 def reading(rows: list[dict]) -> list[str]:
@@ -173,12 +175,12 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    given = measurement(__doc__, "one model, few problems")
+    given = measurement(__doc__, "one model, one price, few problems")
     keep_freed_memory()
-    count = 100 if given.smoke else PROBLEMS
+    count, prices = (40, PRICES[2:3]) if given.smoke else (PROBLEMS, PRICES)
     if not given.smoke:
         print(f"headroom: about {MINUTES} minutes on one core")
-    parts = {name: partial(measure, task, name, count) for task, name in MODELS[: 1 if given.smoke else None]}
+    parts = {name: partial(measure, task, name, count, prices) for task, name in MODELS[: 1 if given.smoke else None]}
     with in_parts(given.runs / f"headroom{'-smoke' * given.smoke}", {"problems": count}, parts) as of_models:
         rows = [row for of_model in of_models for row in of_model]
         document = {"gammas": GAMMAS, "problems": count, "rows": rows, "reading": reading(rows)}

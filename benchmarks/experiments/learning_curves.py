@@ -22,8 +22,6 @@ PALETTE = (
     "#56B4E9",
     "#000000",
     "#B8A800",
-    "#7F3C8D",
-    "#882255",
 )
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
 BESIDE = {

@@ -1,10 +1,8 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
 Arms (sampler_arms.py): joint (on countdown the defaults of `diffpo.train`), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1
-and d1-2 (rolled out at .1 and at 2 nats), sampler (threshold alone, model frozen), and the base model. speed-E and proxy-P: joint with bounds from .1 to 4 nats to
-choose from, at speed exponent E, and with other orders of commitment. What led to the defaults: half-* (bins from half a nat up, the default before) and fresh-*
-(these, and boundaries drawn anew for each inner update, the default before that); -fast: a high price of time; joint-long is fresh with four times the rollouts and
-a higher learning rate. model-0.5-priced (Sudoku): the model alone for joint's own reward. Each trained model decodes 1,000 test problems over a sweep of
+and d1-2 (rolled out at .1 and at 2 nats), and the base model. joint-long: smaller bounds, boundaries drawn anew for each inner update, twice the prompts and a
+higher learning rate. model-0.5-priced (Sudoku): the model alone for joint's own reward. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their
 areas (front_area.py), by seed. Whether the threshold follows the difficulty of a problem (1 - the base model's solve rate over 16 draws
 at T = 1): difficulty.py.
@@ -83,12 +81,12 @@ def front_of_run(model: str, result: dict, heldout: int, gammas: tuple) -> dict:
     return found | {"denoiser_calls": result["denoiser_calls"]}
 
 
-def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool, device: str = "cpu") -> dict:
+def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool) -> dict:
     """`sweep` of the base model in the default order, and every untrained rule of nfe_pareto.py, for its best accuracy of all."""
     from nfe_pareto import rules
 
-    found = sweep(model, task, ROLLOUT_PROXY, heldout, gammas, device)
-    loaded, its_task = load(model, device), get_task(task)
+    found = sweep(model, task, ROLLOUT_PROXY, heldout, gammas)
+    loaded, its_task = load(model), get_task(task)
     problems = fixed_problems(its_task, heldout)
     every = [decode(loaded, its_task, problems, rule) for _, rule in rules(its_task, loaded, quick=smoke)]
     best = max(every, key=lambda point: (point["accuracy"], -point["nfe"]))

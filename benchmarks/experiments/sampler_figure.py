@@ -1,4 +1,4 @@
-"""The sampler study in four panels a task: fronts, areas, thresholds by difficulty, and the effect of the speed exponent."""
+"""The sampler study in three panels a task: fronts, areas, and thresholds by difficulty."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ FRONT_ARMS = (
     "model-0.5",
     "joint-long",
     "d1-2",
-    "sampler",
     "model-0.1",
     "model-0.5-priced",
-    "model-4",
 )
 COLOURS = dict(zip(FRONT_ARMS, PALETTE, strict=True))
 
@@ -34,14 +32,13 @@ def draw(results: list[dict], bases: dict, summary: dict, path: Path) -> None:
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            len(summary), 4, figsize=(18, 4.2 * len(summary)), layout="constrained", squeeze=False
+            len(summary), 3, figsize=(14, 4.2 * len(summary)), layout="constrained", squeeze=False
         )
         for line, (task, numbers) in zip(axes, summary.items(), strict=True):
             mine = [result for result in results if result["task"] == task]
             draw_fronts(line[0], mine, bases[task], numbers["limit"])
             draw_areas(line[1], numbers)
             draw_thresholds(line[2], numbers["arms"].get("joint", {}).get("threshold"))
-            draw_speed(line[3], numbers["arms"])
             for axis in filter(lambda axis: axis.axison, line):
                 axis.set_title(f"{task}: {axis.get_title(loc='left')}")
         figure.savefig(path, dpi=150)
@@ -118,21 +115,3 @@ def draw_thresholds(axis, spread: dict | None) -> None:
         xlabel="chosen gamma, nats", ylabel=f"share of the problems (n = {spread['top_share']['n']} seeds)", ylim=(0, 1)
     )
     axis.legend(frameon=False, fontsize=8)
-
-
-def draw_speed(axis, arms: dict) -> None:
-    """Accuracy (left) and NFE (right) at the learned threshold against the speed exponent."""
-    rows = sorted((of["speed_exponent"], arm) for arm, of in arms.items() if arm.startswith("speed-"))
-    if not rows:
-        axis.set_axis_off()
-        return
-    x = [exponent for exponent, _ in rows]
-    right = axis.twinx()
-    right.spines["right"].set_visible(True)
-    for side, name, colour, label in ((axis, "accuracy", PALETTE[2], "accuracy"), (right, "nfe", PALETTE[5], "NFE")):
-        mean = np.array([arms[arm][name]["mean"] for _, arm in rows])
-        ends = np.array([arms[arm][name]["interval"] or (arms[arm][name]["mean"],) * 2 for _, arm in rows]).T
-        side.errorbar(x, mean, np.abs(ends - mean), color=colour, marker="o", capsize=3)
-        side.set_ylabel(label, color=colour)
-    seeds = ", ".join(str(arms[arm]["nfe"]["n"]) for _, arm in rows)
-    axis.set(title="speed exponent, learned threshold", xlabel=f"speed exponent (n = {seeds}); bars: 95% interval")

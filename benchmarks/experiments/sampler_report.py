@@ -9,22 +9,9 @@ from rich.table import Table
 from seed_statistics import estimate, ratio, text
 from study import on_one_processor
 
-from diffpo.training.config import RolloutConfig
-
 TRAINED = ("joint", "joint-long")  # the arms that the targets are for
 # what their areas are divided by
-AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-0.5-priced", "model-2", "model-4", "sampler", "base")
-VARIANTS = (
-    "speed-0", "speed-0.25", "speed-0.5", "speed-2", "proxy-entropy", "proxy-margin",
-    "half", "half-fast", "fresh", "fresh-fast", "fresh-speed-8",
-)  # fmt: skip
-# What the variants' are divided by: the model alone at the bound that joint settles on; over wide bins, exponent 1 in confidence order.
-REFERENCE = "model-2"
-WIDE_REFERENCE = "speed-1"
-
-
-def reference(arm: str) -> str:
-    return WIDE_REFERENCE if arm.startswith(("speed-", "proxy-")) else REFERENCE
+AGAINST = ("d1", "d1-2", "model-0.1", "model-0.5", "model-0.5-priced", "model-2", "base")
 
 
 def pairs(front: dict) -> list[tuple[float, float]]:
@@ -41,8 +28,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
     """{task: numbers} over the seeds there are.
 
     limit: tokens per forward up to which areas run; best_accuracy: y_max of the weight, over all points of the task; base: areas, and its
-    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', and of each of VARIANTS over its `reference`'s,
-    by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
+    best accuracy under any untrained rule; arms: `describe` of each; ratios: the areas of each of TRAINED over others', by seed; target: each of TRAINED at its learned threshold against the base's best point: gain in percentage points, share of its NFE;
     race: joint's denoiser calls to d1's best training accuracy; best: the best accuracies of joint and d1 (`best_against_d1`).
     """
     found = {}
@@ -61,8 +47,7 @@ def summarise(results: list[dict], bases: dict) -> dict:
             "best_accuracy": y_max,
             "base": {**base_areas, "best": base["best"], "rules": base["rules"]},
             "arms": {arm: describe(of, areas[arm], mine) for arm, of in arms.items()},
-            "ratios": {arm: ratios(arm, areas, AGAINST) for arm in TRAINED if arm in arms}
-            | {arm: ratios(arm, areas, (reference(arm),)) for arm in VARIANTS if arm in arms},
+            "ratios": {arm: ratios(arm, areas) for arm in TRAINED if arm in arms},
             "target": {arm: target(arms[arm], base["best"]) for arm in TRAINED if arm in arms},
             "race": joint_against_d1(arms),
             "best": best_against_d1(arms),
@@ -82,7 +67,6 @@ def describe(results: list[dict], areas: dict[int, dict], everyone: list[dict]) 
         "area": estimate([values["area"] for values in areas.values()]),
         "denoiser_calls": estimate([r["denoiser_calls"] for r in results]),
         "seconds": estimate([r["curve"]["seconds"][-1] for r in on_one_processor(results, everyone)]),
-        "speed_exponent": results[0]["flags"].get("rollout.speed-exponent", RolloutConfig().speed_exponent),
         "threshold": None,
     }
     if spread:
@@ -94,11 +78,11 @@ def describe(results: list[dict], areas: dict[int, dict], everyone: list[dict]) 
     return found
 
 
-def ratios(arm: str, areas: dict[str, dict[int, dict]], others: tuple[str, ...]) -> dict:
-    """An arm's AUP, area and denoiser calls divided by others', seed by seed; the base model has no calls."""
+def ratios(arm: str, areas: dict[str, dict[int, dict]]) -> dict:
+    """An arm's AUP, area and denoiser calls divided by those of AGAINST, seed by seed; the base model has no calls."""
     return {
         other: {kind: ratio(*({seed: values[kind] for seed, values in areas[name].items()} for name in (arm, other))) for kind in ("aup", "area", "calls")[: 2 if other == "base" else 3]}
-        for other in others
+        for other in AGAINST
         if other in areas
     }  # fmt: skip
 

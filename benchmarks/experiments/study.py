@@ -36,11 +36,10 @@ SOURCES = [
     *(Path(__file__).resolve().parents[2] / name for name in ("diffpo", "diffpo_kernels", "csrc")),
 ]
 SUFFIXES = (".py", ".cpp", ".h", ".safetensors")  # of code and shipped models
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
 QUARTERS = 4  # of a rollout's denoising steps
-SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1}
+SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1, "compile": False}
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,6 @@ class Run:
     task: str
     seed: int
     flags: dict[str, Any]
-    recipe: str = ""  # a file in configs/ that the flags are laid over
-    model: str = ""  # default: the task's shipped base model
 
     @property
     def name(self) -> str:
@@ -209,12 +206,12 @@ def train(study: str, run: Run, given: Options) -> None:
     folder = given.runs / study / run.name
     flags = run.flags | {
         "task": run.task,
-        "model": run.model or f"tiny-{run.task}",
+        "model": f"tiny-{run.task}",
         "seed": run.seed,
         "device": given.device,
     }
     flags |= {"name": run.name, "runs": str(folder.parent), "sweep": False}
-    command = [sys.executable, "-m", "diffpo.train", *([str(CONFIGS / run.recipe)] if run.recipe else [])]
+    command = [sys.executable, "-m", "diffpo.train"]
     command += [part for flag, value in flags.items() for part in as_flag(flag, value)]
     if (folder / "config.json").exists():
         command.append("--resume")

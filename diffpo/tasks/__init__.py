@@ -6,20 +6,18 @@ import difflib
 from typing import Any
 
 from .countdown import Countdown, CountdownProblem
-from .countdown4 import Countdown4
 from .gsm8k import GSM8K, GSM8KProblem
 from .math import Math500, MathProblem
 from .sudoku import Sudoku, SudokuProblem
 from .task import ChatTask, Grade, Protocol, Split, Task
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown, Countdown4, Sudoku)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown, Sudoku)}
 _CHAT_TASKS: dict[str, type[ChatTask]] = _TASKS | {task.name: task for task in (GSM8K, Math500)}
 
 __all__ = [
     "GSM8K",
     "ChatTask",
     "Countdown",
-    "Countdown4",
     "CountdownProblem",
     "GSM8KProblem",
     "Grade",

@@ -96,7 +96,7 @@ class TrainConfig(Config):
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
-    """countdown, countdown4 or sudoku"""
+    """countdown or sudoku"""
     device: Device = "cpu"
     """auto: a GPU where there is one"""
     name: RunName = "diffpo-countdown"

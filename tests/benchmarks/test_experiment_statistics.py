@@ -150,10 +150,10 @@ def test_headroom_finds_a_bound_that_depends_on_the_prompt() -> None:
         features = torch.cat([noise, easy[:, None].double() * 4], dim=1) if told else noise
         return headroom.Outcomes(solved, nfe, features)
 
-    told = headroom.compare(made(told=True))[2]
+    (told,) = headroom.compare(made(told=True), prices=[0.05])
     assert told["price"] == 0.05
     assert told["fixed"]["bins"][0] == 600, "at this price the smallest bound is the best for all"
     assert told["fitted"]["gain"] == pytest.approx(told["oracle"]["gain"], abs=0.01)
     assert told["oracle"]["gain"] == pytest.approx(0.5 * 8 * 0.05, abs=0.03), "half of them save 8 evaluations at .05"
-    untold = headroom.compare(made(told=False))[2]
+    (untold,) = headroom.compare(made(told=False), prices=[0.05])
     assert abs(untold["fitted"]["gain"]) <= 3 * untold["fitted"]["standard_error"]

@@ -1,7 +1,7 @@
 """The experiments run from end to end at the smallest size, and their bookkeeping."""
 
+import importlib
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,28 +13,21 @@ sys.path.insert(0, str(EXPERIMENTS))
 study = pytest.importorskip("study")
 
 
-def run_smoke(name: str, command: list[str], output: Path) -> dict:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def run_smoke(monkeypatch, name: str, flags: list[str], output: Path) -> dict:
+    """In this process: what is of its own, training runs and decoding, starts its own."""
+    monkeypatch.setattr(sys, "argv", [str(EXPERIMENTS / f"{name}.py"), "--smoke", *flags])
+    importlib.import_module(name).main()
     document = json.loads((output / f"{name}.json").read_text())
     assert str(output) not in json.dumps(document), "a folder of this machine was recorded"
     return document
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("estimators", ("--tasks", "sudoku")),
-        ("sampler", ("--tasks", "sudoku")),
-        ("harder", ("--device", "cpu")),
-        ("continuation", ("--tasks", "sudoku")),
-    ],
-)
-def test_smoke_of_a_study(name: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["estimators", "sampler"])
+def test_smoke_of_a_study(name: str, tmp_path: Path, monkeypatch) -> None:
     folders = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
-    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", "--jobs", "1", *flags, *folders]
-    document = run_smoke(name, command, tmp_path / "results")
+    flags = ["--jobs", "1", "--tasks", "countdown", *folders]
+    document = run_smoke(monkeypatch, name, flags, tmp_path / "results")
     assert document["reading"]
     assert document["tasks"]
     assert document["provenance"]["versions"]["torch"]
@@ -42,18 +35,15 @@ def test_smoke_of_a_study(name: str, flags: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["surrogate_gap", "group_sharing", "headroom"])
-def test_smoke(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["surrogate_gap", "headroom"])
+def test_smoke(name: str, tmp_path: Path, monkeypatch) -> None:
     folders = ["--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    document = run_smoke(name, [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--smoke", *folders], tmp_path)
+    document = run_smoke(monkeypatch, name, folders, tmp_path)
     assert document["rows"]
     assert document["reading"]
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert document["provenance"]["git_commit"] is None or len(document["provenance"]["git_commit"]) >= 40
-    if name == "group_sharing":
-        assert all(row["calls"]["shared"] < row["calls"]["unshared"] for row in document["rows"])
-        assert all(row["largest_logprob_difference"] < 1e-5 for row in document["rows"])
-    elif name == "headroom":
+    if name == "headroom":
         assert all(
             row["oracle"]["value"] >= row[way]["value"] for row in document["rows"] for way in ("fixed", "fitted")
         )
@@ -265,9 +255,9 @@ def test_seconds_are_compared_on_the_processor_of_most_runs(given) -> None:
 def test_an_arm_has_its_own_number_of_seeds() -> None:
     import sampler_arms
 
-    runs = sampler_arms.runs(5, ("countdown", "sudoku"), ("joint", "speed-0", "model-0.5-priced"))
+    runs = sampler_arms.runs(5, ("countdown", "sudoku"), ("joint", "model-0.1", "model-0.5-priced"))
     assert sum(run.arm == "joint" and run.task == "countdown" for run in runs) == 5
-    assert [run.seed for run in runs if run.arm == "speed-0"] == [0]
+    assert [run.seed for run in runs if run.arm == "model-0.1"] == [0]
     assert {run.task for run in runs if run.arm == "model-0.5-priced"} == {"sudoku"}
     assert {run.seed for run in sampler_arms.runs(1, ("countdown",))} == {0}
 
@@ -286,7 +276,7 @@ def test_sampler_divides_areas_by_seed_and_measures_the_target() -> None:
     import sampler
     from sampler_report import summarise
 
-    results, best = [], {"joint": 0.5, "d1": 0.4, "model-2": 0.45, "half": 0.25}
+    results, best = [], {"joint": 0.5, "d1": 0.4, "model-2": 0.45}
     for run in sampler.runs(2, ("countdown",), tuple(best)):
         front = fake_front(best[run.arm], run.arm == "joint")
         results.append(
@@ -302,8 +292,8 @@ def test_sampler_divides_areas_by_seed_and_measures_the_target() -> None:
     assert numbers["ratios"]["joint"]["d1"]["area"]["mean"] == pytest.approx(areas["joint"] / areas["d1"])
     assert numbers["ratios"]["joint"]["base"]["area"]["mean"] == pytest.approx(areas["joint"] / numbers["base"]["area"])
     assert numbers["ratios"]["joint"]["d1"]["area"]["n"] == 2
-    assert numbers["ratios"]["half"].keys() == {"model-2"}
-    assert numbers["ratios"]["half"]["model-2"]["calls"]["values"] == [0.75, 0.75]
+    assert numbers["ratios"].keys() == {"joint"}
+    assert numbers["ratios"]["joint"]["d1"]["calls"]["values"] == pytest.approx([800 / 240, 800 / 240])
     assert numbers["best"]["gain_points"]["values"] == pytest.approx([10, 10]), (
         "the learned threshold is no point of the sweep"
     )
@@ -335,21 +325,8 @@ def test_joint_is_what_the_defaults_of_training_are() -> None:
     assert parse_train(flags) == TrainConfig(**written_out)
 
 
-def test_a_continuation_spends_the_calls_of_the_joint_run(given, capsys) -> None:
-    import continuation
-
-    runs = continuation.plan("countdown", given, calls=25_600)
-    assert {run.flags()["steps"] for run in runs} == {100}
-    assert all(run.flags()["seed"] >= 1000 for run in runs)
-    with pytest.raises(SystemExit):
-        continuation.plan("countdown", given, calls=None)
-    assert "--calls" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["estimators", "sampler"])
 def test_every_run_has_valid_flags_and_a_name_of_its_own(name: str) -> None:
-    import importlib
-
     from diffpo.training.config import parse_train
 
     runs = importlib.import_module(name).runs(2, ("countdown", "sudoku"))
