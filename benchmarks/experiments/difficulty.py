@@ -13,7 +13,7 @@ from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import FixedSchedule
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
-from diffpo.training.evaluation import fixed_problems
+from diffpo.evaluation import fixed_problems
 
 SAMPLES = 16
 GROUPS = 4  # quartiles

@@ -32,7 +32,7 @@ from diffpo.config import fail
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
 from diffpo.training.config import ROLLOUT_PROXY
-from diffpo.training.evaluation import fixed_problems
+from diffpo.evaluation import fixed_problems
 
 SMOKE_ARMS = ("joint",)
 SEEDS = 5  # at most: sampler_arms.py says how many each arm has

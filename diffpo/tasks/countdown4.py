@@ -77,7 +77,7 @@ class Countdown4(Countdown):
         expressions = _evaluate(np.array(problem.numbers)[_ORDERS[order]], signs, _SHAPES[shape])
         expressions = expressions[expressions.valid & (expressions.target == problem.target)]
         if not len(expressions):
-            raise ValueError(f"no three steps with results in 1..{MAX_VALUE} solve {self.prompt(problem)!r}")
+            raise ValueError(f"no three steps with results in 1..{MAX_VALUE} solve {self.words(problem)!r}")
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
 

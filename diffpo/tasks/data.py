@@ -10,19 +10,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from diffpo.chats import as_messages, as_text
 from diffpo.text_input import decode, json_rows
-
-from .task import ChatTask
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 _NumberedRow = tuple[str, Any]  # the words that name the row in a message, and the row
 
 
-def local_problems(task: ChatTask, path: str | Path) -> tuple[list, str]:
+class Rows(Protocol):
+    """What the rows of a published dataset are; see `PublishedTask`."""
+
+    name: str
+    columns: tuple[str, ...]
+    hub_file: tuple[str, str] | None
+
+    def problem_from_row(self, row: dict[str, Any]) -> Any: ...
+
+
+def local_problems(task: Rows, path: str | Path) -> tuple[list, str]:
     """The problems of a jsonl, csv or parquet file, in its order, and the file's revision ("sha256:...").
 
     FileNotFoundError without the file, ValueError for another format or rows that are not the task's.
@@ -37,7 +45,7 @@ def local_problems(task: ChatTask, path: str | Path) -> tuple[list, str]:
     return _problems(task, _numbered_rows(path, content), path.name), f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def hub_problems(task: ChatTask) -> tuple[list, str]:
+def hub_problems(task: Rows) -> tuple[list, str]:
     """The published test split, from the hub's cache or the network, and its revision ("owner/name@commit").
 
     FileNotFoundError if it cannot be fetched, ValueError if the task is published nowhere or pyarrow is needed and missing.
@@ -131,7 +139,7 @@ def _parquet_module():
     return pyarrow.parquet
 
 
-def _problems(task: ChatTask, rows: Sequence[_NumberedRow], source: str) -> list:
+def _problems(task: Rows, rows: Sequence[_NumberedRow], source: str) -> list:
     problems = []
     for place, row in rows:
         if not isinstance(row, dict):

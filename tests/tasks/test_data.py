@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, chat_task_names, get_chat_task
+from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, task_names, get_task
 from diffpo.tasks.countdown import CountdownProblem, CountdownQuestion
 from diffpo.tasks.data import hub_problems, local_problems
 
@@ -56,7 +56,7 @@ def test_countdown_items_of_d1(write):
     (large, small), _ = local_problems(task, write("countdown.jsonl", rows))
     assert large == CountdownQuestion((30, 100, 93), 23)
     assert isinstance(small, CountdownProblem)
-    assert "[30, 100, 93]" in task.chat(large)[0]["content"]
+    assert "[30, 100, 93]" in task.asked("chat").prompt(large)[0]["content"]
     assert task.grade(large, "<reasoning>x</reasoning><answer>30 - (100 - 93) = 23</answer>").correct
     assert task.grade(large, "<answer>30 - 93</answer>").reward == 0.1
     assert task.prompt(small) == "7 3 11 -> 32"
@@ -251,7 +251,7 @@ def test_a_task_without_published_data_says_so(task):
 
 
 def test_tasks_are_found_by_name():
-    assert chat_task_names() == ["countdown", "countdown4", "gsm8k", "math500", "sudoku"]
-    assert [get_chat_task(name).name for name in chat_task_names()] == chat_task_names()
+    assert task_names() == ["countdown", "countdown4", "gsm8k", "math500", "sudoku"]
+    assert [get_task(name).name for name in task_names()] == task_names()
     with pytest.raises(ValueError, match=r"'gsm8'.*'gsm8k'"):
-        get_chat_task("gsm8")
+        get_task("gsm8")

@@ -11,7 +11,7 @@ import diffpo
 import diffpo.train
 from diffpo.tasks import get_task
 from diffpo.training.config import OptimizerConfig, TrainConfig
-from diffpo.training.evaluation import evaluate, fixed_problems
+from diffpo.evaluation import evaluate, fixed_problems
 from diffpo.training.logging import summary_line
 from diffpo.training.trainer import mean_diagnostics
 

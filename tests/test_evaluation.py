@@ -5,7 +5,7 @@ import pytest
 from diffpo.decoding.rules import EntropyBounded, FixedSchedule
 from diffpo.models.checkpoints import load
 from diffpo.tasks import Grade, get_task
-from diffpo.training.evaluation import evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.evaluation import evaluate, fixed_problems, one_at_a_time, parallel_rules
 
 TASK = get_task("sudoku")
 
