@@ -36,7 +36,7 @@ from diffpo.provenance import model_inputs, provenance, without_folder
 from diffpo.tasks import CompactTask, Protocol, PublishedTask, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, check_no_mask, prompt_ids, read_instruction, suited
-from diffpo.tasks.task import Format, Lengths, completion_lengths
+from diffpo.tasks.task import Lengths, completion_lengths
 from diffpo.training.item_log import ItemLog
 from diffpo.training.json_lines import finite
 from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
@@ -65,7 +65,7 @@ class EvaluateConfig(DecodingConfig):
     sudoku generate their test split"""
     limit: Count | None = None
     """the first problems only; of a generated test split, 1000 by default"""
-    format: Format | Literal["auto"] = "auto"
+    format: Literal["auto", "chat", "compact"] = "auto"
     """chat: one user turn, the answer begun with <reasoning>; compact: the words of a tiny model; auto: chat if the
     model's tokenizer has a chat template"""
     protocol: Protocol = "strict"

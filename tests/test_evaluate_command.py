@@ -16,11 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import diffpo.evaluate
+import diffpo.evaluation
 from diffpo import MaskedDiffusionLM, ModelConfig, load
 from diffpo.decoding.generation import stream
-from diffpo.evaluate import EvaluateConfig, main, prepare, wilson_interval
+from diffpo.evaluate import EvaluateConfig, main, prepare
+from diffpo.evaluation import wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
-from diffpo.tasks.prompts import chat_prompts, compact_prompts
+from diffpo.tasks.prompts import prompt_ids
 from diffpo.training.config import TrainConfig
 from diffpo.training.item_log import ItemLog
 
@@ -97,7 +99,7 @@ def timeless(items: list[dict]) -> list[dict]:
 def test_a_chat_prompt_is_the_template_with_the_answer_begun(chat_model):
     tokenizer = load(chat_model).tokenizer
     task = GSM8K()
-    (ids,) = chat_prompts(tokenizer, task, [task.problem_from_row(GSM8K_ROWS[0])])
+    (ids,) = prompt_ids(tokenizer, task, [task.problem_from_row(GSM8K_ROWS[0])])
     assert tokenizer.decode(ids) == (
         "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n"
         f"{task.instruction}\n\nWhat is 0 + 1?<|eot_id|>"
@@ -111,21 +113,13 @@ def test_a_chat_prompt_is_the_template_with_the_answer_begun(chat_model):
 
 def test_a_compact_prompt_is_the_line_of_words():
     model, task = load("tiny-countdown"), Countdown()
-    (ids,) = compact_prompts(model.tokenizer, task, [task.problem((7, 3, 11), 32)])
+    (ids,) = prompt_ids(model.tokenizer, task, [task.problem((7, 3, 11), 32)])
     assert model.tokenizer.decode(ids) == "7 3 11 -> 32"
     with pytest.raises(ValueError, match="gsm8k has no compact format"):
-        compact_prompts(model.tokenizer, GSM8K(), [])
+        GSM8K(format="compact")
 
 
 # The numbers
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 1, 0.2065, 1.0)],
-)
-def test_the_wilson_interval_against_published_values(right, count, low, high):
-    assert wilson_interval(right, count) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_a_run_on_a_tiny_model(run, tmp_path):
@@ -169,7 +163,7 @@ def test_rewards_see_the_begun_answer(run, chat_flags, tmp_path, monkeypatch):
             text = f"\nbecause\n</reasoning>\n<answer>\n{index + 1 + (index == 4)}\n</answer>\n"
             yield index, diffpo.Generation([text], generation.trajectory)
 
-    monkeypatch.setattr(diffpo.evaluate, "stream", answering)
+    monkeypatch.setattr(diffpo.evaluation, "stream", answering)
     assert run(*chat_flags) == 0
     items, summary = items_in(tmp_path / "run"), summary_in(tmp_path / "run")
     assert [item["correct"] for item in items] == [True] * 4 + [False]
@@ -181,7 +175,7 @@ def test_undecided_answers_are_counted_and_not_right(run, chat_model, tmp_path, 
     data = tmp_path / "math.jsonl"
     data.write_text("".join(json.dumps({"problem": "q", "answer": answer}) + "\n" for answer in "12"))
     grades = {"1": diffpo.Grade(None, None), "2": diffpo.Grade(2.25, True)}
-    monkeypatch.setattr(Math500, "grade", lambda self, problem, text: grades[problem.answer])
+    monkeypatch.setattr(Math500, "grade_many", lambda self, problems, texts: [grades[p.answer] for p in problems])
     flags = ["--model", chat_model, "--task", "math500", "--data", data, "--gen-length", "8", "--block-length", "8"]
     assert run(*flags) == 0
     summary = summary_in(tmp_path / "run")
@@ -223,6 +217,23 @@ def test_the_learned_threshold_is_the_models(run, tmp_path):
     assert all(item["gamma"] is not None for item in items_in(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("model", "flags", "rule", "words"),
+    [
+        ("tiny-countdown-diffpo", [], "PromptThreshold(proxy=confidence)", "the threshold that the model has learned"),
+        ("tiny-countdown", [], "FixedSchedule(steps=6)", "a fixed schedule, as in published protocols"),
+        ("tiny-countdown-diffpo", ["--rule", "fixed"], "FixedSchedule(steps=6)", "a fixed schedule"),
+        ("tiny-countdown-diffpo", ["--steps", "4"], "FixedSchedule(steps=4)", "a fixed schedule"),
+        ("tiny-countdown-diffpo", ["--gamma", "0.5"], "EntropyBounded(gamma=0.5, proxy=entropy)", "as asked for"),
+        ("tiny-countdown", ["--proxy", "margin"], "EntropyBounded(gamma=0.1, proxy=margin)", "as asked for"),
+    ],
+)
+def test_a_learned_threshold_is_used_where_there_is_one(run, tmp_path, capsys, model, flags, rule, words):
+    assert run("--model", model, "--limit", "3", *flags) == 0
+    assert summary_in(tmp_path / "run")["rule"] == rule
+    assert words in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(("bound", "written"), [("0.1", 0.1), ("inf", "inf")])
 def test_the_bound_of_an_item_is_a_json_value(run, tmp_path, bound, written):
     assert run("--rule", "eb", "--gamma", bound, "--limit", "1") == 0
@@ -245,7 +256,7 @@ def interrupted_after(monkeypatch):
                     time.sleep(10)  # the signal arrives here
                 yield row
 
-        monkeypatch.setattr(diffpo.evaluate, "stream", interrupted)
+        monkeypatch.setattr(diffpo.evaluation, "stream", interrupted)
 
     return patch
 
@@ -267,7 +278,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, chat_flags, tmp_
         calls.append(len(prompts))
         return stream(model, prompts, *arguments, **options)
 
-    monkeypatch.setattr(diffpo.evaluate, "stream", watched)
+    monkeypatch.setattr(diffpo.evaluation, "stream", watched)
     assert run(*chat_flags, "--resume", "--batch-size", "3") == 0
     assert calls == [3]
     assert items_in(folder)[:2] == kept
@@ -278,20 +289,32 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, chat_flags, tmp_
     assert calls == [3]
 
 
-def test_an_interrupt_while_a_row_is_scored_waits_for_its_line(run, chat_flags, tmp_path, monkeypatch):
-    score = diffpo.evaluate.scored
+def test_an_interrupt_while_rows_are_graded_waits_for_their_lines(run, chat_flags, tmp_path, monkeypatch):
+    grade = GSM8K.grade_many
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
-        return score(*arguments)
+        return grade(*arguments)
 
-    monkeypatch.setattr(diffpo.evaluate, "scored", interrupted)
+    monkeypatch.setattr(GSM8K, "grade_many", interrupted)
+    assert run(*chat_flags, "--batch-size", "2") == 0
+    assert len(items_in(tmp_path / "run")) == 2
+    assert summary_in(tmp_path / "run")["done"] == 2
+
+
+def test_an_interrupt_of_the_network_grades_what_is_decoded(run, chat_flags, tmp_path, interrupted_after):
+    """All five rows are of one chunk, three of them had finished."""
+    interrupted_after(3)
     assert run(*chat_flags) == 0
-    assert len(items_in(tmp_path / "run")) == 1
+    assert [item["index"] for item in items_in(tmp_path / "run")] == [0, 1, 2]
+    assert all(item["reward"] is not None for item in items_in(tmp_path / "run"))
 
 
-def test_every_row_is_on_disk_before_the_next_one_is_decoded(run, chat_flags, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 0, 2, 2, 4])])
+def test_a_batch_is_on_disk_before_the_next_row_is_decoded(
+    run, chat_flags, tmp_path, monkeypatch, batch_size, expected
+):
     on_disk = []
 
     def watched(*arguments, **options):
@@ -299,9 +322,9 @@ def test_every_row_is_on_disk_before_the_next_one_is_decoded(run, chat_flags, tm
             on_disk.append(len(items_in(tmp_path / "run")))
             yield row
 
-    monkeypatch.setattr(diffpo.evaluate, "stream", watched)
-    assert run(*chat_flags) == 0
-    assert on_disk == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(diffpo.evaluation, "stream", watched)
+    assert run(*chat_flags, "--batch-size", batch_size) == 0
+    assert on_disk == expected
 
 
 @pytest.mark.parametrize(
@@ -313,7 +336,7 @@ def test_a_fault_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch
         yield next(rows)
         raise fault
 
-    monkeypatch.setattr(diffpo.evaluate, "stream", broken)
+    monkeypatch.setattr(diffpo.evaluation, "stream", broken)
     assert run(*chat_flags) == 1
     assert f"1 of 5 problems: {fault}" in capsys.readouterr().out
     assert len(items_in(tmp_path / "run")) == 1
@@ -621,7 +644,9 @@ def test_a_mistake_is_found_before_the_folder_is_made(run, tmp_path, capsys, fla
         ("gamma = -1", "gamma"),
         ("limit = 0", "limit"),
         ('rule = "entropy"', "rule"),
-        ("gamma = 0.5", "gamma: is a setting of rule eb, the rule is fixed"),
+        ('rule = "fixed"\ngamma = 0.5', "gamma: is a setting of rule eb, the rule is fixed"),
+        ("p = 0.5", "p: is a setting of rule confidence, the rule is auto: add --rule"),
+        ("steps = 4\ngamma = 0.5", "gamma: is a setting of rule eb, the rule is fixed"),
         ('rule = "factor"', "factor: must be given"),
     ],
 )
@@ -661,7 +686,7 @@ def test_the_protocol_judges_and_is_recorded(run, chat_flags, tmp_path, monkeypa
         for position, row in stream(*arguments, **options):
             yield position, dataclasses.replace(row, text=[r"\boxed{7} <answer>\boxed{1}</answer>"])
 
-    monkeypatch.setattr(diffpo.evaluate, "stream", answered)
+    monkeypatch.setattr(diffpo.evaluation, "stream", answered)
     assert run(*chat_flags, "--limit", "1", "--protocol", protocol) == 0
     (item,), summary = items_in(tmp_path / "run"), summary_in(tmp_path / "run")
     assert (item["reward"], item["correct"]) == (pytest.approx(reward), correct)
@@ -676,7 +701,7 @@ def test_an_instruction_of_ones_own_stands_in_front_of_the_question(run, chat_mo
     config = EvaluateConfig(
         model=chat_model, task="gsm8k", data=chat_flags[5], instruction=str(path), gen_length=16, block_length=8
     )
-    evaluation = prepare(config, GSM8K())
+    evaluation = prepare(config, GSM8K(data=config.data))
     text = evaluation.model.tokenizer.decode(evaluation.prompts[0])
     assert "<|end_header_id|>\n\nThink, then \\boxed{}.\n\nWhat is 0 + 1?" in text
     assert run(*chat_flags, "--instruction", path) == 0

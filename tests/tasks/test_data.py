@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, task_names, get_task
+from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, get_task, task_names
 from diffpo.tasks.countdown import CountdownProblem, CountdownQuestion
 from diffpo.tasks.data import hub_problems, local_problems
 
