@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from . import get_task
+from .data import whole_numbers
 from .published import Protocol, PublishedTask
 from .task import Grade, Task
 
@@ -125,4 +126,4 @@ def _checked_row(task: PublishedTask, row: Mapping[str, Any]) -> Mapping[str, An
         raise ValueError(
             f"row has no {', '.join(missing)}: task {task.name} needs the columns {', '.join(task.columns)}"
         )
-    return row
+    return whole_numbers(row)
