@@ -11,13 +11,12 @@ import time
 
 import pytest
 import torch
+from chat_models import LLADA_TEMPLATE, SPECIAL, save_chat_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import diffpo.evaluate
 import diffpo.evaluation
-from diffpo import MaskedDiffusionLM, ModelConfig, load
+from diffpo import load
 from diffpo.decoding.generation import stream
 from diffpo.evaluate import EvaluateConfig, main, prepare
 from diffpo.evaluation import wilson_interval
@@ -26,41 +25,13 @@ from diffpo.tasks.prompts import prompt_ids
 from diffpo.training.config import TrainConfig
 from diffpo.training.item_log import ItemLog
 
-SPECIAL = ["<|endoftext|>", "<|mdm_mask|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-LLADA_TEMPLATE = (
-    "{{ '<|startoftext|>' }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
 GSM8K_ROWS = [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(5)]
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte after LLaDA's special tokens, with LLaDA's chat template."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[2], eos_token=SPECIAL[0], pad_token=SPECIAL[0],
-        mask_token=SPECIAL[1], extra_special_tokens={f"t{i}": token for i, token in enumerate(SPECIAL[3:])},
-    )  # fmt: skip
-    fast.chat_template = LLADA_TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory) -> str:
     """The folder of an untrained model whose tokenizer reads any text and has a chat template."""
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
-    config = ModelConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=700, mask_token_id=1, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("models") / "chat"
-    MaskedDiffusionLM(config, tokenizer).save(folder)
-    return str(folder)
+    return save_chat_model(tmp_path_factory.mktemp("models") / "chat")
 
 
 @pytest.fixture
