@@ -1,6 +1,8 @@
 """A task of four members goes through rollouts, training, evaluation and `diffpo.grade`; a reward of None is legal in each of them."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from diffpo.training.rollout import collect, group_advantage
 from diffpo.training.trainer import Trainer
 
 LENGTHS = Lengths(4, 2)
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
 class Echo(Task[str]):
@@ -115,6 +118,17 @@ def test_grade_takes_its_problems():
     assert diffpo.grade(Echo(), "a", "a b a b") == Grade(0.5, False)
     assert diffpo.grade(Undecided(), "a", "a") == Grade(None, None)
     assert diffpo.grade(Echo(), "a", None) == Grade(None, None)
+
+
+def test_the_example_of_the_documentation():
+    (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    found: dict = {}
+    exec(code, found)
+    task = found["Sums"]()
+    assert task.problems("train", 5, 0) == task.problems("train", 5, 0) != task.problems("test", 5, 0)
+    assert diffpo.grade(task, (2, 3), "it is 5") == Grade(1.0, True)
+    assert diffpo.grade(task, (2, 3), "") == Grade(0.0, False)
+    assert "2 + 3" in task.prompt((2, 3))[0]["content"]
 
 
 def test_lengths_are_a_setting():
