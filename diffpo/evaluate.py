@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Prepared:
     """Everything that is decided before the first network evaluation. config: with every default filled in; prompts: token ids
     int64 [P_i] of each problem; inputs: digests of the model, its tokenizer, the data and the prompts."""
 
@@ -142,7 +142,7 @@ class Evaluation:
     inputs: dict[str, str]
 
 
-def prepare(config: EvaluateConfig, task: PublishedTask) -> Evaluation:
+def prepare(config: EvaluateConfig, task: PublishedTask) -> Prepared:
     """Read the instruction, the data, then the model. ValueError or OSError for anything that does not fit together."""
     if config.instruction:
         task.instruction = read_instruction(config.instruction)
@@ -164,7 +164,7 @@ def prepare(config: EvaluateConfig, task: PublishedTask) -> Evaluation:
         "instruction": text_digest(task.instruction),
         "prompts": prompts_digest(prompts),
     }
-    return Evaluation(config, task, problems, prompts, model, rule, inputs)
+    return Prepared(config, task, problems, prompts, model, rule, inputs)
 
 
 def prompts_digest(prompts: list[Tensor]) -> str:
@@ -218,7 +218,7 @@ def protocol_rule(config: RuleConfig, model: MaskedDiffusionLM, gen_length: int)
 class Run:
     """One command: decode what is not done yet, a line per problem, then the summary."""
 
-    def __init__(self, evaluation: Evaluation, arguments: list[str]):
+    def __init__(self, evaluation: Prepared, arguments: list[str]):
         """ValueError or OSError if the folder cannot be this run's."""
         self.evaluation, self.arguments = evaluation, arguments
         self.interrupted = self.decoding = False
@@ -286,7 +286,7 @@ class Run:
         for item in found:
             problem = problems[item["index"]]
             named = {"index": todo[item["index"]], "problem": asdict(problem) if is_dataclass(problem) else problem}
-            self.log.write(item | named)
+            self.log.write(named | item | named)
             yield item
 
     def _next(self, rows: Iterator) -> tuple[int, Generation]:
@@ -310,7 +310,7 @@ class Run:
         self.console.print(f"items.jsonl and summary.json are in {self.folder.path}")
 
 
-def summarise(evaluation: Evaluation, items: list[dict]) -> dict:
+def summarise(evaluation: Prepared, items: list[dict]) -> dict:
     """The numbers of the problems done so far, and the settings that they belong to."""
     config = evaluation.config
     settings = json.loads(config.model_dump_json(exclude={"name", "runs", "resume", "overwrite", "dry_run"}))
