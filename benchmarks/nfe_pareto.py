@@ -27,11 +27,15 @@ from diffpo.decoding.rules import (
     PromptThreshold,
     Rule,
 )
+from diffpo.device import choose_device
+from diffpo.evaluation import evaluate, fixed_problems
 from diffpo.models.checkpoints import load, shipped_models
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.tasks import Task, get_task, task_names
-from diffpo.training.evaluation import check_vocabulary, evaluate, fixed_problems
+from diffpo.tasks import CompactTask, get_task, task_names
+from diffpo.tasks.prompts import suited
+from diffpo.tasks.task import Lengths, completion_lengths
 
+COMPACT_TASKS = [name for name in task_names() if isinstance(get_task(name), CompactTask)]
 RESULTS = Path(__file__).parent / "results"
 GAMMAS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, math.inf)
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -54,10 +58,10 @@ class Point:
     gamma: float | None
 
 
-def rules(task: Task, model: MaskedDiffusionLM, quick: bool) -> list[tuple[str, Rule]]:
+def rules(lengths: Lengths, model: MaskedDiffusionLM, quick: bool) -> list[tuple[str, Rule]]:
     """(family, rule) of the sweep; the learned threshold only for a model that has one."""
-    blocks = task.gen_length // task.block_length
-    divisors = [s for s in range(1, task.block_length + 1) if task.block_length % s == 0]
+    blocks = lengths.gen_length // lengths.block_length
+    divisors = [s for s in range(1, lengths.block_length + 1) if lengths.block_length % s == 0]
     gammas, confidences = (QUICK_GAMMAS, QUICK_CONFIDENCES) if quick else (GAMMAS, CONFIDENCES)
     return [
         *(("fixed schedule", FixedSchedule(s * blocks)) for s in divisors),
@@ -84,22 +88,17 @@ def fronts(points: Sequence[Point]) -> dict[str, list[Point]]:
     }
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a binomial proportion; z = 1.96 is 95%. Unlike p +- z s it stays within [0, 1]."""
-    p, shrink = successes / trials, 1 + z**2 / trials
-    centre = (p + z**2 / (2 * trials)) / shrink
-    half = z / shrink * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def measure(model: MaskedDiffusionLM, label: str, task: Task, problems: Sequence, quick: bool, progress) -> list[Point]:
+def measure(
+    model: MaskedDiffusionLM, label: str, task: CompactTask, problems: Sequence, quick: bool, progress
+) -> list[Point]:
     """All points of one model."""
-    sweep = rules(task, model, quick)
+    lengths = completion_lengths(task)
+    sweep = rules(lengths, model, quick)
     evaluate(model, task, problems[:32], sweep[0][1])  # the first call pays for start-up
     points = []
     for family, rule in progress.track(sweep, description=label):
-        e = evaluate(model, task, problems, rule)
-        interval = wilson_interval(round(e.accuracy * len(problems)), len(problems))
+        e = evaluate(model, task, problems, rule, lengths)
+        interval = e.accuracy_interval_95
         points.append(Point(label, family, e.rule, e.accuracy, interval, e.nfe, e.tokens_per_second, e.gamma))
     return points
 
@@ -241,8 +240,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--model", "--models", dest="models", nargs="+", action="extend", metavar="MODEL",
         help="shipped names or folders, repeatable; default: the task's shipped base, d1 and DiFFPO models",
     )  # fmt: skip
-    parser.add_argument("--task", default="countdown", choices=task_names())
+    parser.add_argument("--task", default="countdown", choices=COMPACT_TASKS)
     parser.add_argument("--heldout", type=int, help="held-out problems (default 1000, 500 with --quick)")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU where there is one"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer thresholds")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default benchmarks/results)")
     options = parser.parse_args(arguments)
@@ -252,9 +254,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no model to evaluate: give one with --model")
     try:
         problems = fixed_problems(task, options.heldout or (500 if options.quick else 1000))
-        models = {label: load(name) for label, name in zip(labels(names), names, strict=True)}
+        device = choose_device(options.device)
+        models = {label: load(name, device) for label, name in zip(labels(names), names, strict=True)}
         for model in models.values():
-            check_vocabulary(model, task)
+            suited(task, model, "compact")
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     keep_freed_memory()

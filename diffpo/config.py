@@ -82,7 +82,8 @@ class PretrainConfig(Config):
     start: str = ""
     """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
     with: the seed decides the examples"""
-    device: Device = "cpu"
+    device: Device = "auto"
+    """auto: a GPU where there is one"""
     output: FolderName = "runs/pretrained"
     """folder for the checkpoint; must be new or empty"""
     steps: Count = 2250

@@ -1,20 +1,18 @@
 """``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown or sudoku.
 
 In format chat it decodes as d1 does: no examples, one user turn of format instruction and question, the assistant's turn begun with
-<reasoning>, temperature 0, blocks of 32, steps = gen_length / 2. The instruction is ours unless --instruction gives a paper's, verdicts
+<reasoning>, temperature 0, blocks of 32. A model that has learned a threshold is decoded by it, any other with a fixed schedule of gen_length / 2
+steps, as d1 does. The instruction is ours unless --instruction gives a paper's, verdicts
 and rewards are mathematical ones unless --protocol d1 asks for those of d1's own scripts. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
 done, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything done saved; ``--resume`` continues.
 """
 
-import dataclasses
 import hashlib
 import json
-import math
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Literal
 
 import torch
@@ -23,27 +21,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from diffpo.completion_file import gamma_value
-from diffpo.config import Count, FolderName, Rows, RunName, fail, parse
+from diffpo.config import Count, Device, FolderName, Rows, RunName, fail, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.decoding.generation import Generation, check_lengths, stream
+from diffpo.decoding.generation import Generation, check_lengths
 from diffpo.decoding.rules import Rule
-from diffpo.decoding_config import DecodingConfig, RuleName
+from diffpo.decoding_config import DecodingConfig, RuleConfig, RuleName
 from diffpo.dependencies import require
 from diffpo.device import choose_device
+from diffpo.evaluation import items as evaluation_items
+from diffpo.evaluation import summarise as evaluation_of
 from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.provenance import model_inputs, provenance, without_folder
-from diffpo.tasks import ChatTask, Protocol, Task, get_chat_task
-from diffpo.tasks.data import hub_problems, local_problems
-from diffpo.tasks.grading import TaskError, graded
-from diffpo.tasks.prompts import chat_prompts, check_no_mask, compact_prompts, read_instruction
-from diffpo.training.evaluation import check_vocabulary
+from diffpo.tasks import CompactTask, Protocol, PublishedTask, get_task
+from diffpo.tasks.grading import TaskError
+from diffpo.tasks.prompts import check_context, check_no_mask, prompt_ids, read_instruction, suited
+from diffpo.tasks.task import Lengths, completion_lengths
 from diffpo.training.item_log import ItemLog
 from diffpo.training.json_lines import finite
 from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
 
-CHAT_GEN_LENGTH, CHAT_BLOCK_LENGTH = 256, 32
 GENERATED_PROBLEMS = 1000
 PROGRESS_COLUMNS = (
     TextColumn("{task.description}"),
@@ -64,7 +61,7 @@ class EvaluateConfig(DecodingConfig):
     task: str = "countdown"
     """countdown, gsm8k, math500 or sudoku"""
     data: str = ""
-    """jsonl, csv or parquet file of the published format; without one, gsm8k and math500 are read from the hub, countdown and
+    """jsonl, csv or parquet file of the published format, - for JSONL from standard input; without one, gsm8k and math500 are read from the hub, countdown and
     sudoku generate their test split"""
     limit: Count | None = None
     """the first problems only; of a generated test split, 1000 by default"""
@@ -80,13 +77,14 @@ class EvaluateConfig(DecodingConfig):
     """tokens of a completion; default 256 in chat, the task's own in compact"""
     block_length: Count | None = None
     """tokens decoded before the next ones are begun; default 32 in chat, the task's own in compact"""
-    rule: RuleName = "fixed"
-    """as in DecodingConfig; fixed is the protocol's"""
+    rule: RuleName = "auto"
+    """as in DecodingConfig. auto: the threshold that the model has learned; eb where gamma is given; for a model without a threshold fixed,
+    as in published protocols"""
     steps: Count | None = None
-    """of fixed; default gen_length / 2"""
+    """of fixed, which it also chooses; default gen_length / 2"""
     batch_size: Rows = 32
     """problems decoded together; it does not change the results"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto: a GPU where there is one"""
     name: RunName = "evaluation"
     """of the run; its folder is <runs>/<name>"""
@@ -98,6 +96,12 @@ class EvaluateConfig(DecodingConfig):
     dry_run: bool = False
     """print the resolved configuration and stop"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_are_of_a_schedule(cls, given):
+        chosen = isinstance(given, dict) and given.get("steps") is not None and given.get("rule", "auto") == "auto"
+        return given | {"rule": "fixed"} if chosen else given
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done or interrupted with everything saved; 1 the model's logits are not finite, one problem alone does
@@ -105,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(EvaluateConfig, arguments)
     try:
-        task = get_chat_task(config.task, config.protocol)
+        task = get_task(config.task, protocol=config.protocol, data=config.data)
         if config.dry_run:
             print(config.model_dump_json(indent=2))
             return 0
@@ -125,12 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Prepared:
     """Everything that is decided before the first network evaluation. config: with every default filled in; prompts: token ids
     int64 [P_i] of each problem; inputs: digests of the model, its tokenizer, the data and the prompts."""
 
     config: EvaluateConfig
-    task: ChatTask
+    task: PublishedTask
     problems: list
     prompts: list[Tensor]
     model: MaskedDiffusionLM
@@ -138,7 +142,7 @@ class Evaluation:
     inputs: dict[str, str]
 
 
-def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
+def prepare(config: EvaluateConfig, task: PublishedTask) -> Prepared:
     """Read the instruction, the data, then the model. ValueError or OSError for anything that does not fit together."""
     if config.instruction:
         task.instruction = read_instruction(config.instruction)
@@ -146,8 +150,10 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
     folder, commit = resolve(config.model, config.revision)
     device = choose_device(config.device)
     model = load(folder, device, config.dtype)
+    task = suited(task, model, config.format)
+    check_format(config, task)
     config = filled_in(config, task, model, device.type)
-    prompts = encoded(config, task, problems, model)
+    prompts = prompt_ids(model.tokenizer, task, problems)
     check_lengths(config.gen_length, config.block_length)
     check_context(prompts, config.gen_length, model)
     check_no_mask(prompts, model.mask_id)
@@ -158,7 +164,7 @@ def prepare(config: EvaluateConfig, task: ChatTask) -> Evaluation:
         "instruction": text_digest(task.instruction),
         "prompts": prompts_digest(prompts),
     }
-    return Evaluation(config, task, problems, prompts, model, rule, inputs)
+    return Prepared(config, task, problems, prompts, model, rule, inputs)
 
 
 def prompts_digest(prompts: list[Tensor]) -> str:
@@ -170,66 +176,49 @@ def text_digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def encoded(config: EvaluateConfig, task: ChatTask, problems: list, model: MaskedDiffusionLM) -> list[Tensor]:
-    """The prompt of every problem in the chosen format."""
-    if config.format == "chat":
-        return chat_prompts(model.tokenizer, task, problems)
+def check_format(config: EvaluateConfig, task: PublishedTask) -> None:
+    """ValueError for a setting of chats where the task is asked in compact words."""
     for field, ours in (("protocol", "strict"), ("instruction", "")):
-        if getattr(config, field) != ours:
+        if task.format == "compact" and getattr(config, field) != ours:
             raise ValueError(
                 f"{field}: {getattr(config, field)} is for chats, and the format is compact: use --format chat"
             )
-    if isinstance(task, Task):
-        check_vocabulary(model, task)
-    return compact_prompts(model.tokenizer, task, problems)
 
 
-def read_problems(config: EvaluateConfig, task: ChatTask) -> tuple[list, str]:
+def read_problems(config: EvaluateConfig, task: PublishedTask) -> tuple[list, str]:
     """The problems to evaluate, and the revision of the data they are from."""
-    if not config.data and isinstance(task, Task):
+    if not config.data and isinstance(task, CompactTask):
         try:
             return task.problems("test", config.limit or GENERATED_PROBLEMS, seed=0), "generated: test split, seed 0"
         except ValueError as error:
             raise ValueError(f"limit: {error}") from error
-    problems, revision = local_problems(task, config.data) if config.data else hub_problems(task)
+    problems, revision = task.published
     return problems[: config.limit], revision
 
 
-def filled_in(config: EvaluateConfig, task: ChatTask, model: MaskedDiffusionLM, device: str) -> EvaluateConfig:
+def filled_in(config: EvaluateConfig, task: PublishedTask, model: MaskedDiffusionLM, device: str) -> EvaluateConfig:
     """The configuration with the defaults that depend on model and task."""
-    has_template = model.tokenizer is not None and model.tokenizer.chat_template is not None
-    natural = "chat" if has_template or not isinstance(task, Task) else "compact"
-    chosen = natural if config.format == "auto" else config.format
-    own = (task.gen_length, task.block_length) if chosen == "compact" and isinstance(task, Task) else None
-    gen_length, block_length = own or (CHAT_GEN_LENGTH, CHAT_BLOCK_LENGTH)
-    gen_length = config.gen_length or gen_length
-    block_length = config.block_length or min(block_length, gen_length)
-    steps = config.steps or max(gen_length // 2, 1) if config.rule == "fixed" else None
-    update = {
-        "format": chosen,
-        "gen_length": gen_length,
-        "block_length": block_length,
-        "steps": steps,
-        "device": device,
-    }
+    lengths = completion_lengths(task, config.gen_length, config.block_length)
+    rule, steps = protocol_rule(config, model, lengths.gen_length)
+    update = {"format": task.format, **lengths._asdict(), "rule": rule, "steps": steps, "device": device}
     return config.model_copy(update=update)
 
 
-def check_context(prompts: list[Tensor], gen_length: int, model: MaskedDiffusionLM) -> None:
-    """ValueError if a prompt and its completion are longer than the model's context."""
-    context = model.config.max_position_embeddings
-    too_long = [i for i, prompt in enumerate(prompts) if len(prompt) + gen_length > context]
-    if too_long:
-        raise ValueError(
-            f"{len(too_long)} prompts are too long, first: problem {too_long[0]} has {len(prompts[too_long[0]])} tokens, with "
-            f"gen_length {gen_length} more than the model's context of {context}: choose a smaller --gen-length"
-        )
+def protocol_rule(config: RuleConfig, model: MaskedDiffusionLM, gen_length: int) -> tuple[RuleName, int | None]:
+    """Rule and steps with the defaults filled in. auto: the model's learned threshold; eb where its settings are given; else the fixed
+    schedule of gen_length / 2 steps, with which scores are published."""
+    rule = config.rule
+    if rule == "auto" and config.gamma is None and model.threshold is not None:
+        rule = "learned"
+    if rule == "auto":
+        rule = "fixed" if config.gamma is None and config.proxy is None else "eb"
+    return rule, (config.steps or max(gen_length // 2, 1)) if rule == "fixed" else None
 
 
 class Run:
     """One command: decode what is not done yet, a line per problem, then the summary."""
 
-    def __init__(self, evaluation: Evaluation, arguments: list[str]):
+    def __init__(self, evaluation: Prepared, arguments: list[str]):
         """ValueError or OSError if the folder cannot be this run's."""
         self.evaluation, self.arguments = evaluation, arguments
         self.interrupted = self.decoding = False
@@ -271,7 +260,7 @@ class Run:
         return f"after {len(self.log.items)} of {len(self.evaluation.problems)} problems"
 
     def _interrupt(self, number, frame) -> None:
-        """At once inside the network; a row that is decoded is scored and written first."""
+        """At once inside the network; rows that are decoded are graded and written first."""
         self.interrupted = True
         if self.decoding:
             raise KeyboardInterrupt
@@ -285,28 +274,30 @@ class Run:
                 progress.update(bar, completed=done, description=description)
 
     def _items(self) -> Iterator[dict]:
-        """Decodes the problems that are not in the log, and writes each into it as it is done."""
+        """Decodes the problems that are not in the log, and writes each into it as it is graded."""
         evaluation, config = self.evaluation, self.evaluation.config
         todo = [index for index in range(len(evaluation.problems)) if index not in self.log.items]
         if not todo:
             return
-        prompts = [evaluation.prompts[index] for index in todo]
-        rows = stream(evaluation.model, prompts, config.gen_length, config.block_length, evaluation.rule,
-                      **config.stream_options())  # fmt: skip
-        while not self.interrupted and (row := self._next(rows)) is not None:
-            (position, generation), seconds = row
-            item = scored(evaluation, todo[position], generation, seconds)
-            self.log.write(item)
+        problems, prompts = ([given[index] for index in todo] for given in (evaluation.problems, evaluation.prompts))
+        lengths = Lengths(config.gen_length, config.block_length)
+        found = evaluation_items(evaluation.model, evaluation.task, problems, prompts, lengths, evaluation.rule,
+                                 next_row=self._next, **config.stream_options())  # fmt: skip
+        for item in found:
+            problem = problems[item["index"]]
+            named = {"index": todo[item["index"]], "problem": asdict(problem) if is_dataclass(problem) else problem}
+            self.log.write(named | item | named)
             yield item
+
+    def _next(self, rows: Iterator) -> tuple[int, Generation]:
+        """The next finished row. An interrupt that came while rows were graded is raised here, with their lines written."""
         if self.interrupted:
             raise KeyboardInterrupt
-
-    def _next(self, rows: Iterator[tuple[int, Generation]]) -> tuple[tuple[int, Generation], float] | None:
-        """The next finished row and the seconds it took: checking answers is no decoding."""
-        started, self.decoding = time.perf_counter(), True
-        row = next(rows, None)
-        self.decoding = False
-        return None if row is None else (row, time.perf_counter() - started)
+        self.decoding = True
+        try:
+            return next(rows)
+        finally:
+            self.decoding = False
 
     def _report(self) -> None:
         summary = summarise(self.evaluation, list(self.log.items.values()))
@@ -319,56 +310,18 @@ class Run:
         self.console.print(f"items.jsonl and summary.json are in {self.folder.path}")
 
 
-def scored(evaluation: Evaluation, index: int, generation: Generation, seconds: float) -> dict:
-    """The line of one problem. tokens: up to and including the first EOS; seconds: of decoding, since the row before."""
-    task, problem, trajectory = evaluation.task, evaluation.problems[index], generation.trajectory
-    completion = generation.text[0]
-    grade = graded(task, problem, task.prefill + completion if evaluation.config.format == "chat" else completion)
-    return {
-        "index": index,
-        "problem": dataclasses.asdict(problem),
-        "completion": completion,
-        "correct": grade.correct,
-        "reward": grade.reward,
-        "nfe": trajectory.nfe.item(),
-        "tokens": trajectory.length.item(),
-        "prompt_tokens": len(evaluation.prompts[index]),
-        "gamma": gamma_value(trajectory),
-        "seconds": seconds,
-    }
-
-
-def summarise(evaluation: Evaluation, items: list[dict]) -> dict:
-    """The numbers of the problems done so far; an undecided answer counts as not right. NFE and tokens are means per problem."""
-    config, count = evaluation.config, len(items)
-    right = sum(item["correct"] is True for item in items)
-    rewards = [item["reward"] for item in items if item["reward"] is not None]
-    tokens, nfe, seconds = (sum(item[name] for item in items) for name in ("tokens", "nfe", "seconds"))
+def summarise(evaluation: Prepared, items: list[dict]) -> dict:
+    """The numbers of the problems done so far, and the settings that they belong to."""
+    config = evaluation.config
     settings = json.loads(config.model_dump_json(exclude={"name", "runs", "resume", "overwrite", "dry_run"}))
     return {
         "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data", "instruction")},
-        "rule": repr(evaluation.rule),
         "problems": len(evaluation.problems),
-        "done": count,
-        "right": right,
-        "undecided": sum(item["correct"] is None for item in items),
-        "accuracy": right / count,
-        "accuracy_interval_95": wilson_interval(right, count),
-        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
-        "nfe": nfe / count,
-        "tokens": tokens / count,
-        "tokens_per_forward": tokens / nfe,
-        "tokens_per_second": tokens / seconds,
-        "decoding_seconds": seconds,
+        **evaluation_of(evaluation.rule, items).asdict(),
     }
 
 
-def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a share of ``count`` independent trials (Wilson 1927), at 95% by default."""
-    share, spread = right / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+_RULES = {"learned": "the threshold that the model has learned", "fixed": "a fixed schedule, as in published protocols"}
 
 
 def summary_table(summary: dict) -> Table:
@@ -377,7 +330,8 @@ def summary_table(summary: dict) -> Table:
         title=f"{config['model']} on {config['task']}: {summary['done']} of {summary['problems']} problems",
         show_header=False,
     )
-    table.add_row("decoding", f"{summary['rule']}, {config['gen_length']} tokens in blocks of {config['block_length']}")
+    table.add_row("commit rule", f"{summary['rule']}, {_RULES.get(config['rule'], 'as asked for')}")
+    table.add_row("lengths", f"{config['gen_length']} tokens in blocks of {config['block_length']}")
     table.add_row("accuracy", f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})")
     if summary["undecided"]:
         table.add_row("undecided", f"{summary['undecided']} answers that could not be decided, counted as not right")

@@ -18,6 +18,7 @@ from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.prompts import PromptError
 from diffpo.decoding_config import DecodingConfig
+from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.prompt_file import Format, Prompt, as_chats, numbered_prompts, prompt_text
@@ -46,8 +47,8 @@ class GenerateConfig(DecodingConfig):
     """a shipped model, a folder or a hub id"""
     revision: str | None = None
     """of a hub id: branch, tag or commit"""
-    device: str | None = None
-    """default: cuda where there is a GPU, otherwise cpu"""
+    device: str = "auto"
+    """auto: a GPU where there is one"""
     gen_length: int = Field(128, gt=0)
     """tokens to decode per prompt"""
     block_length: int | None = Field(None, gt=0)
@@ -145,7 +146,7 @@ def _read(config: GenerateConfig) -> tuple[list[str], list[Prompt]]:
 
 def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
     """ValueError for a device torch does not know or a model whose tokenizer cannot encode the prompts."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(config.device)
     model = load(config.model, device, config.dtype, config.revision)
     if model.tokenizer is None:
         raise ValueError(f"model {config.model} has no tokenizer: put tokenizer.json into its folder")

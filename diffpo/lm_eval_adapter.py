@@ -18,11 +18,13 @@ from diffpo.decoding.generation import check_lengths, decode_text, stream
 from diffpo.decoding.stopping import check_stop
 from diffpo.decoding_config import DecodingConfig
 from diffpo.dependencies import require
-from diffpo.evaluate import CHAT_BLOCK_LENGTH, CHAT_GEN_LENGTH
+from diffpo.device import choose_device
+from diffpo.evaluate import protocol_rule
 from diffpo.models.chat_template import render_chats
 from diffpo.models.checkpoints import load
 from diffpo.models.special_tokens import encode_text
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.tasks.task import BLOCK_LENGTH, GEN_LENGTH
 
 require("lm_eval")
 
@@ -39,9 +41,9 @@ class DiffpoLM(TemplateLM):
     def __init__(
         self,
         model: str,
-        gen_length: int = CHAT_GEN_LENGTH,
+        gen_length: int = GEN_LENGTH,
         block_length: int | None = None,
-        rule: str = "fixed",
+        rule: str = "auto",
         steps: int | None = None,
         batch_size: int | str | None = 8,
         max_batch_size: int | None = None,
@@ -50,15 +52,16 @@ class DiffpoLM(TemplateLM):
         **decoding,
     ):
         super().__init__()
-        self.gen_length, self.block_length = gen_length, block_length or min(CHAT_BLOCK_LENGTH, gen_length)
+        self.gen_length, self.block_length = gen_length, block_length or min(BLOCK_LENGTH, gen_length)
         check_lengths(self.gen_length, self.block_length)
-        if steps is None and rule == "fixed":
-            steps = max(gen_length // 2, 1)
+        if rule == "auto" and steps is not None:
+            rule = "fixed"
         rows = 8 if batch_size in (None, "auto") else int(batch_size)
         self.config = DecodingConfig(rule=rule, steps=steps, batch_size=rows, **decoding)
         self.name = model
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load(model, device, self.config.dtype, revision)
+        self.model = load(model, choose_device(device or "auto"), self.config.dtype, revision)
+        rule, steps = protocol_rule(self.config, self.model, gen_length)
+        self.config = self.config.model_copy(update={"rule": rule, "steps": steps})
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:
             raise ValueError(f"model {model!r} has no tokenizer, which lm-eval needs")

@@ -21,13 +21,15 @@ from diffpo.config import ModelSize, PretrainConfig, fail, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.device import choose_device
+from diffpo.evaluation import evaluate, fixed_problems, one_at_a_time
 from diffpo.keyed_random import derive, uniform
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
-from diffpo.tasks import Task, get_task
+from diffpo.tasks import CompactTask, get_task
+from diffpo.tasks.prompts import check_vocabulary
+from diffpo.tasks.task import completion_lengths
 from diffpo.training.checkpointing import check_finite
-from diffpo.training.evaluation import check_vocabulary, evaluate, fixed_problems, one_at_a_time
 from diffpo.training.run_folder import DISK_FAULTS, stopped
 from diffpo_kernels import linear_logprob
 
@@ -52,7 +54,7 @@ def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Te
     return -(weight_N * logprob_N).sum() / (B * L)
 
 
-def build_model(task: Task, size: ModelSize) -> MaskedDiffusionLM:
+def build_model(task: CompactTask, size: ModelSize) -> MaskedDiffusionLM:
     """A freshly initialised model with a word tokenizer over the task's vocabulary."""
     tokenizer = word_tokenizer(task.vocabulary)
     config = ModelConfig(
@@ -66,7 +68,7 @@ def build_model(task: Task, size: ModelSize) -> MaskedDiffusionLM:
     return MaskedDiffusionLM(config, tokenizer)
 
 
-def encode_examples(model: MaskedDiffusionLM, task: Task, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Prompt ids [count, P] and completion ids [count, gen_length] of fresh training examples."""
     prompts, completions = zip(*task.examples(count, seed), strict=True)
     if task.ends_with_eos:
@@ -75,7 +77,7 @@ def encode_examples(model: MaskedDiffusionLM, task: Task, count: int, seed: int)
     return torch.tensor(ids[0]), torch.tensor(ids[1])
 
 
-def pretrain(model: MaskedDiffusionLM, task: Task, config: PretrainConfig) -> float:
+def pretrain(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConfig) -> float:
     """Train on generated examples, in place; returns the mean loss (nats/token) of the last 50 steps.
 
     FloatingPointError when the loss is not finite.
@@ -113,10 +115,13 @@ def lr_factor(step: int, config: PretrainConfig) -> float:
     return min((step + 1) / config.warmup_steps, 1.0) * fall
 
 
-def model_card(model: MaskedDiffusionLM, task: Task, config: PretrainConfig, loss: float, seconds: float) -> str:
+def model_card(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConfig, loss: float, seconds: float) -> str:
     """A README in Markdown: what the model is, how it was made, and how well it decodes held-out problems."""
     problems = fixed_problems(task, config.heldout)
-    rules = [one_at_a_time(task), *(EntropyBounded(gamma) for gamma in (0.01, 0.1, 0.5, 1.0, math.inf))]
+    rules = [
+        one_at_a_time(completion_lengths(task)),
+        *(EntropyBounded(gamma) for gamma in (0.01, 0.1, 0.5, 1.0, math.inf)),
+    ]
     rows = [evaluate(model, task, problems, rule) for rule in rules]
     parameters = sum(p.numel() for p in model.parameters())
     on_gpu = model.device.type == "cuda"
@@ -142,10 +147,18 @@ def model_card(model: MaskedDiffusionLM, task: Task, config: PretrainConfig, los
     )
 
 
+def compact_task(name: str) -> CompactTask:
+    """ValueError for a task whose problems have no compact words, from which no tiny model can be made."""
+    task = get_task(name)
+    if not isinstance(task, CompactTask):
+        raise ValueError(f"task: {name} has no words of its own: pretrain on countdown or sudoku")
+    return task
+
+
 def main() -> None:
     config = parse(PretrainConfig)
     try:
-        task = get_task(config.task)
+        task = compact_task(config.task)
         torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
         device = choose_device(config.device)
         model = (load(config.start) if config.start else build_model(task, config.model)).to(device)

@@ -19,21 +19,17 @@ from safetensors import SafetensorError
 
 from diffpo.config import fail
 from diffpo.cpu_memory import keep_freed_memory
+from diffpo.decoding.generation import check_lengths
 from diffpo.device import choose_device
+from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.models.checkpoints import load, resolve
 from diffpo.provenance import model_inputs
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
+from diffpo.tasks.prompts import check_context, prompt_ids, suited
+from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
-from diffpo.training.evaluation import (
-    Evaluation,
-    check_vocabulary,
-    evaluate,
-    fixed_problems,
-    one_at_a_time,
-    parallel_rules,
-)
 from diffpo.training.json_lines import finite
 from diffpo.training.logging import MetricsLog, draw_curves, read_metrics, summary_line
 from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
@@ -72,14 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def prepare(config: TrainConfig, task: Task) -> "Run":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
+    check_prompts(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
-    check_prompts(task, config)
     device = choose_device(config.device)
     source, commit = resolve(config.model)
     model = load(source, device)
-    check_vocabulary(model, task)
+    task = suited(task, model)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
+    check_lengths(*trainer.lengths)
+    check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
+    trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     folder = RunFolder("train", config, model_inputs(source, commit), carried=model.source.files.others)
     saved = None
     with folder.released_on_error():
@@ -91,9 +90,11 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
 
 
 def check_prompts(task: Task, config: TrainConfig) -> None:
-    """ValueError if an update asks for more problems than there are."""
+    """ValueError if there are no problems to train on, or an update asks for more than there are."""
     try:
         task.problems("train", config.algorithm.prompts_per_update, config.seed)
+    except NoSplitError as error:
+        raise ValueError(f"task: {error}; train on countdown or sudoku, which make their problems") from error
     except ValueError as error:
         raise ValueError(f"algorithm.prompts_per_update: {error}") from error
 
@@ -107,7 +108,8 @@ class Run:
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems = problems
-        self.rules = [one_at_a_time(trainer.task), *(parallel_rules(trainer.task) if config.sweep else ())]
+        lengths = trainer.lengths
+        self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
         self.started = time.perf_counter()
         self.interrupted = False
         self.saved_update: int | None = None  # whose checkpoint is the newest
@@ -181,7 +183,8 @@ class Run:
         for rule in rules:
             if self.interrupted:
                 break
-            evaluations.append(evaluate(self.trainer.model, self.trainer.task, self.problems, rule))
+            trainer = self.trainer
+            evaluations.append(evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths))
             point = evaluations[-1]
             self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations

@@ -45,6 +45,19 @@ def test_it_is_registered_and_made_from_an_argument_string():
         kind.create_from_arg_string("model=tiny-countdown,rul=fixed", {})
 
 
+@pytest.mark.parametrize(
+    ("model", "steps", "rule"),
+    [
+        ("tiny-countdown", None, ("fixed", 6)),
+        ("tiny-countdown-diffpo", None, ("learned", None)),
+        ("tiny-countdown-diffpo", 4, ("fixed", 4)),
+    ],
+)
+def test_a_learned_threshold_is_used_where_there_is_one(model, steps, rule):
+    lm = DiffpoLM(model=model, gen_length=12, steps=steps, device="cpu")
+    assert (lm.config.rule, lm.config.steps) == rule
+
+
 def test_every_argument_has_an_effect_or_is_refused():
     lm = DiffpoLM(model="tiny-countdown", gen_length=12, dtype="bfloat16", device="cpu")
     assert lm.model.embed_tokens.weight.dtype == torch.bfloat16

@@ -13,10 +13,10 @@ import torch
 
 from diffpo.decoding.generation import Generation, generate
 from diffpo.decoding.rules import EntropyBounded, FixedSchedule, Rule
+from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task, get_task
-from diffpo.training.evaluation import fixed_problems
 from diffpo.trajectory import Trajectory
 
 MODELS = {"tiny-countdown": "countdown", "tiny-sudoku": "sudoku"}

@@ -10,10 +10,10 @@ import torch
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
+from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task, get_task
-from diffpo.training.evaluation import fixed_problems
 
 GAMMAS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, math.inf)
 SMOKE_GAMMAS = (0.0, 0.5, math.inf)

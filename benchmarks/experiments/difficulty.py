@@ -11,9 +11,9 @@ from scipy import stats
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import FixedSchedule
+from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
-from diffpo.training.evaluation import fixed_problems
 
 SAMPLES = 16
 GROUPS = 4  # quartiles

@@ -26,11 +26,11 @@ from torch import Tensor
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
+from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.models.shared_pass import completion_hidden
 from diffpo.tasks import get_task
 from diffpo.training.config import ROLLOUT_PROXY
-from diffpo.training.evaluation import fixed_problems
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
 GAMMAS = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # nats

@@ -27,10 +27,10 @@ from sampler_report import print_tables, reading, summarise
 from study import Options, Run, existing, parser, provenance, read, train_all, write
 
 from diffpo.config import fail
+from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
 from diffpo.training.config import ROLLOUT_PROXY
-from diffpo.training.evaluation import fixed_problems
 
 SMOKE_ARMS = ("joint",)
 SEEDS = 5  # at most: sampler_arms.py says how many each arm has

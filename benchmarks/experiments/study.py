@@ -80,7 +80,7 @@ def parser(description: str, seeds: int = 5, tasks: Sequence[str] = ("countdown"
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"seeds of each arm, at most (default {seeds})")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: the cores)")
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="of the training runs")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto", help="of the training runs")
     parser.add_argument("--smoke", action="store_true", help="two updates of one seed: does everything run?")
     parser.add_argument("--report", action="store_true", help="train nothing: summarise the results that are there")
     return with_folders(parser)

@@ -16,7 +16,8 @@ import numpy as np
 from . import d1
 from .answers import boxes, final_answer
 from .expressions import makes_target
-from .task import Grade, Split, Task, check_request, stable_hash
+from .published import PublishedTask
+from .task import CompactTask, Grade, Split, check_request, stable_hash
 
 MAX_NUMBER = 20
 MAX_VALUE = 99  # of the target and of every intermediate value
@@ -45,7 +46,7 @@ class CountdownProblem(CountdownQuestion):
             raise ValueError(f"target must be in 1..{MAX_VALUE}, got {self.target}")
 
 
-class Countdown(Task[CountdownQuestion]):
+class Countdown(CompactTask[CountdownQuestion], PublishedTask[CountdownQuestion]):
     """Countdown with three numbers.
 
     Compact: prompt `7 3 11 -> 32`, completion `7 * 3 = 21 , 21 + 11 = 32` and EOS. The first step takes two of the
@@ -61,6 +62,7 @@ class Countdown(Task[CountdownQuestion]):
     Reward: 0 without an answer, .1 for a wrong one, 1 for a right one. An answer is two equations (compact, true or not), a non-empty
     `<answer>`, closed or not, or without one a `\\boxed{}` (chat). Of a chat answer the last box counts, else all of it: it is right if
     it is one expression of each number exactly once whose value, a fraction, is the target; see `makes_target`.
+    Format "compact" reads both, "chat" reads no compact answer.
     Protocol "d1": what its scripts say of a chat, see `diffpo/tasks/d1.py`; d1 has no compact form.
 
     Published data: rows such as {"input": "30,100,93", "output": "23"} (d1) or {"nums": [44, 19, 35], "target": 98}
@@ -68,6 +70,7 @@ class Countdown(Task[CountdownQuestion]):
     """
 
     name = "countdown"
+    formats = ("compact", "chat")
     count = 3  # of numbers
     vocabulary = (*map(str, range(MAX_VALUE + 1)), *OPERATORS, "=", ",", "->")
     gen_length = 12
@@ -89,7 +92,9 @@ class Countdown(Task[CountdownQuestion]):
         except ValueError:
             return CountdownQuestion(numbers, target)
 
-    def problems(self, split: Split, count: int, seed: int) -> list[CountdownProblem]:
+    def problems(self, split: Split, count: int, seed: int) -> list[CountdownQuestion]:
+        if split == "test" and self.data:
+            return PublishedTask.problems(self, split, count, seed)
         check_request(split, count)
         rng = np.random.default_rng(seed)
         expressions = _expressions(split)
@@ -115,7 +120,7 @@ class Countdown(Task[CountdownQuestion]):
             for (a, b, c), target, i in zip(shown.tolist(), chosen.target.tolist(), index.tolist(), strict=True)
         ]
 
-    def prompt(self, problem: CountdownQuestion) -> str:
+    def words(self, problem: CountdownQuestion) -> str:
         if not isinstance(problem, CountdownProblem):
             raise ValueError(
                 f"{list(problem.numbers)} -> {problem.target} has no compact form: it holds {self.count} numbers in "
@@ -135,14 +140,14 @@ class Countdown(Task[CountdownQuestion]):
         expressions = _evaluate(np.array(problem.numbers)[_ORDERS])
         expressions = expressions[expressions.target == problem.target]
         if not len(expressions):
-            raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {self.prompt(problem)!r}")
+            raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {self.words(problem)!r}")
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
     def grade(self, problem: CountdownQuestion, text: str) -> Grade:
         if self.protocol == "d1":
             return d1.grade_countdown(problem.numbers, problem.target, text)
         answer = final_answer(text)
-        if answer is None and _equations(self.count - 1).fullmatch(text):
+        if self.format == "compact" and answer is None and _equations(self.count - 1).fullmatch(text):
             correct = _steps_solve(problem, text)
             return Grade(1.0 if correct else 0.1, correct)
         marked = boxes(answer or text)

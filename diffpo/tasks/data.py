@@ -7,37 +7,58 @@ import hashlib
 import io
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from diffpo.chats import as_messages, as_text
 from diffpo.text_input import decode, json_rows
 
-from .task import ChatTask
-
 FORMATS = (".jsonl", ".csv", ".parquet")
+_EXACT = 2.0**53  # below, every integer is a float
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 _NumberedRow = tuple[str, Any]  # the words that name the row in a message, and the row
 
 
-def local_problems(task: ChatTask, path: str | Path) -> tuple[list, str]:
-    """The problems of a jsonl, csv or parquet file, in its order, and the file's revision ("sha256:...").
+class Rows(Protocol):
+    """What the rows of a published dataset are; see `PublishedTask`."""
+
+    name: str
+    columns: tuple[str, ...]
+    hub_file: tuple[str, str] | None
+
+    def problem_from_row(self, row: dict[str, Any]) -> Any: ...
+
+
+def local_problems(task: Rows, path: str | Path) -> tuple[list, str]:
+    """The problems of a jsonl, csv or parquet file, in its order, and the file's revision ("sha256:..."). "-": JSONL of standard input.
 
     FileNotFoundError without the file, ValueError for another format or rows that are not the task's.
     """
-    path = Path(path)
-    if not path.is_file():
+    if str(path) == "-":
+        path, ending, content = Path("standard input"), ".jsonl", sys.stdin.buffer.read()
+    else:
+        path = Path(path)
+        ending, content = path.suffix.lower(), _content(path)
+    return _problems(
+        task, _numbered_rows(path, ending, content), path.name
+    ), f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _content(path: Path) -> bytes:
+    if not path.exists():
         raise FileNotFoundError(f"data: there is no file {path}")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"data: {path} is {kind}: give a file, or - and the rows on standard input")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ValueError(f"data: {path} is not readable: {error.strerror}") from error
-    return _problems(task, _numbered_rows(path, content), path.name), f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def hub_problems(task: ChatTask) -> tuple[list, str]:
+def hub_problems(task: Rows) -> tuple[list, str]:
     """The published test split, from the hub's cache or the network, and its revision ("owner/name@commit").
 
     FileNotFoundError if it cannot be fetched, ValueError if the task is published nowhere or pyarrow is needed and missing.
@@ -56,15 +77,14 @@ def hub_problems(task: ChatTask) -> tuple[list, str]:
             f"data: {dataset} could not be fetched from the hub ({type(error).__name__}); give a local copy with --data: {error}"
         ) from error
     commit = path.parts[path.parts.index("snapshots") + 1] if "snapshots" in path.parts else "unknown"
-    return _problems(task, _numbered_rows(path, path.read_bytes()), dataset), f"{dataset}@{commit}"
+    return _problems(task, _numbered_rows(path, path.suffix.lower(), path.read_bytes()), dataset), f"{dataset}@{commit}"
 
 
-def _numbered_rows(path: Path, content: bytes) -> list[_NumberedRow]:
+def _numbered_rows(path: Path, ending: str, content: bytes) -> list[_NumberedRow]:
     """The rows of a file by its ending: .jsonl (also .ndjson and .json: lines or one array), .csv (every value a string) or .parquet.
 
     ValueError, naming the line, if it is not what it says.
     """
-    ending = path.suffix.lower()
     if ending == ".parquet":
         rows = _read_parquet(path)
         return [(f"row {number} of {path.name}", row) for number, row in enumerate(rows, 1)]
@@ -131,7 +151,7 @@ def _parquet_module():
     return pyarrow.parquet
 
 
-def _problems(task: ChatTask, rows: Sequence[_NumberedRow], source: str) -> list:
+def _problems(task: Rows, rows: Sequence[_NumberedRow], source: str) -> list:
     problems = []
     for place, row in rows:
         if not isinstance(row, dict):
@@ -159,8 +179,9 @@ def _problems(task: ChatTask, rows: Sequence[_NumberedRow], source: str) -> list
 
 
 def _as_published(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """A row with the task's columns. The first may be content parts; without it, a conversational row (TRL) stands for one: the user's
+    """A row with the task's columns. Whole numbers that a table has made floats, 44.0, are integers again. The first column may be content parts; without it, a conversational row (TRL) stands for one: the user's
     message of ``prompt`` or ``messages`` is the question, and the assistant's, if there is one, the answer. ValueError for other chats."""
+    row = whole_numbers(row)
     if not columns:
         return row
     question, *others = columns
@@ -182,6 +203,18 @@ def _as_published(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]
     if len(messages) == 2 and row.get(answer) is None:
         found[answer] = messages[1]["content"]
     return row | found
+
+
+def whole_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with integers where a table made floats of them: 44.0 is 44 again."""
+    return {column: _whole(value) for column, value in row.items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+    return int(value) if exact else value
 
 
 def _is_finite(value: Any) -> bool:

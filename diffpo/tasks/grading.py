@@ -15,43 +15,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import get_chat_task
-from .task import ChatTask, Grade, Protocol, Task
+from . import get_task
+from .data import whole_numbers
+from .published import Protocol, PublishedTask
+from .task import Grade, Task
 
 _LARGEST = torch.finfo(torch.float32).max  # rollouts keep rewards in fp32
 _MACHINE_FAULTS = (OSError, MemoryError, torch.OutOfMemoryError)  # say nothing about the text
 _SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</s>")  # what a careless decoding leaves in a text
-_task = functools.cache(get_chat_task)  # a task may own worker processes
+_task = functools.cache(get_task)  # a task may own worker processes
 
 
 class TaskError(RuntimeError):
     """A task gave something else than a grade, which no run can go on with."""
 
 
-def grade(task: str | ChatTask, row: Mapping[str, Any], text: str, protocol: Protocol = "strict") -> Grade:
-    """Grade a text that answers one row of published data.
+def grade(task: str | Task, row: Any, text: str, protocol: Protocol = "strict") -> Grade:
+    """Grade a text that answers one row of published data, or a problem of a task that has no such data.
 
-    task: name ("gsm8k", "math500", "countdown", "sudoku") or a task, whose own protocol then holds; row: as published; text: the
-    assistant's turn with the prefill. protocol: "strict", what is mathematically right, or "d1", what d1's own scripts say.
+    task: name ("gsm8k", "math500", "countdown", "sudoku"), then text is of a chat; or a task, whose own format and protocol hold. row: as
+    published, or the problem; text: the assistant's turn from its beginning. protocol: "strict", what is mathematically right, or "d1", what d1's own scripts say.
     With the tasks of diffpo it never raises and never hangs for any text; one that is no str is undecided, Grade(None, None). A task
     of your own is held to what `graded` says. ValueError for an unknown task or protocol, or a row that is not the task's.
     """
-    if not isinstance(task, str | ChatTask):
+    if not isinstance(task, str | Task):
         raise ValueError(f"task must be a name or a task, got {type(task).__name__}")
-    task = _task(task, protocol) if isinstance(task, str) else task
-    problem = task.problem_from_row(_checked_row(task, row))
+    task = _task(task, format="chat", protocol=protocol) if isinstance(task, str) else task
+    published = isinstance(task, PublishedTask)
+    problem = task.problem_from_row(_checked_row(task, row)) if published else row
     if not isinstance(text, str):
         return Grade(None, None)
-    if task.protocol == "strict":
+    if not published or task.protocol == "strict":
         text = _SPECIAL.sub("", text)
-    if isinstance(task, Task) and task.protocol == "strict" and not text.startswith(task.prefill):
-        text = (
-            task.prefill + text
-        )  # a turn of a chat, whatever it looks like: never the compact form of the tiny models
     return graded(task, problem, text)
 
 
-def graded(task: ChatTask, problem: Any, text: str) -> Grade:
+def graded(task: Task, problem: Any, text: str) -> Grade:
     """``task.grade``, ``checked``. A task that raises has not decided: None, None and a warning. Faults of the machine (OSError,
     MemoryError, torch.OutOfMemoryError) are raised."""
     try:
@@ -66,7 +65,7 @@ def graded(task: ChatTask, problem: Any, text: str) -> Grade:
     return checked(task, grade)
 
 
-def graded_together(task: ChatTask, problems: Sequence, texts: Sequence[str]) -> list[Grade]:
+def graded_together(task: Task, problems: Sequence, texts: Sequence[str]) -> list[Grade]:
     """``task.grade_many``, each ``checked``; one by one where the task raises on some text of them, as ``graded`` says."""
     try:
         grades = task.grade_many(problems, texts)
@@ -81,7 +80,7 @@ def graded_together(task: ChatTask, problems: Sequence, texts: Sequence[str]) ->
     return [checked(task, grade) for grade in grades]
 
 
-def checked(task: ChatTask, grade: Any) -> Grade:
+def checked(task: Task, grade: Any) -> Grade:
     """A task's grade as plain values. reward: a finite fp32 number, or None where there is none (None, NaN, infinite, beyond fp32).
 
     TaskError for anything of a wrong type.
@@ -91,7 +90,7 @@ def checked(task: ChatTask, grade: Any) -> Grade:
     return Grade(_reward(task, grade.reward), _verdict(task, grade.correct))
 
 
-def _reward(task: ChatTask, value: Any) -> float | None:
+def _reward(task: Task, value: Any) -> float | None:
     if value is None:
         return None
     value = _scalar(value)
@@ -101,7 +100,7 @@ def _reward(task: ChatTask, value: Any) -> float | None:
     return float(value) if -_LARGEST <= value <= _LARGEST else None
 
 
-def _verdict(task: ChatTask, value: Any) -> bool | None:
+def _verdict(task: Task, value: Any) -> bool | None:
     value = _scalar(value)
     if value is None or isinstance(value, bool):
         return value
@@ -119,7 +118,7 @@ def _shown(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:80]!r}"
 
 
-def _checked_row(task: ChatTask, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked_row(task: PublishedTask, row: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise ValueError(f"row must be an object with columns, got {type(row).__name__}")
     missing = [column for column in task.columns if row.get(column) is None]
@@ -127,4 +126,4 @@ def _checked_row(task: ChatTask, row: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(
             f"row has no {', '.join(missing)}: task {task.name} needs the columns {', '.join(task.columns)}"
         )
-    return row
+    return whole_numbers(row)

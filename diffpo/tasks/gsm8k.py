@@ -13,8 +13,9 @@ from . import d1
 from .answers import MAX_LENGTH, boxes, final_answer, plain
 from .boxed import last_boxed
 from .mathematics import UndecidedError, decide
+from .published import CHAT_FORMAT, PublishedTask
 from .quantities import announced, last_statement, stated_number
-from .task import CHAT_FORMAT, ChatTask, Grade, chat_answer
+from .task import Grade, chat_answer
 
 BOXED_FORMAT = (
     "Solve the math problem step by step and put the final answer inside \\boxed{}.\n"
@@ -38,7 +39,7 @@ class GSM8KProblem:
     published: str = ""
 
 
-class GSM8K(ChatTask[GSM8KProblem]):
+class GSM8K(PublishedTask[GSM8KProblem]):
     """GSM8K in chat form.
 
     Published data (openai/gsm8k): question, and an answer that ends in `#### 72`.

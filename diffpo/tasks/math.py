@@ -12,7 +12,8 @@ from .boxed import last_boxed, last_boxes
 from .gsm8k import BOXED_FORMAT
 from .math_equivalence import MathEquivalence
 from .mathematics import answer_in_prose, d1, is_list, reads_as_mathematics
-from .task import ChatTask, Grade, Protocol, chat_answer
+from .published import PublishedTask
+from .task import Grade, chat_answer
 
 _MOST_BOXES = 60  # of one list
 
@@ -25,7 +26,7 @@ class MathProblem:
     answer: str
 
 
-class Math500(ChatTask[MathProblem]):
+class Math500(PublishedTask[MathProblem]):
     """MATH-500 in chat form.
 
     Published data: problem, and answer (HuggingFaceH4/MATH-500) or a solution that holds it in a box (ankner/math-500, the train split of
@@ -42,9 +43,10 @@ class Math500(ChatTask[MathProblem]):
     hub_file = ("HuggingFaceH4/MATH-500", "test.jsonl")
     instruction = BOXED_FORMAT
 
-    def __init__(self, equivalence: MathEquivalence | None = None, *, protocol: Protocol = "strict") -> None:
-        super().__init__(protocol=protocol)
-        self.packages = ("math_verify",) if protocol == "strict" else ()
+    def __init__(self, equivalence: MathEquivalence | None = None, **options: Any) -> None:
+        """options: those of `PublishedTask`."""
+        super().__init__(**options)
+        self.packages = ("math_verify",) if self.protocol == "strict" else ()
         self.equivalence = equivalence or MathEquivalence()
 
     def problem_from_row(self, row: Mapping[str, Any]) -> MathProblem:

@@ -1,44 +1,74 @@
-"""Problems as token ids: the compact line of a tiny model, or a chat with the assistant's turn already begun."""
+"""Problems as a model is asked them, and their token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diffpo.models.chat_template import ChatTemplateError, render_chats
 from diffpo.models.special_tokens import encode_text
+from diffpo.models.transformer import MaskedDiffusionLM
 
-from .task import ChatTask, Task
+from .published import PublishedTask
+from .task import CompactTask, Format, Task, is_compact
 
 
-def compact_prompts(tokenizer, task: ChatTask, problems: Sequence) -> list[Tensor]:
-    """The compact prompt of every problem, int64 [P_i] each, by a tokenizer that knows the task's words.
+def suited(task: Task, model: MaskedDiffusionLM, format: Format | Literal["auto"] = "auto") -> Task:
+    """The task as this model can be asked. auto: as chat if its tokenizer has a chat template or the task has no compact form.
 
-    ValueError for a task or a problem without a compact form.
+    ValueError unless the tokenizer knows every word of a compact task, and has a template for a published one that is asked as chat.
     """
-    if not isinstance(task, Task):
-        raise ValueError(f"task {task.name} has no compact format: use --format chat")
-    return _each(lambda problem: torch.tensor(encode_text(tokenizer, task.prompt(problem))), problems)
+    has_template = model.tokenizer is not None and model.tokenizer.chat_template is not None
+    if isinstance(task, PublishedTask):
+        natural = "chat" if has_template or "compact" not in task.formats else "compact"
+        task = task.asked(natural if format == "auto" else format)
+        if task.format == "chat" and not has_template:
+            raise ValueError(
+                "the model's tokenizer has no chat template: use --format compact, or a model that is tuned for chat"
+            )
+    if is_compact(task):
+        check_vocabulary(model, task)
+    return task
 
 
-def chat_prompts(tokenizer, task: ChatTask, problems: Sequence) -> list[Tensor]:
-    """The chat of every problem in the tokenizer's template, then the tokens of the task's prefill, int64 [P_i] each.
+def check_vocabulary(model: MaskedDiffusionLM, task: CompactTask) -> None:
+    """ValueError unless the model's tokenizer knows every word of the task's compact format."""
+    known = model.tokenizer.get_vocab() if model.tokenizer is not None else {}
+    missing = [word for word in task.vocabulary if word not in known]
+    if missing:
+        raise ValueError(f"the model's tokenizer does not know words of task {task.name}: {' '.join(missing[:8])}")
 
-    ValueError for a tokenizer without a chat template, or with one that cannot render a problem.
+
+def prompt_ids(tokenizer, task: Task, problems: Sequence) -> list[Tensor]:
+    """The prompt of every problem, int64 [P_i] each: a text by the tokenizer, a chat by its template, up to where the answer goes on.
+
+    ValueError for a problem that cannot be asked, or a tokenizer that cannot read it.
     """
-    if tokenizer is None or tokenizer.chat_template is None:
+    prompts = _each(task.prompt, problems)
+    chats = bool(prompts) and isinstance(prompts[0], list)
+    if chats:
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise ValueError("the model's tokenizer has no chat template: use a model that is tuned for chat")
+        try:
+            prompts = render_chats(tokenizer, prompts)
+        except ChatTemplateError as error:
+            raise ValueError(f"problem {error.index}: {error.reason}") from error
+    return _each(lambda text: torch.tensor(encode_text(tokenizer, text, add_special_tokens=not chats)), prompts)
+
+
+def check_context(prompts: Sequence[Tensor], gen_length: int, model: MaskedDiffusionLM) -> None:
+    """ValueError if a prompt and its completion are longer than the model's context."""
+    context = model.config.max_position_embeddings
+    too_long = [i for i, prompt in enumerate(prompts) if len(prompt) + gen_length > context]
+    if too_long:
         raise ValueError(
-            "the model's tokenizer has no chat template: use --format compact, or a model that is tuned for chat"
+            f"{len(too_long)} prompts are too long, first: problem {too_long[0]} has {len(prompts[too_long[0]])} tokens, with "
+            f"gen_length {gen_length} more than the model's context of {context}: choose a smaller --gen-length"
         )
-    try:
-        turns = render_chats(tokenizer, [task.chat(problem) for problem in problems])
-    except ChatTemplateError as error:
-        raise ValueError(f"problem {error.index}: {error.reason}") from error
-    prefill = encode_text(tokenizer, task.prefill, add_special_tokens=False)
-    return _each(lambda turn: torch.tensor([*encode_text(tokenizer, turn, add_special_tokens=False), *prefill]), turns)
 
 
 def check_no_mask(prompts: Sequence[Tensor], mask_id: int) -> None:

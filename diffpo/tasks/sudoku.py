@@ -12,7 +12,8 @@ import numpy as np
 
 from . import d1
 from .answers import MAX_LENGTH, boxes, final_answer, plain
-from .task import Grade, Protocol, Split, Task, check_request, stable_hash
+from .published import PublishedTask
+from .task import CompactTask, Grade, Split, check_request, stable_hash
 
 CELLS = 16
 MIN_CLUES = 4  # fewer clues never determine a 4x4 grid
@@ -36,7 +37,7 @@ class SudokuProblem:
             raise ValueError(f"{self.solution!r} does not solve {self.puzzle!r}")
 
 
-class Sudoku(Task[SudokuProblem]):
+class Sudoku(CompactTask[SudokuProblem], PublishedTask[SudokuProblem]):
     """Sudoku 4x4 with exactly one solution per puzzle.
 
     Compact: prompt of 16 words `1`..`4` or `_` (empty), completion of 16 digits, without EOS.
@@ -49,7 +50,7 @@ class Sudoku(Task[SudokuProblem]):
 
     Reward: the fraction of the originally empty cells that are right, of an answer that is padded with empty cells; 0 for more than 16 digits.
     Right is an answer of exactly the solution's 16 digits: with a changed clue it is wrong, whatever its reward.
-    Compact is a text of the words of the compact form, a space between two. Any other text is a chat: its answer stands in `<answer>`, closed or not,
+    Format "compact" reads a text of the words of the compact form, a space between two, as such. Any other text is a chat: its answer stands in `<answer>`, closed or not,
     and without one it earns 0. There a box counts if there is one, and what is around the digits (words, fences, rules of a table,
     LaTeX) does not.
     Protocol "d1": the cells and no more, as its evaluation script reads them, see `diffpo/tasks/d1.py`.
@@ -59,15 +60,16 @@ class Sudoku(Task[SudokuProblem]):
     """
 
     name = "sudoku"
+    formats = ("compact", "chat")
     columns = ("Puzzle", "Solution")
     vocabulary = ("1", "2", "3", "4", "_")
     gen_length = CELLS
     block_length = CELLS
     ends_with_eos = False
 
-    def __init__(self, clues: tuple[int, int] = (4, 8), *, protocol: Protocol = "strict") -> None:
-        """`clues`: least and greatest number of given cells, within 4..15."""
-        super().__init__(protocol=protocol)
+    def __init__(self, clues: tuple[int, int] = (4, 8), **options: Any) -> None:
+        """`clues`: least and greatest number of given cells, within 4..15. options: those of `PublishedTask`."""
+        super().__init__(**options)
         low, high = clues
         if not MIN_CLUES <= low <= high < CELLS:
             raise ValueError(f"clues must be (low, high) with {MIN_CLUES} <= low <= high < {CELLS}, got {clues}")
@@ -86,6 +88,8 @@ class Sudoku(Task[SudokuProblem]):
         return SudokuProblem(str(row["Puzzle"]).zfill(CELLS), str(row["Solution"]))
 
     def problems(self, split: Split, count: int, seed: int) -> list[SudokuProblem]:
+        if split == "test" and self.data:
+            return PublishedTask.problems(self, split, count, seed)
         check_request(split, count)
         low, high = self.clues
         _, _, size = _clue_masks()
@@ -122,7 +126,7 @@ class Sudoku(Task[SudokuProblem]):
         mask = masks[start[pattern, clues] + rng.integers(size[pattern, clues])]
         return grid, _grids()[grid] * _bits(mask)
 
-    def prompt(self, problem: SudokuProblem) -> str:
+    def words(self, problem: SudokuProblem) -> str:
         return " ".join(problem.puzzle.replace("0", "_"))
 
     def question(self, problem: SudokuProblem) -> str:
@@ -139,7 +143,7 @@ class Sudoku(Task[SudokuProblem]):
     def grade(self, problem: SudokuProblem, text: str) -> Grade:
         if self.protocol == "d1":
             return d1.grade_sudoku(problem.puzzle, problem.solution, text)
-        answer = _cells(text)
+        answer = _cells(text, self.format == "compact")
         cells = zip(problem.puzzle, problem.solution, answer[:CELLS].ljust(CELLS, "0"), strict=True)
         right = [given == digit for clue, digit, given in cells if clue == "0"]
         reward = sum(right) / len(right) if len(answer) <= CELLS else 0.0
@@ -155,9 +159,9 @@ def _fits(puzzle: str, grid: str) -> bool:
     return all(clue in ("0", digit) for clue, digit in zip(puzzle, grid, strict=True))
 
 
-def _cells(text: str) -> str:
-    """The digits that a text gives as its answer, however many; `_` is an empty cell, 0."""
-    if _COMPACT.fullmatch(text.strip()):
+def _cells(text: str, compact: bool) -> str:
+    """The digits that a text gives as its answer, however many; `_` is an empty cell, 0. compact: it may be one of the compact form."""
+    if compact and _COMPACT.fullmatch(text.strip()):
         return "".join(text.split()).replace("_", "0")
     answer = final_answer(text) or ""
     marked = boxes(answer)

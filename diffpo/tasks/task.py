@@ -1,25 +1,27 @@
-"""What a task offers to pretraining, rollouts and evaluation."""
+"""What a task offers to rollouts, evaluation and, if it is a compact one, pretraining."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 Split = Literal["train", "validation", "test"]
-Protocol = Literal["strict", "d1"]
+Format = Literal["compact", "chat"]
+Prompt = str | list[dict[str, str]]  # a text, or a chat: messages of a role and a content
 ProblemT = TypeVar("ProblemT", bound=Hashable)
 
-CHAT_FORMAT = """Respond in the following format:
-<reasoning>
-your reasoning
-</reasoning>
-<answer>
-your answer
-</answer>"""
+GEN_LENGTH, BLOCK_LENGTH = (
+    256,
+    32,
+)  # where neither the task nor the settings say more, as in LLaDA's and d1's evaluations
+
+
+class NoSplitError(ValueError):
+    """The task has no problems of this split."""
 
 
 @dataclass(frozen=True)
@@ -30,84 +32,86 @@ class Grade:
     correct: bool | None
 
 
-class ChatTask(ABC, Generic[ProblemT]):
-    """Problems for instruction models: one user turn, answered inside `<answer>` tags.
+class Task(ABC, Generic[ProblemT]):
+    """Problems, what a model is asked, and what its answer is worth. Lengths, data and rewards are settings of who uses it.
 
-    `grade` reads the assistant's turn: decoded, cut at the first EOS, without special tokens, `prefill` in front.
-    protocol: "strict", what is mathematically right; "d1", what d1's own scripts say (arXiv 2504.12216).
+    Four members make a task: `name`, `problems`, `prompt` and `grade`.
     """
 
     name: str
-    columns: tuple[str, ...]  # that a row of the published data must have, see `problem_from_row`
-    hub_file: tuple[str, str] | None = None  # dataset and file on the hub that hold the published test split
     packages: tuple[str, ...] = ()  # modules that grading needs and `import diffpo` does not
-    instruction: str = CHAT_FORMAT
-    prefill: str = "<reasoning>"  # opening of the assistant's chat turn, written for the model, as in d1's evaluation
-
-    def __init__(self, *, protocol: Protocol = "strict") -> None:
-        """ValueError for an unknown protocol."""
-        if protocol not in get_args(Protocol):
-            raise ValueError(f"unknown protocol {protocol!r}: use {', '.join(map(repr, get_args(Protocol)))}")
-        self.protocol = protocol
 
     @abstractmethod
-    def problem_from_row(self, row: dict[str, Any]) -> ProblemT:
-        """The problem in one row of the published data, which has all of `columns`. ValueError if a value does not fit."""
+    def problems(self, split: Split, count: int, seed: int) -> list[ProblemT]:
+        """`count` problems; equal seeds give equal lists. NoSplitError without such a split, ValueError if it holds fewer.
+
+        train: for reinforcement learning. validation: for choosing settings; perhaps seen in pretraining, never in reinforcement
+        learning. test: for reports alone, never seen.
+        """
 
     @abstractmethod
-    def question(self, problem: ProblemT) -> str:
-        """The question in plain English."""
+    def prompt(self, problem: ProblemT) -> Prompt:
+        """What the model is asked: a text, or a chat. A last message of the assistant is its turn, already begun.
+
+        All prompts of a task are texts, or all are chats. ValueError for a problem that cannot be asked.
+        """
 
     @abstractmethod
     def grade(self, problem: ProblemT, text: str) -> Grade:
-        """Reward and verdict. Never raises and never hangs, whatever the text."""
+        """Reward and verdict. It should not raise and not hang, whatever the text.
+
+        text: the completion, decoded, cut at the first EOS, without special tokens; behind what `begun` says.
+        """
 
     def grade_many(self, problems: Sequence[ProblemT], texts: Sequence[str]) -> list[Grade]:
         """`grade` of every text, for tasks that are faster at many."""
         return [self.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
-    def chat(self, problem: ProblemT) -> list[dict[str, str]]:
-        """The chat prompt: one user turn of format instruction and question. Generate after `prefill`."""
-        return [{"role": "user", "content": f"{self.instruction}\n\n{self.question(problem)}"}]
 
+class CompactTask(Task[ProblemT]):
+    """A task for models that are small enough to be pretrained on a CPU.
 
-class Task(ChatTask[ProblemT]):
-    """Generated problems with their prompts, solutions and rewards.
-
-    Every problem has two forms. The *compact* form is a short line of whitespace-separated words from a closed
-    `vocabulary`, for models small enough to be pretrained on a CPU. The *chat* form is that of `ChatTask`. `grade` reads
-    both; a compact text is in the words of the vocabulary and nothing else. Rewards are in [0, 1].
+    Prompts and completions are short lines of whitespace-separated words from a closed `vocabulary`. Problems are distinct, rewards are
+    in [0, 1].
     """
 
-    vocabulary: tuple[str, ...]  # every compact word; special tokens are the tokenizer's own
-    gen_length: int  # tokens of a compact completion, EOS included if it ends with one
+    vocabulary: tuple[str, ...]  # every word; special tokens are the tokenizer's own
+    gen_length: int  # tokens of a completion, EOS included if it ends with one
     block_length: int  # divides gen_length
     ends_with_eos: bool
-    columns = ()
-
-    def problem_from_row(self, row: dict[str, Any]) -> ProblemT:
-        """Only for tasks of which data has been published."""
-        raise ValueError(f"task {self.name} has no published data format, its problems are generated")
-
-    @abstractmethod
-    def problems(self, split: Split, count: int, seed: int) -> list[ProblemT]:
-        """`count` distinct problems; equal seeds give equal lists. ValueError if the split holds fewer.
-
-        train: for reinforcement learning. validation: for choosing settings; seen in pretraining, never in reinforcement
-        learning. test: for reports alone, never seen.
-        """
+    format: Format = "compact"
 
     @abstractmethod
     def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """`count` compact (prompt, completion) pairs of the train and validation splits, drawn with replacement, for pretraining."""
-
-    @abstractmethod
-    def prompt(self, problem: ProblemT) -> str:
-        """The compact prompt."""
+        """`count` (prompt, completion) pairs of the train and validation splits, drawn with replacement, for pretraining."""
 
     @abstractmethod
     def solution(self, problem: ProblemT, rng: np.random.Generator) -> str:
-        """A random correct compact completion, without EOS. ValueError if the problem has none."""
+        """A random correct completion, without EOS. ValueError if the problem has none."""
+
+
+class Lengths(NamedTuple):
+    """Tokens of a completion, and of a block: those that are decoded before the next ones are begun."""
+
+    gen_length: int
+    block_length: int
+
+
+def is_compact(task: Task) -> bool:
+    """Whether the task is asked and answered in the words of its vocabulary."""
+    return isinstance(task, CompactTask) and task.format == "compact"
+
+
+def completion_lengths(task: Task, gen_length: int | None = None, block_length: int | None = None) -> Lengths:
+    """The lengths given; instead of None a compact task's own, else 256 tokens in blocks of 32, or one block if that is longer."""
+    own = (task.gen_length, task.block_length) if is_compact(task) else (GEN_LENGTH, BLOCK_LENGTH)
+    gen_length = gen_length or own[0]
+    return Lengths(gen_length, block_length or min(own[1], gen_length))
+
+
+def begun(prompt: Prompt) -> str:
+    """What the prompt has written of the assistant's turn already; a completion goes on from it."""
+    return prompt[-1]["content"] if isinstance(prompt, list) and prompt[-1]["role"] == "assistant" else ""
 
 
 def chat_answer(text: str) -> str | None:

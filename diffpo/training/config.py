@@ -52,6 +52,10 @@ class RolloutConfig(RuleConfig):
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
+    gen_length: Count | None = None
+    """tokens of a completion; default 256, a compact task's own"""
+    block_length: Count | None = None
+    """tokens decoded before the next ones are begun; default 32, a compact task's own"""
     speed_exponent: NonNegative = 1.0
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent, a wrong one at most L ** -speed_exponent; 0 = the task reward alone"""
 
@@ -96,8 +100,9 @@ class TrainConfig(Config):
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
-    """countdown or sudoku"""
-    device: Device = "cpu"
+    """one with training problems, countdown or sudoku; asked as chat where the model's tokenizer has a chat template, else in
+    the words of the tiny models"""
+    device: Device = "auto"
     """auto: a GPU where there is one"""
     name: RunName = "diffpo-countdown"
     """of the run; its folder is <runs>/<name>"""

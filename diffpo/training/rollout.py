@@ -12,6 +12,7 @@ from diffpo.keyed_random import derive
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
 from diffpo.tasks.grading import graded_together
+from diffpo.tasks.task import Lengths, Prompt, begun, completion_lengths
 from diffpo.trajectory import Trajectory
 
 _EPSILON = 1e-4  # of a group's standard deviation
@@ -42,33 +43,37 @@ def collect(
     seed: int,
     update: int = 0,
     tokens_at_once: int | None = None,
+    lengths: Lengths | None = None,
 ) -> Rollout:
     """Decode ``group_size`` completions of each of ``prompts`` fresh training problems, the problems keyed by (seed, update).
 
     A rollout's key is its number in the run, a group's likewise; ``seed`` and the key decide its draws. update: of the weights, and the
-    trajectory's version. tokens_at_once: of the network, prompt and completion together; None: all at once.
+    trajectory's version. tokens_at_once: of the network, prompt and completion together; None: all at once. lengths: of completion and
+    block; None: the task's own, see `completion_lengths`. A grade without a reward is dropped, its reward is NaN.
 
-    TaskError if the task gives something else than a grade.
+    ValueError for a task without training problems, or one that the model cannot be asked. TaskError if the task gives something else than a grade.
     """
     problems = [problem for problem in task.problems("train", prompts, derive(seed, update)) for _ in range(group_size)]
-    texts = [task.prompt(problem) for problem in problems]
+    prompted = [task.prompt(problem) for problem in problems]
+    lengths = lengths or completion_lengths(task)
     key = torch.arange(len(problems)) + update * len(problems)
     out = generate(
-        model, texts, task.gen_length, task.block_length, rule, temperature, seed, row_ids=key,
-        batch_size=rows_at_once(model, texts, task.gen_length, tokens_at_once),
+        model, prompted, *lengths, rule, temperature, seed, row_ids=key,
+        batch_size=rows_at_once(model, prompted, lengths.gen_length, tokens_at_once),
     )  # fmt: skip
     trajectory = out.trajectory
     version = torch.full_like(trajectory.key, update)
     trajectory = replace(trajectory, group=trajectory.key // group_size, version=version)
-    grades = graded_together(task, problems, out.text)
-    task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])
+    texts = [begun(prompt) + text for prompt, text in zip(prompted, out.text, strict=True)]
+    grades = graded_together(task, problems, texts)
+    task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])  # fp32
     correct = torch.tensor([grade.correct is True for grade in grades])
-    reward = priced(task_reward, correct, out.nfe.cpu(), task.gen_length, speed_exponent)
+    reward = priced(task_reward, correct, out.nfe.cpu(), lengths.gen_length, speed_exponent)
     return Rollout(trajectory, task_reward, reward, correct)
 
 
 def rows_at_once(
-    model: MaskedDiffusionLM, prompts: list[str], gen_length: int, tokens_at_once: int | None
+    model: MaskedDiffusionLM, prompts: list[Prompt], gen_length: int, tokens_at_once: int | None
 ) -> int | None:
     """How many prompts may be decoded together. ValueError if not even one may."""
     if tokens_at_once is None:

@@ -14,6 +14,7 @@ from diffpo.likelihood.score import score
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, Batch
 from diffpo.tasks import Task
+from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
 from diffpo.training.rollout import Rollout, collect, group_advantage
 from diffpo.training.update import accumulate_gradient
@@ -33,7 +34,8 @@ class Trainer:
         self.config, self.model, self.task = config, model, task
         algorithm = config.algorithm
         self.objective = OBJECTIVES[algorithm.name](algorithm)
-        self.rule, self.evaluation_rule = config.rollout.rules(model, task.gen_length, config.trains_threshold)
+        self.lengths = completion_lengths(task, config.rollout.gen_length, config.rollout.block_length)
+        self.rule, self.evaluation_rule = config.rollout.rules(model, self.lengths.gen_length, config.trains_threshold)
         if config.trains_threshold:
             wanted = (config.rollout.bins, self.rule.proxy)
             if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_proxy) != wanted:
@@ -69,7 +71,10 @@ class Trainer:
             rollout = self._collect()
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
-        metrics = self._rollout_metrics(rollout) | {"zero_advantage_fraction": 1 - varied.float().mean().item()}
+        metrics = self._rollout_metrics(rollout) | {
+            "zero_advantage_fraction": 1 - varied.float().mean().item(),
+            "updated": int(varied.any()),  # 0: no group had two rewards that differ, and the weights stay as they were
+        }
         # Groups of equal rewards are dropped, as dynamic sampling does (DAPO, 2503.14476): they carry no policy gradient. The
         # means of the loss, its KL included, therefore run over the groups that do.
         kept = varied.repeat_interleave(algorithm.group_size)
@@ -100,6 +105,7 @@ class Trainer:
             seed=derive(self.config.seed, _ROLLOUT),
             update=self.update,
             tokens_at_once=self.config.update.tokens_at_once,
+            lengths=self.lengths,
         )
 
     def _optimise(self, batch: Batch) -> dict:

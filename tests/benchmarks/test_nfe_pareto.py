@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nfe_pareto import Point, fronts, labels, pareto_front, wilson_interval
+from nfe_pareto import Point, fronts, labels, pareto_front
 
 from diffpo.config import ModelSize
 from diffpo.decoding.rules import PromptThreshold
@@ -35,27 +35,6 @@ def test_fronts_want_few_evaluations_and_much_throughput():
 
     slow, fast, beaten = point(0.9, 8, 10), point(0.5, 2, 100), point(0.4, 4, 50)
     assert fronts([slow, beaten, fast]) == {"nfe": [fast, slow], "tokens_per_second": [fast, slow]}
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilson_interval_equals_published_values(successes, trials, low, high):
-    """The last case is Newcombe's (1998), 81 of 263."""
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-@given(st.integers(1, 500), st.data())
-def test_wilson_bounds_solve_the_score_equation(trials, data):
-    """A bound is a probability p0 with |p - p0| = z sqrt(p0 (1 - p0) / n)."""
-    successes = data.draw(st.integers(0, trials))
-    p = successes / trials
-    low, high = wilson_interval(successes, trials)
-    assert 0 <= low <= p + 1e-12
-    assert p - 1e-12 <= high <= 1
-    for bound in (low, high):
-        assert (p - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / trials, abs=1e-9)
 
 
 def test_labels_are_short_and_distinct():

@@ -10,7 +10,7 @@ import diffpo
 from diffpo.models.special_tokens import END_OF_TURN, encode_text, special_tokens
 from diffpo.tasks import GSM8K
 from diffpo.tasks.gsm8k import GSM8KProblem
-from diffpo.tasks.prompts import chat_prompts, check_no_mask
+from diffpo.tasks.prompts import check_no_mask, prompt_ids
 
 BOS, EOS, EOT, MASK = 256, 257, 260, 261
 
@@ -58,7 +58,7 @@ def test_prompts_chats_and_questions_have_one_bos(published):
     for prompt in (written, written.removeprefix("<|startoftext|>"), chat):
         ids = diffpo.generate(model, [prompt], 2).trajectory.prompt_ids[0].tolist()
         assert (ids[0], ids.count(BOS)) == (BOS, 1), prompt
-    (question,) = chat_prompts(model.tokenizer, GSM8K(), [GSM8KProblem("1 + 1?", 2)])
+    (question,) = prompt_ids(model.tokenizer, GSM8K(), [GSM8KProblem("1 + 1?", 2)])
     assert (question[0], (question == BOS).sum()) == (BOS, 1)
 
 
@@ -67,7 +67,7 @@ def test_prompts_chats_and_questions_have_one_bos(published):
 
 def test_the_mask_token_in_a_question(published):
     tokenizer = diffpo.load(published("llada")[0]).tokenizer
-    prompts = chat_prompts(tokenizer, GSM8K(), [GSM8KProblem("1?", 1), GSM8KProblem("What is <|mdm_mask|>?", 1)])
+    prompts = prompt_ids(tokenizer, GSM8K(), [GSM8KProblem("1?", 1), GSM8KProblem("What is <|mdm_mask|>?", 1)])
     with pytest.raises(ValueError, match=r"problem 1 \(row 2\) contains the mask token \(id 261\)"):
         check_no_mask(prompts, MASK)
     check_no_mask(prompts[:1], MASK)

@@ -70,8 +70,8 @@ def test_own_problems():
 
 def test_prompts():
     assert TASK.prompt(PROBLEM) == "7 3 11 -> 32"
-    assert "[7, 3, 11]" in TASK.chat(PROBLEM)[0]["content"]
-    assert "32" in TASK.chat(PROBLEM)[0]["content"]
+    assert "[7, 3, 11]" in TASK.asked("chat").prompt(PROBLEM)[0]["content"]
+    assert "32" in TASK.asked("chat").prompt(PROBLEM)[0]["content"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from diffpo import grade
-from diffpo.tasks import ChatTask, get_chat_task
+from diffpo.tasks import Task, get_task
 from diffpo.tasks.d1 import countdown_expression, gsm8k_number, sudoku_cells, xml_count
 
 GSM8K = {"question": "q", "answer": "x\n#### 1,234"}
@@ -117,6 +117,6 @@ def test_sudoku_counts_empty_cells_alone():
 
 def test_an_unknown_protocol_is_refused():
     for task in ("gsm8k", "countdown", "sudoku"):
-        assert isinstance(get_chat_task(task, "d1"), ChatTask)
+        assert isinstance(get_task(task, protocol="d1"), Task)
         with pytest.raises(ValueError, match="'strict', 'd1'"):
-            get_chat_task(task, "d2")
+            get_task(task, protocol="d2")

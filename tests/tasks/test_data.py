@@ -1,15 +1,19 @@
 """Published data: local files of each format, the hub, and what is wrong with a file."""
 
 import csv
+import io
 import json
 import sys
 from decimal import Decimal
 
 import pytest
 
-from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, chat_task_names, get_chat_task
+import diffpo
+from diffpo import Grade
+from diffpo.tasks import GSM8K, Countdown, Math500, Sudoku, SudokuProblem, get_task, task_names
 from diffpo.tasks.countdown import CountdownProblem, CountdownQuestion
 from diffpo.tasks.data import hub_problems, local_problems
+from diffpo.tasks.task import NoSplitError
 
 GSM8K_ROWS = [{"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}, {"question": "Caf\u00e9?", "answer": "#### 1,000"}]
 
@@ -56,7 +60,7 @@ def test_countdown_items_of_d1(write):
     (large, small), _ = local_problems(task, write("countdown.jsonl", rows))
     assert large == CountdownQuestion((30, 100, 93), 23)
     assert isinstance(small, CountdownProblem)
-    assert "[30, 100, 93]" in task.chat(large)[0]["content"]
+    assert "[30, 100, 93]" in task.asked("chat").prompt(large)[0]["content"]
     assert task.grade(large, "<reasoning>x</reasoning><answer>30 - (100 - 93) = 23</answer>").correct
     assert task.grade(large, "<answer>30 - 93</answer>").reward == 0.1
     assert task.prompt(small) == "7 3 11 -> 32"
@@ -118,6 +122,85 @@ def test_a_broken_missing_or_unknown_file_is_named(tmp_path):
     (tmp_path / "z.txt").write_text("")
     with pytest.raises(ValueError, match=r"z.txt must be one of .jsonl, .csv, .parquet"):
         local_problems(GSM8K(), tmp_path / "z.txt")
+
+
+def test_what_is_no_file_says_what_it_is(tmp_path):
+    for path, kind in ((tmp_path, "a folder"), ("/dev/zero", "a device or a pipe")):
+        with pytest.raises(ValueError, match=f"data: {path} is {kind}: give a file, or -"):
+            local_problems(GSM8K(), path)
+
+
+def test_rows_of_standard_input(monkeypatch):
+    content = "".join(json.dumps(row) + "\n" for row in GSM8K_ROWS).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    problems, revision = local_problems(GSM8K(), "-")
+    assert [problem.answer for problem in problems] == [2, 1000]
+    assert revision.startswith("sha256:")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content + b"{")))
+    with pytest.raises(ValueError, match="data: standard input, line 3 is not valid JSON"):
+        local_problems(GSM8K(), "-")
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        (Countdown(), {"nums": [7.0, 3.0, 11.0], "target": 32.0}),
+        (Sudoku(), {"Puzzle": 234341221434321.0, "Solution": 1234341221434321.0}),
+        (Math500(), {"problem": "q", "answer": 2.0}),
+    ],
+)
+def test_whole_numbers_that_a_table_made_floats(write, task, row):
+    whole = {name: [*map(int, v)] if isinstance(v, list) else int(v) if v != "q" else v for name, v in row.items()}
+    ((problem,), _), ((expected,), _) = (local_problems(task, write("x.jsonl", [given])) for given in (row, whole))
+    assert problem == expected
+    assert diffpo.grade(task, row, "") == diffpo.grade(task, whole, "")
+
+
+# ---- the test split of a task is its data
+
+
+@pytest.mark.parametrize("task", [GSM8K, Countdown])
+def test_the_test_split_is_the_data_that_is_given(write, task):
+    rows = GSM8K_ROWS if task is GSM8K else [{"input": f"7,3,{n}", "output": "32"} for n in (11, 12)]
+    given = task(data=str(write("x.jsonl", rows)))
+    first, second = given.problems("test", 2, seed=0)
+    assert given.problems("test", 1, seed=5) == [first]
+    assert (given.published[0], given.problems("test", 0, seed=0)) == ([first, second], [])
+    with pytest.raises(ValueError, match=f"the test split of {task.name} holds 2 problems, 3 were asked for"):
+        given.problems("test", 3, seed=0)
+    with pytest.raises(ValueError, match="-1"):
+        given.problems("test", -1, seed=0)
+
+
+def test_published_data_has_no_other_split(write):
+    for split in ("train", "validation"):
+        with pytest.raises(NoSplitError, match=f"gsm8k has no {split} split"):
+            GSM8K(data=str(write("x.jsonl", GSM8K_ROWS))).problems(split, 1, seed=0)
+    with pytest.raises(ValueError, match="'holdout'"):
+        GSM8K().problems("holdout", 1, seed=0)
+    task = Sudoku(data=str(write("sudoku.jsonl", [{"Puzzle": "0234341221434321", "Solution": "1234341221434321"}])))
+    assert task.problems("train", 5, seed=0) == Sudoku().problems("train", 5, seed=0)
+
+
+def test_a_task_is_asked_in_the_formats_it_has():
+    for task in (Countdown(), Sudoku()):
+        problem = task.problems("test", 1, seed=0)[0]
+        assert isinstance(task.prompt(problem), str)
+        assert task.asked("chat").prompt(problem) == type(task)(format="chat").prompt(problem)
+        assert task.asked("chat").asked("compact").prompt(problem) == task.prompt(problem)
+        assert task.format == "compact"
+    for refused in (lambda: GSM8K(format="compact"), lambda: GSM8K().asked("compact")):
+        with pytest.raises(ValueError, match="gsm8k has no compact format: use --format chat"):
+            refused()
+
+
+def test_a_chat_reads_no_compact_answer():
+    puzzle, compact = "0302201030204030", " ".join("1342241331244231")
+    assert Sudoku().grade(Sudoku().problem(puzzle), compact).correct
+    assert Sudoku(format="chat").grade(Sudoku().problem(puzzle), compact) == Grade(0.0, False)
+    steps = "7 * 3 = 21 , 21 + 11 = 32"
+    assert Countdown().grade(Countdown().problem((7, 3, 11), 32), steps).correct
+    assert Countdown(format="chat").grade(Countdown().problem((7, 3, 11), 32), steps) == Grade(0.0, False)
 
 
 # ---- what editors, spreadsheets and other tools make of a file
@@ -251,7 +334,7 @@ def test_a_task_without_published_data_says_so(task):
 
 
 def test_tasks_are_found_by_name():
-    assert chat_task_names() == ["countdown", "gsm8k", "math500", "sudoku"]
-    assert [get_chat_task(name).name for name in chat_task_names()] == chat_task_names()
+    assert task_names() == ["countdown", "gsm8k", "math500", "sudoku"]
+    assert [get_task(name).name for name in task_names()] == task_names()
     with pytest.raises(ValueError, match=r"'gsm8'.*'gsm8k'"):
-        get_chat_task("gsm8")
+        get_task("gsm8")

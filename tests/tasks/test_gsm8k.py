@@ -186,7 +186,7 @@ def test_hostile_texts_are_wrong_at_once(text):
 
 
 def test_chat_asks_for_a_box_after_the_format():
-    (turn,) = TASK.chat(PROBLEM)
+    turn, _ = TASK.prompt(PROBLEM)
     assert turn["role"] == "user"
     assert turn["content"].endswith("How many?")
     assert "\\boxed{your answer}\n</answer>" in turn["content"]

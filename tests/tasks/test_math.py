@@ -95,7 +95,7 @@ def test_a_right_answer_without_a_box_is_right(task):
     assert task.grade(problem, "<answer>\n0.5\n</answer>") == Grade(2.75, True)
     assert task.grade(problem, r"\boxed{0.5} no, \boxed{1}").correct is False
     assert task.grade(problem, r"\boxed{}").correct is False
-    assert "\\boxed{your answer}" in task.chat(problem)[0]["content"]
+    assert "\\boxed{your answer}" in task.prompt(problem)[0]["content"]
 
 
 @pytest.mark.parametrize("text", [None, 5, b"\\boxed{1}", ["\\boxed{1}"]])

@@ -99,7 +99,7 @@ def test_own_problems():
 
 def test_prompts():
     assert TASK.prompt(PROBLEM) == "1 _ 3 _ 3 4 _ _ 2 1 _ _ 4 _ 2 _"
-    assert PROBLEM.puzzle in TASK.chat(PROBLEM)[0]["content"]
+    assert PROBLEM.puzzle in TASK.asked("chat").prompt(PROBLEM)[0]["content"]
 
 
 @pytest.mark.parametrize(

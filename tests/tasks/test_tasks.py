@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpo.tasks import get_task, task_names
+from diffpo.tasks import CompactTask, get_task, task_names
 from diffpo.tasks.task import chat_answer
 
-TASKS = [get_task(name) for name in task_names()]
+TASKS = [task for task in map(get_task, task_names()) if isinstance(task, CompactTask)]
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 
 def test_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match=r"'countdwn'.*'countdown'"):
         get_task("countdwn")
-    with pytest.raises(ValueError, match="'countdown' or 'sudoku'"):
+    with pytest.raises(ValueError, match="'countdown' or 'gsm8k' or 'math500' or 'sudoku'"):
         get_task("zzz")
 
 
@@ -63,8 +63,9 @@ def test_requests_are_checked(task):
 
 
 @every_task
-def test_chat_is_one_user_turn_with_the_answer_format(task):
-    (turn,) = task.chat(task.problems("train", 1, seed=0)[0])
+def test_chat_is_one_user_turn_with_the_answer_format_and_the_answer_begun(task):
+    turn, begun = task.asked("chat").prompt(task.problems("train", 1, seed=0)[0])
+    assert begun == {"role": "assistant", "content": task.prefill}
     assert turn["role"] == "user"
     assert "<answer>" in turn["content"]
     assert task.prefill in turn["content"]

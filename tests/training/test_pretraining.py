@@ -92,7 +92,12 @@ def test_the_command_goes_on_from_a_model(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "mistake",
-    [("--start", "tiny-sudoku", "--task", "countdown"), ("--start", "tiny-nothing"), ("--device", "cuda")],
+    [
+        ("--start", "tiny-sudoku", "--task", "countdown"),
+        ("--start", "tiny-nothing"),
+        ("--device", "cuda"),
+        ("--task", "gsm8k"),
+    ],
 )
 def test_mistakes_end_before_anything_is_written(mistake, tmp_path, monkeypatch):
     if "cuda" in mistake and torch.cuda.is_available():
