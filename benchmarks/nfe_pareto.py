@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from provenance import provenance
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -29,6 +28,7 @@ from diffpo.decoding.rules import (
 )
 from diffpo.models.checkpoints import load, shipped_models
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.runs.provenance import provenance
 from diffpo.tasks import Task, get_task, task_names
 from diffpo.training.evaluation import check_vocabulary, evaluate, fixed_problems
 

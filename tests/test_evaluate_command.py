@@ -22,7 +22,7 @@ from diffpo.evaluate import EvaluateConfig, main, prepare, wilson_interval
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
 from diffpo.training.config import TrainConfig
-from diffpo.training.item_log import ItemLog
+from diffpo.runs.item_log import ItemLog
 
 SPECIAL = ["<|endoftext|>", "<|mdm_mask|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 LLADA_TEMPLATE = (

@@ -15,9 +15,9 @@ class ItemLog:
         self._path = path
         self._lines = JsonLines(own_file(path), str(path), "evaluated problem")
         self.items: dict[int, dict] = {}
-        for number, item in enumerate(self._lines.rows, start=1):
+        for place, item in enumerate(self._lines.rows):
             if type(item.get("index")) is not int:
-                raise self._lines.refused(number)
+                raise self._lines.refused(place)
             self.items[item["index"]] = item
 
     def write(self, item: dict) -> None:

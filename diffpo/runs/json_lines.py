@@ -34,6 +34,7 @@ class JsonLines:
         self._file, self._name, self._what, self._advice = file, name, what, advice
         self.rows: list[dict] = []
         self._ends = [0]  # in bytes, of nothing and of each row
+        self._numbers: list[int] = []  # of the lines that the rows were read from
         self._cut = fresh
         try:
             if not fresh:
@@ -54,6 +55,7 @@ class JsonLines:
                 if text.strip():
                     self.rows.append(self._row(text, number))
                     self._ends.append(end)
+                    self._numbers.append(number)
         except ValueError as error:
             raise ValueError(f"{error}; {self._advice}") from error
         if rest and not rest.startswith(start[: len(rest)]):
@@ -67,10 +69,10 @@ class JsonLines:
             raise ValueError(f"{self._name}, line {number} is no {self._what}, but {text[:40]!r}")
         return row
 
-    def refused(self, number: int, reason: str = "") -> ValueError:
-        """The error, after closing, for the row of this number, counted from 1."""
+    def refused(self, place: int, reason: str = "") -> ValueError:
+        """The error, after closing, for the row at this place, counted from 0."""
         self.close()
-        return ValueError(f"{self._name}, line {number} is no {self._what}{reason}; {self._advice}")
+        return ValueError(f"{self._name}, line {self._numbers[place]} is no {self._what}{reason}; {self._advice}")
 
     def write(self, row: dict) -> None:
         """Add a row; on an OSError the file is as it was. A number that JSON does not have is null."""

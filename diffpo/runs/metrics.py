@@ -33,10 +33,10 @@ def read_metrics(folder: Path) -> JsonLines:
     path = folder / "metrics.jsonl"
     lines = JsonLines(own_file(path), str(path), "line of metrics")
     before = 0
-    for number, line in enumerate(lines.rows, start=1):
+    for place, line in enumerate(lines.rows):
         update = line.get("update")
         if type(update) is not int or update <= before:
-            raise lines.refused(number, ": it is not of the next update")
+            raise lines.refused(place, ": it is not of the next update")
         before = update
     return lines
 

@@ -1,10 +1,14 @@
-"""Where a number came from: command, versions, hardware and model, without the folders of the machine it was measured on."""
+"""Where a number came from: command, versions, hardware and commit, without the folders of the machine it was measured on.
 
-import hashlib
+It needs torch alone, as the kernels do.
+"""
+
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,32 +16,45 @@ from pathlib import Path
 import torch
 
 import diffpo
-from diffpo.models.threshold_file import THRESHOLD
-from diffpo.models.tokenizer_files import TOKENIZER_FILES
 from diffpo_kernels import backends
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "math-verify")
 
 
-def provenance(module: str, arguments: Sequence[str]) -> dict:
-    """JSON values that say how to get the numbers of ``python -m module arguments`` again."""
+def provenance(seeds: dict[str, int] | None = None, command: str | None = None) -> dict:
+    """JSON values that say how to get the numbers again. seeds: by what they seed; command: of this script, if it is not given."""
     return {
-        "command": command(module, arguments),
+        "command": script_command() if command is None else command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
+        **({} if seeds is None else {"seeds": seeds}),
         "hardware": hardware(),
+        "versions": versions(),
+        "git_commit": git_commit(),
     }
 
 
-def command(module: str, arguments: Sequence[str]) -> str:
-    """The command line; of an absolute path, only the name."""
-    return shlex.join(["python", "-m", module, *map(without_folder, arguments)])
+def module_command(module: str, arguments: Sequence[str]) -> str:
+    """The command line of ``python -m module``."""
+    return shlex.join(["python", "-m", module, *map(portable, arguments)])
 
 
-def without_folder(argument: str) -> str:
-    """An argument, or the value of a --flag=value, with an absolute path cut to its last part."""
+def script_command() -> str:
+    """The command line of the script that runs."""
+    script, *arguments = sys.argv
+    return shlex.join(["python", portable(str(Path(script).resolve())), *map(portable, arguments)])
+
+
+def portable(argument: str) -> str:
+    """An argument, or the value of a --flag=value, without what is special to this machine: an absolute path becomes relative to the
+    repository, or its last part alone."""
     flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    return flag + equals + (Path(value).name if value.startswith(("/", "~")) else value)
+    path = Path(value)
+    if path.is_absolute() and path.is_relative_to(REPOSITORY):
+        value = str(path.relative_to(REPOSITORY))
+    elif value.startswith(("/", "~")):
+        value = path.name
+    return flag + equals + value
 
 
 def versions() -> dict[str, str | None]:
@@ -52,13 +69,14 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict:
-    """System, processor, threads that torch uses, GPUs, and the kernels that run on them."""
+    """System, processor, threads that torch uses, memory in GiB, GPUs, and the kernels that run on them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "system": platform.platform(),
         "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "kernels": {name: backends.preferred(name, device) for name in backends.OPERATORS},
     }
@@ -72,27 +90,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def weights_digest(folder: Path) -> str:
-    """ "sha256:..." over the config and the weights of a checkpoint folder, for a model that no commit names."""
-    return files_digest(
-        [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob(f"*{Path(THRESHOLD).suffix}")]
-    )
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """ "sha256:..." over what turns text into tokens and back in a checkpoint folder: tokenizer, chat template, generation defaults."""
-    return files_digest(folder / name for name in (*TOKENIZER_FILES, "generation_config.json"))
-
-
-def files_digest(paths: Iterable[Path]) -> str:
-    """ "sha256:..." over the names and the contents of files, not where they lie. Devices and pipes are no content."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in paths if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def model_inputs(folder: Path, commit: str | None) -> dict[str, str]:
-    """What identifies the model in a folder by content, for a run that goes on to compare: the hub's commit, or digests."""
-    return {"model": commit or weights_digest(folder), "tokenizer": tokenizer_digest(folder)}
+def git_commit() -> str | None:
+    """The commit of the checkout, with "-dirty" when files differ from it; None without git or outside a checkout."""
+    if not (REPOSITORY / ".git").exists():  # an installed package may lie in somebody else's repository
+        return None
+    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

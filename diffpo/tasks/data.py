@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def local_problems(task: ChatTask, path: str | Path) -> tuple[list, str]:
     FileNotFoundError without the file, ValueError for another format or rows that are not the task's.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # no error for a name that is too long
         raise FileNotFoundError(f"data: there is no file {path}")
     try:
         content = path.read_bytes()

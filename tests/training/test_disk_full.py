@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 import diffpo.models.checkpoints
 import diffpo.training.checkpointing
 from diffpo.training.checkpointing import checkpoints
-from diffpo.training.json_lines import JsonLines
-from diffpo.training.logging import TensorBoard
+from diffpo.runs.json_lines import JsonLines, own_file
+from diffpo.runs.tensor_board import TensorBoard
 from diffpo.training.trainer import Trainer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -11,7 +11,7 @@ import pytest
 import diffpo.train
 from diffpo.models.checkpoints import load
 from diffpo.training.config import TrainConfig
-from diffpo.training.logging import read_metrics
+from diffpo.runs.metrics import read_metrics
 from diffpo.training.run_folder import MARKER, RunFolder
 
 FLAGS = {"plain": (), "--resume": ("--resume",), "--overwrite": ("--overwrite",)}
