@@ -19,10 +19,10 @@ import diffpo.evaluate
 from diffpo import MaskedDiffusionLM, ModelConfig, load
 from diffpo.decoding.generation import stream
 from diffpo.evaluate import EvaluateConfig, main, prepare, wilson_interval
+from diffpo.runs.item_log import ItemLog
 from diffpo.tasks import GSM8K, Countdown, Math500
 from diffpo.tasks.prompts import chat_prompts, compact_prompts
 from diffpo.training.config import TrainConfig
-from diffpo.runs.item_log import ItemLog
 
 SPECIAL = ["<|endoftext|>", "<|mdm_mask|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 LLADA_TEMPLATE = (
@@ -315,7 +315,7 @@ def test_a_fault_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch
 
     monkeypatch.setattr(diffpo.evaluate, "stream", broken)
     assert run(*chat_flags) == 1
-    assert f"1 of 5 problems: {fault}" in capsys.readouterr().out
+    assert f"1 of 5 problems: {fault}" in capsys.readouterr().err
     assert len(items_in(tmp_path / "run")) == 1
     assert summary_in(tmp_path / "run")["done"] == 1
 
@@ -323,7 +323,7 @@ def test_a_fault_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch
 def test_the_log_refuses_a_damaged_line(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"index": 0}\n{"inde\n{"index": 2}\n')
-    with pytest.raises(ValueError, match="line 2 is no evaluated problem"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         ItemLog(path)
 
 

@@ -160,7 +160,7 @@ def test_a_run_whose_weights_stop_being_finite_keeps_the_last_that_were(train, m
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", overflowing)
         assert train() == 1
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     found = checkpoints(tmp_path / "run/checkpoints")
     if update == 1:
         assert found == []
