@@ -35,7 +35,7 @@ class JsonLines:
         self.rows: list[dict] = []
         self._ends = [0]  # in bytes, of nothing and of each row
         self._numbers: list[int] = []  # of the lines that the rows were read from
-        self._cut = fresh
+        self._cut = fresh and os.fstat(file.fileno()).st_size > 0
         try:
             if not fresh:
                 self._read(start)
