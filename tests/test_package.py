@@ -39,7 +39,7 @@ ORDERS = [
 
 def python(code: str, *paths: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, *sys.path])}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("order", ORDERS)
