@@ -590,6 +590,7 @@ def test_what_is_written_is_valid_json_whatever_the_numbers(run, tmp_path):
     [
         (["--task", "gsm"], "unknown task 'gsm': did you mean 'gsm8k'"),
         (["--data", "no/such.jsonl"], "data: there is no file no/such.jsonl"),
+        (["--data", "x" * 5000], "data: there is no file xxx"),
         (["--model", "tiny-countdwn"], "did you mean tiny-countdown"),
         (["--format", "chat"], "no chat template"),
         (["--task", "sudoku"], "does not know words of task sudoku: _"),
