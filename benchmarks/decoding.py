@@ -29,7 +29,6 @@ import torch  # noqa: E402
 from decoding_cases import against_loops, cache_error, full_size  # noqa: E402
 from decoding_cases.full_size import Deadline  # noqa: E402
 from kernel_cases import measure  # noqa: E402
-from provenance import cpu_name, provenance  # noqa: E402
 from rich.box import SIMPLE_HEAD  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
@@ -37,6 +36,7 @@ from rich.table import Table  # noqa: E402
 
 from diffpo.cpu_memory import keep_freed_memory  # noqa: E402
 from diffpo.models.checkpoints import write_atomically  # noqa: E402
+from diffpo.runs.provenance import cpu_name, provenance  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 _METHOD = {"against_loops": against_loops.__doc__, "full_size": full_size.__doc__, "cache_error": cache_error.__doc__}

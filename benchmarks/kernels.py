@@ -27,11 +27,11 @@ import torch
 from kernel_cases import cases, measure
 from kernel_cases.case import SEED, Call, Case, Contestant, Result, Workload, too_large
 from kernel_cases.measure import Clock
-from provenance import cpu_name, provenance
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from diffpo.runs.provenance import cpu_name, provenance
 from diffpo_kernels import backends
 
 RESULTS = Path(__file__).parent / "results"

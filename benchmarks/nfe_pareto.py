@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from provenance import provenance
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -31,6 +30,7 @@ from diffpo.device import choose_device
 from diffpo.evaluation import evaluate, fixed_problems
 from diffpo.models.checkpoints import load, shipped_models
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.runs.provenance import provenance
 from diffpo.tasks import CompactTask, get_task, task_names
 from diffpo.tasks.prompts import suited
 from diffpo.tasks.task import Lengths, completion_lengths

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffpo.decoding.generation import Generation
 from diffpo.prompt_file import Prompt
-from diffpo.text_input import decode, numbered_lines, parse_json
+from diffpo.runs.json_lines import JsonLines
 from diffpo.trajectory import Trajectory
 
 _ROW_START = b'{"index": '  # of every line that `completion_record` makes
@@ -58,8 +58,12 @@ class StandardOutput:
         pass
 
     def write(self, record: dict) -> None:
-        sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except OSError:  # what is still in its buffer must not fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
     def close(self) -> None:
         pass
@@ -80,31 +84,31 @@ class CompletionFile:
         if not self._new and path.stat().st_size and not (overwrite or resume):
             raise ValueError(f"output {path} exists: --resume continues it, --overwrite replaces it")
         try:
-            self._file = path.open("ab+", buffering=0)  # nothing is left to fail when it is closed
+            file = path.open("ab+", buffering=0)  # nothing is left to fail when it is closed
         except OSError as error:
             raise ValueError(f"output {path} is not writable: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
         except BlockingIOError:
+            file.close()
             raise ValueError(f"output {path} is being written by another process") from None
         self._settings: dict[str, object] = {}
-        self._keep, self.earlier = self._read_earlier() if resume else (0 if overwrite else None, ())
+        fresh = self._new or not resume
+        self._lines = JsonLines(
+            file, f"output {path}", "completion of this command", "it cannot be resumed", _ROW_START, fresh
+        )
+        for place, row in enumerate(self._lines.rows):
+            if reason := _fault(row):
+                raise self._lines.refused(place, reason)
+        self._check_indices()
+        self.earlier = tuple(self._lines.rows)
 
-    def _read_earlier(self) -> tuple[int | None, tuple[dict, ...]]:
-        """How many bytes to keep (None: all), and the rows in them."""
-        self._file.seek(0)
-        complete, end, rest = self._file.read().rpartition(b"\n")
-        name = f"output {self.path}"
-        try:
-            lines = numbered_lines(decode(complete, name))
-            rows = tuple(_checked(parse_json(line, name, number), f"{name}, line {number}") for number, line in lines)
-            _check_indices(rows, name)
-        except ValueError as error:
-            raise ValueError(f"{error}, so it cannot be resumed") from error
-        # a killed run may leave half a line; anything else is not ours to drop
-        if rest and not rest.startswith(_ROW_START[: len(rest)]):
-            raise ValueError(f"output {self.path} ends in a line that is no completion, so it cannot be resumed")
-        return len(complete + end) if rest else None, rows
+    def _check_indices(self) -> None:
+        seen: set[int] = set()
+        for place, row in enumerate(self._lines.rows):
+            if row["index"] in seen:
+                raise self._lines.refused(place, f": it holds index {row['index']} twice")
+            seen.add(row["index"])
 
     def begin(self, settings: dict[str, object]) -> None:
         """What the rows to come are made with, as JSON values. ValueError if the rows before them were made with anything else."""
@@ -124,35 +128,25 @@ class CompletionFile:
                 )
 
     def write(self, record: dict) -> None:
-        if self._keep is not None:
-            self._file.truncate(self._keep)
-            self._keep = None
-        line = json.dumps(record | {"settings": self._settings}, allow_nan=False).encode() + b"\n"
-        while line:  # a disk that is nearly full takes a part
-            line = line[self._file.write(line) :]
+        self._lines.write(record | {"settings": self._settings})
 
     def close(self) -> None:
         """Close; a file that this run created and wrote nothing into is removed again."""
-        self._file.close()
+        self._lines.close()
         if self._new and self.path.exists() and self.path.stat().st_size == 0:
             self.path.unlink()
 
 
-def _checked(row: object, place: str) -> dict:
-    known = isinstance(row, dict) and {"index", "prompt", "tokens", "commit_step"} <= row.keys()
-    if not known or type(row["index"]) is not int or not isinstance(row.get("settings", {}), dict):
-        raise ValueError(f"{place} is no completion of this command")
+def _fault(row: dict) -> str | None:
+    """Why a row is none of this command, for the end of a sentence; None if it is one."""
+    if not {"index", "prompt", "tokens", "commit_step"} <= row.keys():
+        return ": it lacks a field"
+    if type(row["index"]) is not int or not isinstance(row.get("settings", {}), dict):
+        return ": index must be an integer, settings an object"
     for name in ("tokens", "commit_step"):
         if not isinstance(row[name], list) or any(type(value) is not int for value in row[name]):
-            raise ValueError(f"{place} is no completion of this command: {name} must be a list of integers")
-    return row
-
-
-def _check_indices(rows: tuple[dict, ...], name: str) -> None:
-    seen: set[int] = set()
-    twice = [row["index"] for row in rows if row["index"] in seen or seen.add(row["index"])]
-    if twice:
-        raise ValueError(f"{name} holds index {twice[0]} twice")
+            return f": {name} must be a list of integers"
+    return None
 
 
 def check_target(name: str, path: Path) -> None:

@@ -12,9 +12,10 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeGuard, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_type_hints
 
 from diffpo.dependencies import require
+from diffpo.runs.faults import fail
 from diffpo.text_input import decode
 
 require("pydantic", "tyro")
@@ -49,6 +50,9 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_leng
 FolderName = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 _TOML_BYTES = 2**20
+# Tables within tables within tables: tomllib takes minutes over such a key, and nothing here is deeper than two.
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
+_MOST_FAULTS = 5  # in one message
 
 
 class Config(BaseModel):
@@ -59,10 +63,11 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_disguised_number(cls, value: Any, info: ValidationInfo) -> Any:
-        name = info.field_name
-        if isinstance(value, bool) and name is not None and cls.model_fields[name].annotation is not bool:
+        name, items = info.field_name, value if isinstance(value, list | tuple) else [value]
+        holds_flag = any(isinstance(item, bool) for item in items)
+        if holds_flag and name is not None and cls.model_fields[name].annotation is not bool:
             raise ValueError("true and false are no values of this field")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in items):
             raise ValueError("an integer of at most 64 bits is needed")
         return value
 
@@ -227,6 +232,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = decode(content, f"config file {path}")
     except ValueError as error:
         fail(str(error))
+    if _DEEP_KEY.search(text):
+        fail(f"config file {path}: a key of more than 32 parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -238,7 +245,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def explain(error: ValidationError, kind: type[Config]) -> str:
     """Each fault: the field, what was wrong, and for an unknown field the nearest valid names."""
     found = []
-    for fault in error.errors():
+    faults = error.errors()
+    for fault in faults[:_MOST_FAULTS]:
         field = ".".join(str(part) for part in fault["loc"])
         reason = fault["msg"].removeprefix("Value error, ")
         message = f"{field}: {reason}, got {_shown(fault['input'])}" if field else reason
@@ -249,13 +257,14 @@ def explain(error: ValidationError, kind: type[Config]) -> str:
                 owner = annotation if _is_config(annotation) else owner
             message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
         found.append(message)
-    return "; ".join(found)
+    more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+    return "; ".join([*found, *more])
 
 
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python does not print an integer of thousands of digits
+    except (ValueError, RecursionError):  # Python does not print an integer of thousands of digits
         return (
             f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value that cannot be printed"
         )
@@ -265,13 +274,3 @@ def _shown(value: Any) -> str:
 def nearest(name: str, valid: Iterable[str]) -> list[str]:
     """The valid names closest to ``name``, best first."""
     return difflib.get_close_matches(name, list(valid), n=3, cutoff=0.0)
-
-
-def fail(message: str) -> NoReturn:
-    """Report a user's mistake, in one line, and leave with exit code 2."""
-    print(f"error: {one_line(message)}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def one_line(message: str) -> str:
-    return "; ".join(line.strip() for line in str(message).splitlines() if line.strip())

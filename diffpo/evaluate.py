@@ -9,19 +9,17 @@ done, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything 
 
 import hashlib
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from diffpo.config import Count, Device, FolderName, Rows, RunName, fail, model_validator, parse
+from diffpo.config import Count, Device, FolderName, Rows, RunName, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths
 from diffpo.decoding.rules import Rule
@@ -32,23 +30,21 @@ from diffpo.evaluation import items as evaluation_items
 from diffpo.evaluation import summarise as evaluation_of
 from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.provenance import model_inputs, provenance, without_folder
+from diffpo.runs import command
+from diffpo.runs.digests import model_inputs
+from diffpo.runs.item_log import ItemLog
+from diffpo.runs.json_lines import finite
+from diffpo.runs.progress import progress_bar
+from diffpo.runs.provenance import module_command, portable, provenance
+from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import CompactTask, Protocol, PublishedTask, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, check_no_mask, prompt_ids, read_instruction, suited
 from diffpo.tasks.task import Lengths, completion_lengths
-from diffpo.training.item_log import ItemLog
-from diffpo.training.json_lines import finite
-from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
 
 GENERATED_PROBLEMS = 1000
-PROGRESS_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
+# what a continued run may do otherwise; the content of model and data is compared instead of their names
+_FREE_ON_RESUME = ("batch_size", "device", "model", "revision", "data", "instruction")
 
 
 class EvaluateConfig(DecodingConfig):
@@ -104,28 +100,20 @@ class EvaluateConfig(DecodingConfig):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or interrupted with everything saved; 1 the model's logits are not finite, one problem alone does
-    not fit in memory, a task without a grade, or a full disk; 2 (SystemExit) a user's mistake, found before anything is decoded."""
+    """The exit code, see ``diffpo.runs.faults``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(EvaluateConfig, arguments)
-    try:
-        task = get_task(config.task, protocol=config.protocol, data=config.data)
-        if config.dry_run:
-            print(config.model_dump_json(indent=2))
-            return 0
-        require(*task.packages)
-        keep_freed_memory()
-        run = Run(prepare(config, task), arguments)
-    except OSError as error:
-        if error.errno in DISK_FAULTS:
-            return stopped(f"before the start: {error}")
-        fail(str(error))
-    except ValueError as error:
-        fail(str(error))
-    try:
-        return run.execute()
-    finally:
-        run.folder.release()
+    return command.carry_out(lambda: _run(config, arguments))
+
+
+def _run(config: EvaluateConfig, arguments: list[str]) -> "Run | None":
+    task = get_task(config.task, protocol=config.protocol, data=config.data)
+    if config.dry_run:
+        print(config.model_dump_json(indent=2))
+        return None
+    require(*task.packages)
+    keep_freed_memory()
+    return Run(prepare(config, task), arguments)
 
 
 @dataclass(frozen=True)
@@ -215,15 +203,21 @@ def protocol_rule(config: RuleConfig, model: MaskedDiffusionLM, gen_length: int)
     return rule, (config.steps or max(gen_length // 2, 1)) if rule == "fixed" else None
 
 
-class Run:
-    """One command: decode what is not done yet, a line per problem, then the summary."""
+class Run(command.Run):
+    """Decode what is not done yet, a line per problem, then the summary."""
+
+    faults = (FloatingPointError, TaskError)
 
     def __init__(self, evaluation: Prepared, arguments: list[str]):
         """ValueError or OSError if the folder cannot be this run's."""
+        super().__init__()
         self.evaluation, self.arguments = evaluation, arguments
-        self.interrupted = self.decoding = False
         self.console = Console(highlight=False, soft_wrap=True)
-        self.folder = RunFolder("evaluate", evaluation.config, evaluation.inputs)
+        config = evaluation.config
+        self.folder = RunFolder(
+            Path(config.runs) / config.name, "evaluate", json.loads(config.model_dump_json()), evaluation.inputs,
+            resume=config.resume, overwrite=config.overwrite, may_change=MayChange(_FREE_ON_RESUME),
+        )  # fmt: skip
         items = self.folder.path / "items.jsonl"
         with self.folder.released_on_error():
             if self.folder.resumes:
@@ -231,47 +225,23 @@ class Run:
             self.folder.begin()
             self.log = ItemLog(items)
 
-    def execute(self) -> int:
-        """The exit code. SIGTERM does what Ctrl-C does."""
-        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        reason, code = None, 0
-        try:
-            self._decode()
-        except KeyboardInterrupt:
-            reason = "interrupted"
-        except (FloatingPointError, torch.OutOfMemoryError) as error:
-            reason, code = str(error), 1
-        except (OSError, TaskError) as error:
-            return stopped(f"{self._progress()}: {error}; continue with --resume")
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            self.log.close()
-        try:
-            if self.log.items:
-                self._report()
-            if reason:
-                self.console.print(f"stopped {self._progress()}: {reason}; continue with --resume")
-        except OSError as error:
-            return stopped(f"{self._progress()}, which are saved, the summary is not: {error}; continue with --resume")
-        return code
-
-    def _progress(self) -> str:
-        return f"after {len(self.log.items)} of {len(self.evaluation.problems)} problems"
-
-    def _interrupt(self, number, frame) -> None:
-        """At once inside the network; rows that are decoded are graded and written first."""
-        self.interrupted = True
-        if self.decoding:
-            raise KeyboardInterrupt
-
-    def _decode(self) -> None:
-        with Progress(*PROGRESS_COLUMNS, console=self.console) as progress:
+    def work(self) -> None:
+        with progress_bar(self.console) as progress:
             bar = progress.add_task("", total=len(self.evaluation.problems))
             for _ in self._items():
                 solved, done = sum(item["correct"] is True for item in self.log.items.values()), len(self.log.items)
                 description = f"{self.evaluation.config.task}: {solved / done:.1%} right"
                 progress.update(bar, completed=done, description=description)
+
+    def progress(self) -> str:
+        return f"after {len(self.log.items)} of {len(self.evaluation.problems)} problems"
+
+    def kept(self) -> str:
+        return "continue with --resume"
+
+    def close(self) -> None:
+        self.log.close()
+        self.folder.release()
 
     def _items(self) -> Iterator[dict]:
         """Decodes the problems that are not in the log, and writes each into it as it is graded."""
@@ -291,18 +261,16 @@ class Run:
 
     def _next(self, rows: Iterator) -> tuple[int, Generation]:
         """The next finished row. An interrupt that came while rows were graded is raised here, with their lines written."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.decoding = True
-        try:
+        with self.interruption.at_once():
             return next(rows)
-        finally:
-            self.decoding = False
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """The summary of all that is done."""
+        if not self.log.items:
+            return
         summary = summarise(self.evaluation, list(self.log.items.values()))
         summary["provenance"] = {
-            **provenance("diffpo.evaluate", self.arguments),
+            **provenance(command=module_command("diffpo.evaluate", self.arguments)),
             **{f"{name}_revision": digest for name, digest in self.evaluation.inputs.items()},
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
@@ -315,7 +283,7 @@ def summarise(evaluation: Prepared, items: list[dict]) -> dict:
     config = evaluation.config
     settings = json.loads(config.model_dump_json(exclude={"name", "runs", "resume", "overwrite", "dry_run"}))
     return {
-        "config": settings | {name: without_folder(getattr(config, name)) for name in ("model", "data", "instruction")},
+        "config": settings | {name: portable(getattr(config, name)) for name in ("model", "data", "instruction")},
         "problems": len(evaluation.problems),
         **evaluation_of(evaluation.rule, items).asdict(),
     }

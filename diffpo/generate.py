@@ -1,16 +1,9 @@
 """``python -m diffpo.generate``, the command in generate_command.py.
 
-The package has a public function of the same name. Importing a submodule binds what stands in ``sys.modules`` under its name to the
-package's attribute, so an imported ``diffpo.generate`` puts the function there: the attribute is the function, always.
+``diffpo.generate`` is the function all the same, whatever is imported: see ``_Package`` in the package's __init__.py.
 """
-
-import sys
 
 if __name__ == "__main__":
     from diffpo.generate_command import main
 
-    sys.exit(main())
-
-from diffpo.decoding.generation import generate
-
-sys.modules[__name__] = generate
+    raise SystemExit(main())

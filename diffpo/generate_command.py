@@ -1,19 +1,19 @@
 """What ``python -m diffpo.generate`` does: read prompts, decode them, write each row as soon as it is finished."""
 
 import itertools
+import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
-from diffpo.config import Field, fail, model_validator, parse
+from diffpo.config import Field, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.prompts import PromptError
@@ -22,7 +22,10 @@ from diffpo.device import choose_device
 from diffpo.models.checkpoints import load, resolve, write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.prompt_file import Format, Prompt, as_chats, numbered_prompts, prompt_text
-from diffpo.provenance import model_inputs
+from diffpo.runs import command
+from diffpo.runs.command import carry_out
+from diffpo.runs.digests import model_inputs
+from diffpo.runs.progress import progress_bar
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32
@@ -33,7 +36,7 @@ class GenerateConfig(DecodingConfig):
     """Complete prompts: python -m diffpo.generate ["a prompt" ...] [--input FILE] [config.toml] [--flags]."""
 
     prompt: tuple[str, ...] = ()
-    """prompts on the command line; also without the flag, as the first words"""
+    """prompts on the command line; also without the flag"""
     input: str | None = None
     """a file of prompts, - for standard input: text (one prompt per line) or JSONL (objects with prompt, a string or messages, or with
     messages; a last message of the assistant is continued)"""
@@ -89,38 +92,54 @@ class GenerateConfig(DecodingConfig):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 stopped by a fault with every finished row kept, 130 interrupted likewise; 2
-    (SystemExit) a user's mistake."""
+    """The exit code, see ``diffpo.runs.faults``: every finished row is kept in the output file, however the command ends."""
     config = parse(GenerateConfig, _prompts_as_flag(sys.argv[1:] if arguments is None else arguments))
+    return carry_out(lambda: prepare(config))
+
+
+def prepare(config: GenerateConfig) -> "Run":
+    """ValueError or OSError for everything that does not fit together, before the first row and before a file is changed."""
+    check_lengths(config.gen_length, config.tokens_per_block)  # before a large model is read
+    _check_files_differ(config)
+    places, prompts = _read(config)
+    if config.trace is not None:
+        check_target("trace", config.trace)
+        if config.trace.exists() and not (config.overwrite or config.resume):
+            raise ValueError(f"trace {config.trace} exists: --overwrite replaces it")
+    output = CompletionFile(config.output, config.overwrite, config.resume) if config.output else StandardOutput()
     try:
-        check_lengths(config.gen_length, config.tokens_per_block)  # before a large model is read
-        _check_files_differ(config)
-        places, prompts = _read(config)
-        if config.trace is not None:
-            check_target("trace", config.trace)
-            if config.trace.exists() and not (config.overwrite or config.resume):
-                raise ValueError(f"trace {config.trace} exists: --overwrite replaces it")
-        output = CompletionFile(config.output, config.overwrite, config.resume) if config.output else StandardOutput()
-    except ValueError as error:
-        fail(str(error))
-    run = None
-    try:
-        run = Run(config, places, prompts, output)
-        return run.execute()
-    except (ValueError, OSError) as error:
-        if run is not None and run.records:
-            raise  # every check comes before the first row: this one is a fault of ours
-        fail(str(error))
-    finally:
+        return Run(config, places, prompts, output)
+    except BaseException:
         output.close()
+        raise
 
 
 def _prompts_as_flag(arguments: list[str]) -> list[str]:
-    """``["x.toml", "a prompt", "--flag"]`` -> ``["x.toml", "--prompt", "a prompt", "--flag"]``."""
-    words = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    toml = int(words > 0 and arguments[0].endswith(".toml"))
-    flag = ["--prompt"] if words > toml else []
-    return [*arguments[:toml], *flag, *arguments[toml:]]
+    """``["x.toml", "a prompt", "--flag", "value", "another"]`` -> ``["x.toml", "--prompt", "a prompt", "another", "--flag", "value"]``."""
+    toml = arguments[:1] if arguments and arguments[0].endswith(".toml") else []
+    prompts, flags = [], []
+    values: float = 0  # that belong to the flag before
+    for word in arguments[len(toml) :]:
+        if values == 1:  # whatever it looks like: "-" and "-1" are values
+            flags.append(word)
+            values = 0
+        elif word.startswith("-"):
+            flags.append(word)
+            values = _values_of(word)
+        elif values:
+            flags.append(word)
+        else:
+            prompts.append(word)
+    return [*toml, *(["--prompt", *prompts] if prompts else []), *flags]
+
+
+def _values_of(flag: str) -> float:
+    """How many words behind a flag belong to it: of a list all, up to the next flag."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if name not in GenerateConfig.model_fields:  # --no-chat, --gamma=1, or a mistake
+        return 0
+    kind = GenerateConfig.model_fields[name].annotation
+    return 0 if kind is bool else math.inf if get_origin(kind) is tuple else 1
 
 
 def _check_files_differ(config: GenerateConfig) -> None:
@@ -170,8 +189,10 @@ def made_with(config: GenerateConfig, model: MaskedDiffusionLM) -> dict[str, obj
     }
 
 
-class Run:
-    """One command: decode what is missing, write row by row, report, draw."""
+class Run(command.Run):
+    """Decode what is missing, write row by row, report, draw."""
+
+    faults = (FloatingPointError,)
 
     def __init__(
         self,
@@ -180,11 +201,19 @@ class Run:
         prompts: list[Prompt],
         output: CompletionFile | StandardOutput,
     ):
+        """ValueError or OSError unless the model can decode the prompts, and the file to resume was made as this run would make it."""
+        super().__init__()
         self.config, self.places, self.prompts, self.output = config, places, prompts, output
         self.missing = self._missing()
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.readable = len(prompts) == 1 and config.output is None and sys.stdout.isatty()
         self.records: list[dict] = []
+        self.model, self.rows = None, iter(())
+        if self.missing or config.trace or output.earlier:
+            self.model = load_model(config)
+            output.begin(made_with(config, self.model) if config.output else {})
+        if self.missing:
+            self.rows = iter(self._rows(self.model))
 
     def _missing(self) -> list[int]:
         """Indices without a row yet. ValueError when the file to resume was made from other prompts or another length."""
@@ -202,61 +231,35 @@ class Run:
         done = {row["index"] for row in self.output.earlier}
         return [index for index in range(len(self.prompts)) if index not in done]
 
-    def execute(self) -> int:
-        """The exit code. Whatever ends the decoding, every finished row is written, and drawn if a trace was asked for."""
-        handler = signal.signal(signal.SIGTERM, _interrupt)
-        model, code = None, 0
-        try:
-            if self.missing or self.config.trace or self.output.earlier:
-                model = load_model(self.config)
-                self.output.begin(made_with(self.config, model) if self.config.output else {})
-            if self.missing:
-                self._decode(model)
-        except KeyboardInterrupt:
-            self.console.print(f"interrupted after {len(self.records)} of {len(self.missing)} prompts{self._kept()}")
-            code = 130
-        except OSError as error:  # the disk is full, or the reader of standard output is gone, e.g. head
-            if not self.records:
-                raise
-            self._report_writing(error)
-            code = 1
-        except (FloatingPointError, torch.OutOfMemoryError) as error:
-            self.console.print(f"stopped: {error}{self._kept()}", markup=False)
-            code = 1
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-            if model is not None:
-                try:
-                    self._draw(model)
-                except OSError as error:
-                    self._report_writing(error)
-                    code = 1
-        return code
-
-    def _report_writing(self, error: OSError) -> None:
-        if self.config.output is None:  # what is still in its buffer must not fail again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            self.console.print(f"stopped: cannot write: {error.strerror}{self._kept()}", markup=False)
-
-    def _kept(self) -> str:
-        return "" if self.config.output is None else f"; they are in {self.config.output}, --resume continues"
-
-    def _decode(self, model: MaskedDiffusionLM) -> None:
+    def work(self) -> None:
         started = time.perf_counter()
         rows_on_terminal = self.config.output is None and sys.stdout.isatty() and not self.readable
         statistics = self.config.statistics or self.config.trace is not None
         with Reporter(self.console, len(self.missing), live=not rows_on_terminal) as reporter:
-            for row, completion in self._rows(model):
-                index = self.missing[row]
+            while (row := self._next()) is not None:
+                place, completion = row
+                index = self.missing[place]
                 record = completion_record(index, self.prompts[index], completion, statistics)
-                self.records.append(record)
                 if self.readable:
                     reporter.stop()
                     _print_readable(record)
                 else:
                     self.output.write(record)
+                self.records.append(record)
                 reporter.row(record, time.perf_counter() - started)
+
+    def _next(self) -> tuple[int, Generation] | None:
+        with self.interruption.at_once():
+            return next(self.rows, None)
+
+    def progress(self) -> str:
+        return f"after {len(self.records)} of {len(self.missing)} prompts"
+
+    def kept(self) -> str:
+        return "" if self.config.output is None else f"they are in {self.config.output}, --resume continues"
+
+    def close(self) -> None:
+        self.output.close()
 
     def _rows(self, model: MaskedDiffusionLM) -> Iterator[tuple[int, Generation]]:
         """Place among the missing prompts and completion of each row as it finishes."""
@@ -281,22 +284,19 @@ class Run:
         except PromptError as error:
             raise ValueError(f"{self.places[self.missing[error.index]]}: {error.reason}") from error
 
-    def _draw(self, model: MaskedDiffusionLM) -> None:
+    def report(self) -> None:
+        """The trace, if one was asked for, of every row there is."""
         records = sorted([*self.output.earlier, *self.records], key=lambda record: record["index"])
         if self.config.trace is None or not records:
             return
         facts = {
             "model": self.config.model,
-            "rule": repr(self.config.commit_rule(model, self.config.gen_length)),
+            "rule": repr(self.config.commit_rule(self.model, self.config.gen_length)),
             "temperature": f"{self.config.temperature:g}",
         }
-        page = trace_page(records, model.tokenizer, facts)
+        page = trace_page(records, self.model.tokenizer, facts)
         write_atomically(self.config.trace, lambda path: Path(path).write_text(page, encoding="utf-8"))
         self.console.print(f"trace of {len(records)} prompts: {self.config.trace}", markup=False)
-
-
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
 
 
 def _print_readable(record: dict) -> None:
@@ -319,10 +319,9 @@ class Reporter:
         self._lines = not console.is_terminal
         self._last_line = 0.0
         # standard output carries the rows, so it must stay as it is
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=self._lines or not live,
-        )  # fmt: skip
+        self._progress = progress_bar(
+            console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=self._lines or not live
+        )
         self._task = self._progress.add_task("decoding", total=total)
 
     def __enter__(self) -> "Reporter":

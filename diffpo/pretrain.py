@@ -10,14 +10,14 @@ model that exists, ``--final-lr-fraction`` lets the rate fall.
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
-from safetensors import SafetensorError
+from rich.console import Console
 from torch import Tensor
 
-from diffpo.config import ModelSize, PretrainConfig, fail, parse
+from diffpo.config import ModelSize, PretrainConfig, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.device import choose_device
@@ -26,11 +26,12 @@ from diffpo.keyed_random import derive, uniform
 from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
+from diffpo.runs import command
+from diffpo.runs.progress import progress_bar
 from diffpo.tasks import CompactTask, get_task
 from diffpo.tasks.prompts import check_vocabulary
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.checkpointing import check_finite
-from diffpo.training.run_folder import DISK_FAULTS, stopped
 from diffpo_kernels import linear_logprob
 
 _SMALLEST_MASK_RATE = 1e-3  # keeps the 1/p weight finite, as LLaDA's reference does
@@ -77,8 +78,15 @@ def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, see
     return torch.tensor(ids[0]), torch.tensor(ids[1])
 
 
-def pretrain(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConfig) -> float:
+def pretrain(
+    model: MaskedDiffusionLM,
+    task: CompactTask,
+    config: PretrainConfig,
+    goes_on: Callable[[int], bool] = lambda steps: True,
+) -> float:
     """Train on generated examples, in place; returns the mean loss (nats/token) of the last 50 steps.
+
+    goes_on: asked after each step, with the number of those that are done, whether there is to be another.
 
     FloatingPointError when the loss is not finite.
     """
@@ -87,7 +95,7 @@ def pretrain(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConfig
     chunk = 50  # steps per call of the generator
     started = time.perf_counter()
     losses = []
-    with Progress() as progress:
+    with progress_bar(Console()) as progress:
         bar = progress.add_task(f"pretraining on {task.name}", total=config.steps)
         for step in range(config.steps):
             if step % chunk == 0:
@@ -105,6 +113,8 @@ def pretrain(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConfig
             if step % 100 == 99:
                 mean = sum(losses[-50:]) / 50
                 progress.console.print(f"step {step + 1}: loss {mean:.3f}, {time.perf_counter() - started:.0f} s")
+            if not goes_on(step + 1):
+                break
     model.eval()
     return sum(losses[-50:]) / len(losses[-50:])
 
@@ -155,37 +165,60 @@ def compact_task(name: str) -> CompactTask:
     return task
 
 
-def main() -> None:
-    config = parse(PretrainConfig)
-    try:
-        task = compact_task(config.task)
-        torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
-        device = choose_device(config.device)
-        model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
-        check_vocabulary(model, task)
-        fixed_problems(task, config.heldout)
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-        if any(Path(config.output).iterdir()):
-            fail(f"output folder {config.output} is not empty: choose another with --output")
-    except OSError as error:
-        if error.errno in DISK_FAULTS:
-            raise SystemExit(stopped(f"before the start: {error}")) from error
-        fail(str(error))
-    except ValueError as error:
-        fail(str(error))
-    model.train()
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code, see ``diffpo.runs.faults``. Ctrl-C or SIGTERM saves the model of the step that it is at."""
+    config = parse(PretrainConfig, arguments)
+    return command.carry_out(lambda: prepare(config))
+
+
+def prepare(config: PretrainConfig) -> "Run":
+    """Everything that can be wrong is found before the output folder is made. ValueError or OSError."""
+    task = compact_task(config.task)
+    torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
+    device = choose_device(config.device)
+    model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
+    check_vocabulary(model, task)
+    fixed_problems(task, config.heldout)
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    if any(Path(config.output).iterdir()):
+        raise ValueError(f"output folder {config.output} is not empty: choose another with --output")
     keep_freed_memory()
-    started = time.perf_counter()
-    try:
-        loss = pretrain(model, task, config)
-        check_finite(model)
-        model.save(config.output)
-        card = model_card(model, task, config, loss, time.perf_counter() - started)
-        (Path(config.output) / "README.md").write_text(card)
-        print(card)
-    except (FloatingPointError, OSError, SafetensorError) as error:  # safetensors reports a full disk by its own type
-        raise SystemExit(stopped(str(error))) from error
+    return Run(config, model, task)
+
+
+class Run(command.Run):
+    """Train, save, measure."""
+
+    faults = (FloatingPointError,)
+
+    def __init__(self, config: PretrainConfig, model: MaskedDiffusionLM, task: CompactTask):
+        super().__init__()
+        self.config, self.model, self.task = config, model, task
+        self.steps = 0  # that are done
+        self.saved = False
+
+    def work(self) -> None:
+        config, started = self.config, time.perf_counter()
+        self.model.train()
+        loss = pretrain(self.model, self.task, config, self._goes_on)
+        check_finite(self.model)
+        self.model.save(config.output)
+        self.saved = True
+        if not self.interruption.requested:
+            card = model_card(self.model, self.task, config, loss, time.perf_counter() - started)
+            (Path(config.output) / "README.md").write_text(card)
+            print(card)
+
+    def _goes_on(self, steps: int) -> bool:
+        self.steps = steps
+        return not self.interruption.requested
+
+    def progress(self) -> str:
+        return f"after step {self.steps} of {self.config.steps}"
+
+    def kept(self) -> str:
+        return f"the model of that step is in {self.config.output}" if self.saved else ""
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

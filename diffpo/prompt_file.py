@@ -1,11 +1,10 @@
 """Prompts of a command: text, one prompt per line, or JSON rows with ``prompt`` or ``messages``; strings or chats."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 from diffpo.chats import as_messages
-from diffpo.text_input import decode, json_rows, looks_like_json, numbered_lines
+from diffpo.text_input import decode, json_rows, looks_like_json, numbered_lines, read
 
 Prompt = str | list[dict[str, str]]
 Format = Literal["text", "jsonl"]
@@ -29,11 +28,7 @@ def numbered_prompts(source: str, format: Format | None = None) -> list[tuple[st
     ending = Path(source).suffix.lower()
     if format is None and ending in _TABLES:
         raise ValueError(f"{name}: {ending[1:]} files are not read: give text (one prompt per line) or JSONL")
-    try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{name}: {error.strerror}") from error
-    text = decode(content, name)
+    text = decode(read(source, name), name)
     guessed = format is None and ending not in _JSON_ENDINGS
     is_json = format == "jsonl" or (format is None and (not guessed or looks_like_json(text)))
     try:

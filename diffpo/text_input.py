@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 _NOT_TEXT = {  # the first bytes of what is often taken for a text file
     b"\xff\xfe": "UTF-16: save it as UTF-8",
@@ -12,7 +14,23 @@ _NOT_TEXT = {  # the first bytes of what is often taken for a text file
     b"PAR1": "parquet",
 }
 _BOM = "\ufeff"
+MOST_BYTES = 2**28  # of one file; a device or a pipe may have no end
 _LOOKS_LIKE_JSON = re.compile(rf"""^[ \t{_BOM}]*(\{{\s*["'}}]|\[\s*\{{)""", re.MULTILINE)
+
+
+def read(source: str, name: str) -> bytes:
+    """The content of a file, or of standard input ("-"). ValueError if it cannot be read, or holds more than 256 MiB."""
+    try:
+        if source == "-":
+            content = sys.stdin.buffer.read(MOST_BYTES + 1)
+        else:
+            with Path(source).open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{name} holds more than {MOST_BYTES // 2**20} MiB, or has no end: give smaller files")
+    return content
 
 
 def decode(content: bytes, name: str) -> str:

@@ -8,66 +8,51 @@ import contextlib
 import json
 import math
 import platform
-import signal
 import time
+from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from safetensors import SafetensorError
 
-from diffpo.config import fail
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import check_lengths
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.models.checkpoints import load, resolve
-from diffpo.provenance import model_inputs
+from diffpo.runs import command
+from diffpo.runs.curves import draw_curves
+from diffpo.runs.digests import model_inputs
+from diffpo.runs.json_lines import finite
+from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
+from diffpo.runs.progress import progress_bar
+from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
-from diffpo.training.json_lines import finite
-from diffpo.training.logging import MetricsLog, draw_curves, read_metrics, summary_line
-from diffpo.training.run_folder import DISK_FAULTS, RunFolder, stopped
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
-PROGRESS_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
+# what a continued run may do otherwise; the content of the model is compared instead of its name
+_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model")
+_OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or interrupted with everything saved; 1 diverged, a task without a grade, or a full disk, with
-    everything that was written whole; 2 (SystemExit) a user's mistake."""
+    """The exit code, see ``diffpo.runs.faults``."""
     config = parse_train(arguments)
-    try:
-        task = get_task(config.task)
-        if config.dry_run:
-            print(config.model_dump_json(indent=2))
-            return 0
-        run = prepare(config, task)
-    except OSError as error:
-        if error.errno in DISK_FAULTS:
-            return stopped(f"before the start: {error}")
-        fail(str(error))
-    except ValueError as error:
-        fail(str(error))
-    try:
-        return run.execute()
-    finally:
-        run.folder.release()
+    return command.carry_out(lambda: prepare(config))
 
 
-def prepare(config: TrainConfig, task: Task) -> "Run":
+def prepare(config: TrainConfig) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
+    task = get_task(config.task)
+    if config.dry_run:
+        print(config.model_dump_json(indent=2))
+        return None
     check_prompts(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
@@ -79,7 +64,7 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
     check_lengths(*trainer.lengths)
     check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = RunFolder("train", config, model_inputs(source, commit), carried=model.source.files.others)
+    folder = run_folder(config, model_inputs(source, commit), model.source.files.others)
     saved = None
     with folder.released_on_error():
         if folder.resumes:
@@ -87,6 +72,19 @@ def prepare(config: TrainConfig, task: Task) -> "Run":
             read_metrics(folder.path).close()
         folder.begin()
     return Run(config, folder, trainer, problems, saved)
+
+
+def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
+    """The run's folder, claimed. A training may go on under another configuration, but not with another algorithm."""
+    may_change = MayChange(
+        free=_FREE_ON_RESUME,
+        never={"algorithm.name": _OTHER_ALGORITHM, "algorithm.train": _OTHER_ALGORITHM},
+        others=config.allow_config_change,
+        advice=" (--allow-config-change resumes all the same)",
+    )
+    settings = json.loads(config.model_dump_json())
+    return RunFolder(Path(config.runs) / config.name, "train", settings, inputs, carried,
+                     resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
 
 
 def check_prompts(task: Task, config: TrainConfig) -> None:
@@ -99,39 +97,35 @@ def check_prompts(task: Task, config: TrainConfig) -> None:
         raise ValueError(f"algorithm.prompts_per_update: {error}") from error
 
 
-class Run:
-    """One command: evaluate, train, evaluate, report."""
+class Run(command.Run):
+    """Evaluate, train, evaluate, report."""
+
+    faults = (TrainingDivergedError, FloatingPointError, TaskError)
 
     def __init__(
         self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
     ):
+        super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems = problems
         lengths = trainer.lengths
         self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
         self.started = time.perf_counter()
-        self.interrupted = False
         self.saved_update: int | None = None  # whose checkpoint is the newest
 
-    def execute(self) -> int:
-        """The exit code. SIGINT and SIGTERM end the run at the next rule or update, with everything saved."""
-        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    def work(self) -> None:
+        """Interrupted, it ends at the next rule or update."""
         try:
-            return self._execute()
-        except (TrainingDivergedError, FloatingPointError) as error:
-            return self._diverged(error)
-        except TaskError as error:
-            with contextlib.suppress(FloatingPointError, OSError):
-                self._save()
-            return self._stopped(error)
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own type
-            return self._stopped(error)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self._work()
+        except self.faults as error:
+            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were
+            if isinstance(error, TaskError) or not checkpoints(self.folder.checkpoints):
+                with contextlib.suppress(FloatingPointError, OSError):
+                    self._save()
+            raise
 
-    def _execute(self) -> int:
+    def _work(self) -> None:
         base = self._base_evaluation()  # of the model as it came, so before a checkpoint's weights
         if self.saved is not None:
             self.trainer.restore(restore(self.saved, self.trainer.model, self.trainer.optimizer))
@@ -144,26 +138,19 @@ class Run:
         finally:
             lines = log.close()
         self._save()
-        if not self.interrupted:
+        if not self.interruption.requested:
             self._report(base, lines)
-        if self.interrupted:
-            self.console.print(f"interrupted after update {self.trainer.update}; continue with --resume")
-        return 0
 
-    def _stopped(self, error: Exception) -> int:
-        return stopped(f"after update {self.trainer.update}: {error}; {self._newest()}; continue with --resume")
+    def progress(self) -> str:
+        return f"after update {self.trainer.update}"
 
-    def _diverged(self, error: Exception) -> int:
-        if not checkpoints(self.folder.checkpoints):
-            # skipped updates left the weights as they were, unless those are what is not finite
-            with contextlib.suppress(FloatingPointError, OSError):
-                self._save()
-        self.console.print(f"stopped: {error}; {self._newest()}")
-        return 1
-
-    def _newest(self) -> str:
+    def kept(self) -> str:
         found = checkpoints(self.folder.checkpoints)
-        return f"the last good weights are in {found[0]}" if found else "there is no checkpoint"
+        where = f"the last good weights are in {found[0]}" if found else "there is no checkpoint"
+        return f"continue with --resume; {where}"
+
+    def close(self) -> None:
+        self.folder.release()
 
     def _base_evaluation(self) -> list[Evaluation]:
         """The untrained model under every rule; kept in base.json, so that a resumed run does not repeat it."""
@@ -174,14 +161,14 @@ class Run:
             return [Evaluation(**fields) for fields in json.loads(path.read_text())]
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(self.rules)
-        if not self.interrupted:
+        if not self.interruption.requested:
             self.folder.write("base.json", json.dumps([finite(e.asdict()) for e in evaluations], indent=1))
         return evaluations
 
     def _evaluate(self, rules) -> list[Evaluation]:
         evaluations = []
         for rule in rules:
-            if self.interrupted:
+            if self.interruption.requested:
                 break
             trainer = self.trainer
             evaluations.append(evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths))
@@ -192,9 +179,11 @@ class Run:
     def _train(self, log: MetricsLog) -> None:
         trainer, config = self.trainer, self.config
         deadline = time.perf_counter() + 60 * (config.max_minutes or math.inf)
-        with Progress(*PROGRESS_COLUMNS, console=self.console) as progress:
+        with progress_bar(self.console) as progress:
             bar = progress.add_task("training", total=config.updates, completed=trainer.update)
-            while trainer.update < config.updates and not self.interrupted and time.perf_counter() < deadline:
+            while (
+                trainer.update < config.updates and not self.interruption.requested and time.perf_counter() < deadline
+            ):
                 metrics = trainer.step()
                 log.write(metrics)
                 progress.update(bar, completed=trainer.update)
@@ -206,9 +195,6 @@ class Run:
                         self._save()
                     except OSError as error:  # the older checkpoint stays, the next save is tried
                         self.console.print(f"checkpoint not saved, training goes on: {error}")
-
-    def _interrupt(self, number, frame) -> None:
-        self.interrupted = True  # no more: printing here would re-enter a print that the signal interrupted
 
     def _save(self) -> None:
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
@@ -222,7 +208,7 @@ class Run:
         self.trainer.model.save(path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
         evaluations = self._evaluate([self.trainer.evaluation_rule, *self.rules])
-        if self.interrupted:
+        if self.interruption.requested:
             return
         trained, *swept = evaluations
         draw_curves(

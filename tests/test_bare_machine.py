@@ -24,7 +24,6 @@ NEED_MORE = {
     "diffpo.training.config",
     "diffpo.training.trainer",
     "diffpo.training.update",
-    "diffpo.training.run_folder",
 }
 
 IMPORT_EVERYTHING = """

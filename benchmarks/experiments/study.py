@@ -27,7 +27,7 @@ from rich.console import Console
 from diffpo.config import fail
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from provenance import provenance
+from diffpo.runs.provenance import provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "experiments"
 RUNS = Path("runs/experiments")

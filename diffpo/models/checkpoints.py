@@ -123,8 +123,10 @@ def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_b
 
     Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
     microseconds between two renames can leave new weights beside the old config.)
-    ValueError, with nothing written, for weights that are not finite.
+    ValueError, with nothing written, for weights that are not finite or a folder without a name.
     """
+    if not os.fspath(folder):
+        raise ValueError("folder: the name is empty; give the folder to save into")
     folder = Path(folder)
     damaged = [name for name, tensor in _weights(model).items() if not torch.isfinite(tensor).all()]
     if damaged:

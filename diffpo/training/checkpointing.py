@@ -3,6 +3,7 @@
 A checkpoint is a model folder with optimizer.safetensors, state.json and, written last, manifest.json with the SHA-256 of every file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import stat
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from diffpo.models.checkpoints import read_config, read_weights
 from diffpo.models.file_replacement import write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.runs.run_files import names_of_model
 
 KEPT = 2  # checkpoints; an older one survives a fault in the newest
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
@@ -30,7 +33,8 @@ class NotFiniteError(FloatingPointError):
 
 
 def save_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Write ``folder``/<update> under a temporary name and rename it, then drop all but the newest checkpoints.
+    """Write ``folder``/<update> under a temporary name and rename it, then drop all but the newest checkpoints: what was saved there,
+    and nothing else.
 
     state: JSON values, among them "update", the number of finished updates. NotFiniteError before anything is written; OSError when it
     cannot be, with the older checkpoints as they were.
@@ -45,14 +49,34 @@ def save_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Op
         write_atomically(temporary / OPTIMIZER, lambda path: save_file(tensors, path))
         _write_json(temporary / STATE, state)
         _write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
-        shutil.rmtree(target, ignore_errors=True)
+        if target.is_dir():  # damaged, or it would have been resumed from
+            _remove(target, [*_listed(target), *names_of_model(target)])
+            if target.exists():
+                raise OSError(f"{target} holds what no run wrote: move it away")
         os.replace(temporary, target)
     except SafetensorError as error:  # its own type for a full disk
         raise OSError(str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [path for path in checkpoints(folder) if _listed(path)][KEPT:]:
+        _remove(old, _listed(old))
+
+
+def _remove(checkpoint: Path, names: Iterable[str]) -> None:
+    """Delete these files, the manifest last, and the folder unless somebody else put anything into it."""
+    with contextlib.suppress(OSError):
+        for name in [*(set(names) - {MANIFEST}), MANIFEST]:
+            (checkpoint / name).unlink(missing_ok=True)
+        checkpoint.rmdir()
+
+
+def _listed(checkpoint: Path) -> list[str]:
+    """The files that its manifest names; none if it cannot be read."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        return [name for name in manifest if Path(name).name == name]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return []
 
 
 def check_finite(model: MaskedDiffusionLM, others: dict[str, torch.Tensor] | None = None) -> None:

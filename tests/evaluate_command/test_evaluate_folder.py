@@ -8,15 +8,15 @@ from chat_models import LLADA_TEMPLATE
 from evaluate_runs import failing, items_in
 from safetensors.torch import load_file, save_file
 
+from diffpo.runs.item_log import ItemLog
 from diffpo.tasks import GSM8K
 from diffpo.training.config import TrainConfig
-from diffpo.training.item_log import ItemLog
 
 
 def test_the_log_refuses_a_damaged_line(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"index": 0}\n{"inde\n{"index": 2}\n')
-    with pytest.raises(ValueError, match="line 2 is no evaluated problem"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         ItemLog(path)
 
 

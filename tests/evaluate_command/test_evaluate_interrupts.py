@@ -15,8 +15,8 @@ import diffpo
 import diffpo.evaluation
 from diffpo.decoding.generation import stream
 from diffpo.evaluate import main
+from diffpo.runs.item_log import ItemLog
 from diffpo.tasks import GSM8K
-from diffpo.training.item_log import ItemLog
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, chat_flags, tmp_path, interrupted_after, monkeypatch):

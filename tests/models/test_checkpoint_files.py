@@ -106,3 +106,10 @@ def test_a_model_larger_than_the_memory_is_refused(published, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 10)
     with pytest.raises(ValueError, match=r"the model needs .* GB"):
         diffpo.load(folder)
+
+
+def test_a_folder_without_a_name_is_refused(random_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="folder: the name is empty"):
+        random_model().save("")
+    assert list(tmp_path.iterdir()) == []

@@ -160,7 +160,7 @@ def test_a_run_whose_weights_stop_being_finite_keeps_the_last_that_were(train, m
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", overflowing)
         assert train() == 1
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     found = checkpoints(tmp_path / "run/checkpoints")
     if update == 1:
         assert found == []
@@ -178,3 +178,32 @@ def test_a_rate_that_overflows_the_weights_leaves_finite_ones(train, tmp_path):
     for path in checkpoints(tmp_path / "run/checkpoints"):
         for name in ("model", "optimizer"):
             assert all(tensor.isfinite().all() for tensor in load_file(path / f"{name}.safetensors").values())
+
+
+# Only its own
+
+
+def test_what_others_put_beside_the_checkpoints_stays(make_trainer, tmp_path):
+    trainer = make_trainer()
+    theirs = [tmp_path / name for name in ("20240101/notes.txt", "20240102/model.safetensors", "000001/plot.pdf")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+    theirs[0].write_text("mine"), theirs[1].write_text("mine")
+    save_state(tmp_path, trainer.model, trainer.optimizer, {"update": 2})
+    theirs[2].parent.rmdir()
+    save_state(tmp_path, trainer.model, trainer.optimizer, {"update": 1})
+    theirs[2].write_text("mine")
+    for update in (3, 4, 5):
+        save_state(tmp_path, trainer.model, trainer.optimizer, {"update": update})
+    assert all(path.read_text() == "mine" for path in theirs)
+    assert [path.name for path in (tmp_path / "000001").iterdir()] == ["plot.pdf"]
+    assert {path.name for path in tmp_path.iterdir()} == {"20240101", "20240102", "000001", "000004", "000005"}
+
+
+def test_a_checkpoint_is_not_replaced_where_others_put_a_file(make_trainer, tmp_path):
+    trainer = make_trainer()
+    save_state(tmp_path, trainer.model, trainer.optimizer, {"update": 1})
+    (tmp_path / "000001/plot.pdf").write_text("mine")
+    with pytest.raises(OSError, match="000001 holds what no run wrote"):
+        save_state(tmp_path, trainer.model, trainer.optimizer, {"update": 1})
+    assert (tmp_path / "000001/plot.pdf").read_text() == "mine"

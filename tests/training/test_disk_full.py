@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 
 import diffpo.models.checkpoints
 import diffpo.training.checkpointing
+from diffpo.runs.json_lines import JsonLines, own_file
+from diffpo.runs.tensor_board import TensorBoard
 from diffpo.training.checkpointing import checkpoints
-from diffpo.training.json_lines import JsonLines
-from diffpo.training.logging import TensorBoard
 from diffpo.training.trainer import Trainer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -158,7 +158,7 @@ def test_tensorboard_on_a_full_disk_costs_a_warning(train, monkeypatch, metrics_
 
 
 def test_a_line_that_did_not_fit_is_not_there(tmp_path, monkeypatch):
-    lines = JsonLines(tmp_path / "x.jsonl", "line")
+    lines = JsonLines(own_file(tmp_path / "x.jsonl"), "x.jsonl", "line")
     lines.write({"a": 1})
     with monkeypatch.context() as patch:
         fail_writes(patch, 0)

@@ -56,7 +56,7 @@ def test_three_in_a_row_stop_with_the_last_good_checkpoint(
     with monkeypatch.context() as patch:
         poison_loss(patch, set(range(3, 100)))
         assert train(*one) == 1
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert "3 updates in a row were not finite" in output.replace("\n", " ")
     assert not (tmp_path / "run/summary.json").exists()
     assert [line["skipped_updates"] for line in metrics_of(tmp_path / "run")] == [0, 0, 1, 2]

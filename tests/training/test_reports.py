@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import diffpo
 import diffpo.train
 from diffpo.evaluation import evaluate, fixed_problems
+from diffpo.runs.metrics import summary_line
 from diffpo.tasks import get_task
 from diffpo.training.config import OptimizerConfig, TrainConfig
-from diffpo.training.logging import summary_line
 from diffpo.training.trainer import mean_diagnostics
 
 BY_QUARTER = ("tokens", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "surrogate_kl", "weight_histogram")

@@ -56,7 +56,7 @@ def test_resume_diamond(train, interrupt_in, assert_same_run, metrics_of, tmp_pa
     run = tmp_path / "run"
     interrupt_in(k, number)
     assert train() == 0
-    assert f"interrupted after update {k}; continue with --resume" in capsys.readouterr().out
+    assert f"interrupted after update {k}; continue with --resume" in capsys.readouterr().err
     assert [line["update"] for line in metrics_of(run)] == list(range(1, k + 1))
     assert not (run / "summary.json").exists()
     assert train("--resume") == 0

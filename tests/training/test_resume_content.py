@@ -95,13 +95,21 @@ def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, refus
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metrics.jsonl", b'{"update": 1}\nnonsense\n', "line 2 is no line of metrics"),
+        ("metrics.jsonl", b'{"update": 1}\nnonsense\n', "metrics.jsonl, line 2 is not valid JSON"),
         ("metrics.jsonl", b'{"update": 1}\n[1]\n{"update": 3}\n', "line 2 is no line of metrics"),
-        ("metrics.jsonl", b'{"update": 1}\n{"reward": 1}\n', "line 2 is not of the next update"),
-        ("metrics.jsonl", b'{"update": 2}\n{"update": 1}\n', "line 2 is not of the next update"),
-        ("metrics.jsonl", b'{"update": "1"}\n', "line 1 is not of the next update"),
-        ("metrics.jsonl", b"\xff\xfe\n", "line 1 is no line of metrics"),
-        ("metrics.jsonl", b"[" * 100_000 + b"\n", "line 1 is no line of metrics"),
+        (
+            "metrics.jsonl",
+            b'{"update": 1}\n{"reward": 1}\n',
+            "line 2 is no line of metrics: it is not of the next update",
+        ),
+        (
+            "metrics.jsonl",
+            b'{"update": 2}\n{"update": 1}\n',
+            "line 2 is no line of metrics: it is not of the next update",
+        ),
+        ("metrics.jsonl", b'{"update": "1"}\n', "line 1 is no line of metrics: it is not of the next update"),
+        ("metrics.jsonl", b"\xff\xfe\n", "is not UTF-8 text"),
+        ("metrics.jsonl", b"[" * 100_000 + b"\n", "line 1 is not valid JSON: it is nested too deeply"),
         ("config.json", b"", "config.json is not readable"),
         ("config.json", b"[]", "config.json is no configuration"),
         ("config.json", b"\xff", "config.json is not readable"),

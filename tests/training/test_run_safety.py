@@ -10,9 +10,10 @@ import pytest
 
 import diffpo.train
 from diffpo.models.checkpoints import load
+from diffpo.runs.metrics import read_metrics
+from diffpo.runs.run_files import MARKER
+from diffpo.runs.run_folder import RunFolder
 from diffpo.training.config import TrainConfig
-from diffpo.training.logging import read_metrics
-from diffpo.training.run_folder import MARKER, RunFolder
 
 FLAGS = {"plain": (), "--resume": ("--resume",), "--overwrite": ("--overwrite",)}
 
@@ -42,7 +43,7 @@ def claim(finished_once, tmp_path):
 
     def begin(*flags: str, **changes) -> RunFolder:
         settings = {flag.removeprefix("--"): True for flag in flags}
-        run = RunFolder("train", config.model_copy(update=changes | settings), inputs)
+        run = diffpo.train.run_folder(config.model_copy(update=changes | settings), inputs)
         if run.resumes:
             read_metrics(run.path).close()
         run.begin()

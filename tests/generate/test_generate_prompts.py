@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import diffpo
-from diffpo import generate_command
+from diffpo import generate_command, text_input
 from diffpo.generate_command import GenerateConfig, main
 from diffpo.prompt_file import as_chats, read_prompts
 
@@ -332,3 +332,38 @@ def test_a_toml_file_and_prompts_in_front_of_the_flags(tmp_path, capsys):
     path.write_text("gen_lenth = 12\n")
     stops(2, [str(path), PROMPTS[0]])
     assert "unknown key 'gen_lenth'; nearest: gen_length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        (["--gen-length", "12", "a b"], ["--prompt", "a b", "--gen-length", "12"]),
+        (["--gen-length=12", "a b"], ["--prompt", "a b", "--gen-length=12"]),
+        (["x.toml", "a", "--chat", "b", "--no-statistics", "c"], ["x.toml", "--prompt", "a", "b", "c", "--chat", "--no-statistics"]),
+        (["--stop", "a", "b", "--seed", "1"], ["--stop", "a", "b", "--seed", "1"]),
+        (["--stop", "a", "b", "--seed", "1", "c"], ["--prompt", "c", "--stop", "a", "b", "--seed", "1"]),
+        (["--input", "-", "--seed", "-1", "a"], ["--prompt", "a", "--input", "-", "--seed", "-1"]),
+        (["--prompt", "a", "b"], ["--prompt", "a", "b"]),
+        (["--unknown", "a"], ["--prompt", "a", "--unknown"]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_prompts_are_the_words_that_belong_to_no_flag(arguments, same):
+    assert generate_command._prompts_as_flag(arguments) == same
+
+
+def test_a_prompt_behind_the_flags_is_completed(capsys):
+    assert main(["--gen-length", "12", "--rule", "fixed", PROMPTS[0]]) == 0
+    (row,) = rows_of(capsys.readouterr().out)
+    assert row["prompt"] == PROMPTS[0]
+
+
+def test_input_without_an_end_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(text_input, "MOST_BYTES", 2**20)
+    stops(2, ["--input", "/dev/zero", *SHORT])
+    assert (
+        capsys.readouterr().err == "error: input /dev/zero holds more than 1 MiB, or has no end: give smaller files\n"
+    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"7 3\n" * 2**19)))
+    stops(2, SHORT)
+    assert "input standard input holds more than 1 MiB" in capsys.readouterr().err

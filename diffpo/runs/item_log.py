@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffpo.training.json_lines import JsonLines
+from diffpo.runs.json_lines import JsonLines, own_file
 
 
 class ItemLog:
@@ -13,12 +13,11 @@ class ItemLog:
 
     def __init__(self, path: Path):
         self._path = path
-        self._lines = JsonLines(path, "evaluated problem")
+        self._lines = JsonLines(own_file(path), str(path), "evaluated problem")
         self.items: dict[int, dict] = {}
-        for number, item in enumerate(self._lines.rows, start=1):
+        for place, item in enumerate(self._lines.rows):
             if type(item.get("index")) is not int:
-                self.close()
-                raise ValueError(f"{path}: line {number} is no evaluated problem; start again with --overwrite")
+                raise self._lines.refused(place)
             self.items[item["index"]] = item
 
     def write(self, item: dict) -> None:

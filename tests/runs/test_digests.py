@@ -1,34 +1,10 @@
-"""What a result says about where it comes from."""
+"""What a run reads is known by its content."""
 
 import os
 import shutil
 
-import torch
-
 from diffpo.models.checkpoints import SHIPPED
-from diffpo.provenance import command, hardware, model_inputs, tokenizer_digest, versions, weights_digest
-
-
-def test_the_command_holds_no_folders():
-    arguments = [
-        "/home/me/x.toml",
-        "--data=/data/test.jsonl",
-        "--model",
-        "~/models/tiny",
-        "--runs",
-        "runs",
-        "--steps=4",
-        "a b",
-    ]
-    assert command("diffpo.evaluate", arguments) == (
-        "python -m diffpo.evaluate x.toml --data=test.jsonl --model tiny --runs runs --steps=4 'a b'"
-    )
-
-
-def test_versions_and_hardware_are_those_of_this_process():
-    assert versions()["torch"] == torch.__version__
-    assert hardware()["torch_threads"] == torch.get_num_threads()
-    assert "row_statistics" in hardware()["kernels"]
+from diffpo.runs.digests import model_inputs, tokenizer_digest, weights_digest
 
 
 def test_the_digest_is_of_config_and_weights(tmp_path):

@@ -1,0 +1,46 @@
+"""How a command ends. Its exit code says the same in every command; unless it is 0, one line on standard error says why.
+
+0    done; or interrupted by Ctrl-C or SIGTERM, with all that was done saved
+1    stopped by a fault that is not the user's: no space on the disk, no memory, numbers that are not finite, a task without a grade. What
+     was done is whole and saved
+2    a user's mistake, found before anything was changed
+130  interrupted when there was nothing to keep
+"""
+
+import contextlib
+import errno
+import sys
+from typing import NoReturn
+
+DONE, STOPPED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of the machine, where others are a user's mistake
+
+
+def fail(message: str) -> NoReturn:
+    """Report a user's mistake, in one line, and leave with exit code 2."""
+    _report(f"error: {one_line(message)}")
+    raise SystemExit(MISTAKE)
+
+
+def stopped(reason: str, code: int = STOPPED) -> int:
+    """The exit code, after the reason in one line."""
+    _report(f"stopped {one_line(reason)}")
+    return code
+
+
+def described(error: BaseException) -> str:
+    """What happened, without Python's own notation for errors of the system."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return str(error) or type(error).__name__
+
+
+def one_line(message: str) -> str:
+    return "; ".join(line.strip() for line in str(message).splitlines() if line.strip())
+
+
+def _report(line: str) -> None:
+    with contextlib.suppress(OSError):  # the output itself may go to the full disk
+        print(line, file=sys.stderr)

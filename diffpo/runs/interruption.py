@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: the unit of work is finished and saved."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Within its ``with`` block both signals are noted in ``requested``, and nothing else happens, but within ``at_once``."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._at_once = False
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For work that has nothing to save before it is finished: KeyboardInterrupt, also for a signal that came before."""
+        self._at_once = True
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
+
+    def _note(self, number, frame) -> None:
+        self.requested = True  # no more: printing here would re-enter a print that the signal interrupted
+        if self._at_once:
+            raise KeyboardInterrupt

@@ -1,0 +1,76 @@
+"""``diffpo <command>``, and ``python -m diffpo``, which is the same."""
+
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import diffpo
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = ["-c", "import sys; from diffpo.__main__ import main; sys.exit(main())"]  # as the console script does
+
+
+def run(*arguments: str, start=("-m", "diffpo")) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True)
+
+
+def test_the_console_script_is_declared():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    module, name = project["scripts"]["diffpo"].split(":")
+    assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.parametrize("start", [("-m", "diffpo"), SCRIPT], ids=["module", "script"])
+def test_help_is_a_line_a_command_and_takes_no_time(start):
+    run("--help", start=start)  # with warm caches
+    started = time.perf_counter()
+    done = run("--help", start=start)
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    for name in ("train", "evaluate", "generate", "pretrain", "kernels"):
+        assert sum(line.strip().startswith(name) for line in lines) == 1
+    assert seconds < 5, "torch alone takes seconds to import"
+    loaded = run("--help", start=("-X", "importtime", *start)).stderr
+    assert "torch" not in loaded
+    assert "pydantic" not in loaded
+
+
+def test_the_version():
+    assert run("--version").stdout == f"diffpo {diffpo.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "near"), [("trian", "train"), ("kernel", "kernels"), ("eval", "evaluate"), ("--halp", "")]
+)
+def test_an_unknown_command_names_the_nearest(command, near):
+    done = run(command)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"unknown command {command!r}; nearest: {near}" in done.stderr
+
+
+def test_no_command_is_a_mistake():
+    done = run()
+    assert done.returncode == 2
+    assert "no command: give one of train, evaluate, generate, pretrain, kernels" in done.stderr
+
+
+@pytest.mark.parametrize("start", [("-m", "diffpo"), SCRIPT], ids=["module", "script"])
+def test_a_command_does_what_its_module_does(start):
+    arguments = ("8 12 5 -> 36", "--gen-length", "5", "--block-length", "2")
+    done, module = run("generate", *arguments, start=start), run(*arguments, start=("-m", "diffpo.generate"))
+    assert (done.returncode, done.stdout, done.stderr) == (module.returncode, module.stdout, module.stderr)
+    assert done.returncode == 2
+    assert "multiple of block_length" in done.stderr
+
+
+def test_the_kernels_are_reported():
+    done = run("kernels")
+    assert done.returncode == 0
+    assert "row_statistics" in done.stdout
