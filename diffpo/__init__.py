@@ -1,6 +1,8 @@
 """diffpo: reinforcement learning that makes masked diffusion language models reason better in fewer network evaluations."""
 
+from diffpo.decoding.engine import Engine
 from diffpo.decoding.generation import Generation, generate, stream
+from diffpo.decoding.options import DecodingOptions, Request
 from diffpo.decoding.rules import (
     ConfidenceThreshold,
     EntropyBounded,
@@ -19,6 +21,8 @@ from diffpo.trajectory import Trajectory
 __version__ = "0.1.0"
 __all__ = [
     "ConfidenceThreshold",
+    "DecodingOptions",
+    "Engine",
     "EntropyBounded",
     "FactorThreshold",
     "FixedSchedule",
@@ -27,6 +31,7 @@ __all__ = [
     "MaskedDiffusionLM",
     "ModelConfig",
     "PromptThreshold",
+    "Request",
     "Rule",
     "Trajectory",
     "generate",

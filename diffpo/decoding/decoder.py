@@ -132,7 +132,7 @@ class Decoder:
 
     def step(self) -> None:
         """One step of all rows in flight, or, with a cache, of those due for a refresh if there are any."""
-        A, L = len(self.ids), self.rows.gen_length
+        A = len(self.ids)
         terms = self.terms = self.terms or self._terms_of(slice(0, A))
         static = self.mode.static and terms.agree
         count, columns = (_bucket(A, self.limit), self._width()) if static else (A, int(self.lengths.max()))
@@ -192,7 +192,13 @@ class Decoder:
         groups: dict[tuple, list[int]] = {}
         for place, row in enumerate(ids):
             options = self.jobs[row].options
-            key = (options.gen_length, options.temperature, options.block_length, options.cfg_scale, options.rule.draws_gamma)
+            key = (
+                options.gen_length,
+                options.temperature,
+                options.block_length,
+                options.cfg_scale,
+                options.rule.draws_gamma,
+            )
             groups.setdefault(key, []).append(place)
         parts = []
         for places in groups.values():
@@ -265,7 +271,9 @@ class Decoder:
         due = due_for_refresh(self.rows, self.options.cache_refresh)
         self.flags.copy_(torch.stack([self.rows.done.long(), self.rows.failed.long(), due.long(), self.rows.start]))
 
-    def _cached_hidden(self, rows: Rows, index: Tensor | slice, columns: int, padded: bool, positions: int | None) -> Hidden:
+    def _cached_hidden(
+        self, rows: Rows, index: Tensor | slice, columns: int, padded: bool, positions: int | None
+    ) -> Hidden:
         before = columns - rows.gen_length  # columns in front of completion position 0
         sequence, padding = rows.last(columns)
         padding = padding if padded else None
@@ -287,9 +295,7 @@ class Decoder:
         if len(groups) == 1 and len(next(iter(groups.values()))) == len(options):
             return [(options[0], fresh)]
         at = fresh.start
-        return [
-            (options[places[0]], torch.tensor(places, device=self.model.device) + at) for places in groups.values()
-        ]
+        return [(options[places[0]], torch.tensor(places, device=self.model.device) + at) for places in groups.values()]
 
     def _width(self) -> int:
         """Columns of a static step: few different numbers."""

@@ -67,7 +67,11 @@ class Engine:
     ):
         self.options = EngineOptions(**options)
         self.mode = StepMode.of(model, self.options)
-        for name, value, least in (("rows", rows, 1), ("prompt_length", prompt_length, 0), ("gen_length", gen_length, 1)):
+        for name, value, least in (
+            ("rows", rows, 1),
+            ("prompt_length", prompt_length, 0),
+            ("gen_length", gen_length, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         context, columns = model.config.max_position_embeddings, prompt_length + gen_length
@@ -215,7 +219,9 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.rows > 1:
-            rows = len(in_flight) or self.rows
+            rows, used = self.rows, len(in_flight) or self.rows
+            while rows // 2 >= max(used, 2):  # that would change nothing
+                rows //= 2
             self.rows = max(rows // 2, 1)
             warnings.warn(
                 f"out of memory with {rows} rows in flight: going on with {self.rows} (batch_size)",
@@ -226,7 +232,9 @@ class Engine:
         job = self.open[next(iter(self.waiting))]
         options = job.options
         self.cancel(job.id)
-        kept = "" if self.options.cache == "none" else f', or decode with cache="none" instead of "{self.options.cache}"'
+        kept = (
+            "" if self.options.cache == "none" else f', or decode with cache="none" instead of "{self.options.cache}"'
+        )
         reason = (
             f"a single row does not fit in memory: lower gen_length ({options.gen_length}) or block_length ({options.block_length}), "
             f"give shorter prompts, load the model in bfloat16{kept}. {error}"

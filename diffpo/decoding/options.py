@@ -68,7 +68,15 @@ class DecodingOptions:
     def kind(self) -> tuple:
         """Rows of one kind are decoded together as if there were no others: all that a step asks a row's options."""
         rule = self.rule
-        return (rule.family, rule.number, self.temperature, self.cfg_scale, self.seed, self.block_length, self.gen_length)
+        return (
+            rule.family,
+            rule.number,
+            self.temperature,
+            self.cfg_scale,
+            self.seed,
+            self.block_length,
+            self.gen_length,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,5 +206,4 @@ def takes(
 
 def _meanings(options: type) -> str:
     """The lines that explain the fields of options and of those they extend."""
-    documented = [kind for kind in reversed(options.__mro__) if "__dataclass_fields__" in vars(kind)]
-    return "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in documented)
+    return "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in (*options.__bases__, options))

@@ -90,7 +90,11 @@ class Rows:
     def last(self, columns: int) -> tuple[Tensor, Tensor]:
         """The sequences without the leftmost columns, which must be padding in all rows that are alive, and the padding that is left."""
         surplus = self.sequence.shape[1] - columns
-        return (self.sequence[:, surplus:], (self.padding - surplus).clamp(min=0)) if surplus else (self.sequence, self.padding)
+        return (
+            (self.sequence[:, surplus:], (self.padding - surplus).clamp(min=0))
+            if surplus
+            else (self.sequence, self.padding)
+        )
 
     def admit(
         self,

@@ -56,7 +56,9 @@ class StepPredictions:
     def __getitem__(self, rows: Tensor) -> "StepPredictions":
         """Those of some rows, an index."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return StepPredictions(**{n: value[rows] if isinstance(value, Tensor) else value for n, value in values.items()})
+        return StepPredictions(
+            **{n: value[rows] if isinstance(value, Tensor) else value for n, value in values.items()}
+        )
 
     def order(self, name: str) -> Tensor:
         """Estimated error per position, small = commit first."""
@@ -200,7 +202,7 @@ class ConfidenceThreshold(Rule):
 
     def plan(self, step: StepPredictions) -> Plan:
         doubt = step.doubt()
-        largest = step.number[:, None] if isinstance(step.number, Tensor) else step.number
+        largest = step.number[:, None].to(doubt) if isinstance(step.number, Tensor) else step.number
         return _fixed_count(doubt, ((doubt <= largest) & step.candidates).sum(dim=1))
 
 
@@ -224,8 +226,8 @@ class FactorThreshold(Rule):
         return f"FactorThreshold(factor={self.factor:g})"
 
     def plan(self, step: StepPredictions) -> Plan:
-        budget = step.number if isinstance(step.number, Tensor) else torch.full_like(step.gamma, step.number)
-        doubt = step.doubt()
+        number, doubt = step.number, step.doubt()
+        budget = number.to(doubt) if isinstance(number, Tensor) else torch.full_like(step.gamma, number)
         missing = torch.where(step.confidence > 0.5, doubt * step.confidence, 1 - step.confidence)  # 1 - confidence
         return Plan(doubt, missing, budget, rule="ranked")
 

@@ -85,7 +85,11 @@ def _without_prompt(rows: Rows, begin: int | Tensor, mask_id: int) -> Rows:
 
 
 def set_thresholds(
-    model: MaskedDiffusionLM, rows: Rows, drawn: Sequence[tuple[DecodingOptions, slice | Tensor]], seed: int | Tensor, hidden: Hidden
+    model: MaskedDiffusionLM,
+    rows: Rows,
+    drawn: Sequence[tuple[DecodingOptions, slice | Tensor]],
+    seed: int | Tensor,
+    hidden: Hidden,
 ) -> None:
     """The thresholds that rows draw in their first step, from its hidden states. drawn: rows of one rule and length together."""
     for options, chosen in drawn:
@@ -190,7 +194,11 @@ def _predict_at(
 ) -> tuple[Tensor, Tensor, _Predictions]:
     """The predictions at these places, which are sorted by guidance where rows differ in it."""
     if not isinstance(terms.cfg_scale, Tensor):
-        return row_N, position_N, _predict(model, rows, row_N, position_N, hidden, unconditional, terms, terms.cfg_scale)
+        return (
+            row_N,
+            position_N,
+            _predict(model, rows, row_N, position_N, hidden, unconditional, terms, terms.cfg_scale),
+        )
     parts, scale_N = [], terms.cfg_scale[row_N]
     for scale in scale_N.unique().tolist():
         place = row_N[scale_N == scale], position_N[scale_N == scale]
@@ -201,19 +209,26 @@ def _predict_at(
 
 
 def _predict(
-    model, rows: Rows, row_N: Tensor, position_N: Tensor, hidden: Hidden, unconditional: Hidden | None, terms: Terms, scale: float
+    model,
+    rows: Rows,
+    row_N: Tensor,
+    position_N: Tensor,
+    hidden: Hidden,
+    unconditional: Hidden | None,
+    terms: Terms,
+    scale: float,
 ) -> _Predictions:
     """Guided by ``scale``, in chunks, so that the logits of long blocks do not stand in memory at once."""
 
-    def at_N(value):
+    def each(value):
         return value[row_N] if isinstance(value, Tensor) else value
 
     uniform_N = None
     if terms.draws:
-        own_N = position_N - at_N(terms.begin) if isinstance(terms.begin, Tensor) or terms.begin else position_N
-        uniform_N = uniform(at_N(terms.seed), _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, own_N)
+        own_N = position_N - each(terms.begin) if isinstance(terms.begin, Tensor) or terms.begin else position_N
+        uniform_N = uniform(each(terms.seed), _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, own_N)
     hidden_ND = [part.at(row_N, position_N) for part in (hidden, unconditional) if part is not None]
-    by_position = [*hidden_ND, uniform_N, at_N(terms.temperature)]
+    by_position = [*hidden_ND, uniform_N, each(terms.temperature)]
     size = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     parts = []
     for at in range(0, max(len(row_N), 1), size):
