@@ -95,7 +95,8 @@ def set_thresholds(
     for options, chosen in drawn:
         seed_k = seed[chosen] if isinstance(seed, Tensor) else seed
         threshold = options.rule.thresholds(model, hidden.last(chosen, options.gen_length), rows.row_id[chosen], seed_k)
-        rows.gamma[chosen], rows.gamma_bin[chosen], rows.gamma_logprob[chosen] = threshold
+        for kept, value in zip((rows.gamma, rows.gamma_bin, rows.gamma_logprob), threshold, strict=True):
+            kept[chosen] = value.to(kept.dtype)
 
 
 def commit(
