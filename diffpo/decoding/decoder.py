@@ -46,18 +46,15 @@ class StepMode:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One row to decode. ids: int64 1-d, the prompt; options: resolved; version: of the weights that begin it."""
+    """One row to decode. ids: int64 1-d, the prompt; length: tokens of prompt and completion; options: resolved; version: of the weights
+    that begin it."""
 
     id: int
     ids: Tensor
+    length: int
     key: int
     options: DecodingOptions
     version: int = 0
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.ids) + self.options.gen_length
 
 
 class Finished(NamedTuple):

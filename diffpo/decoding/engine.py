@@ -105,7 +105,7 @@ class Engine:
             )
         number = next(self._ids)
         key = number if request.key is None else request.key
-        self.open[number] = Job(number, request.ids, key, options)
+        self.open[number] = Job(number, request.ids, length + options.gen_length, key, options)
         self.waiting[number] = None
         return number
 
@@ -182,7 +182,8 @@ class Engine:
         )
         entering = list(itertools.islice(self.waiting, decoder.free))
         if entering:
-            decoder.admit([replace(self.open[row], version=self.version) for row in entering])
+            jobs = [self.open[row] for row in entering]
+            decoder.admit(jobs if self.version == 0 else [replace(job, version=self.version) for job in jobs])
             for row in entering:
                 del self.waiting[row]
         if len(decoder.ids) == 0:

@@ -139,7 +139,11 @@ class Request:
     key: int | None = None
 
     def __post_init__(self) -> None:
-        ids = torch.as_tensor(self.ids) if len(self.ids) else torch.zeros(0, dtype=torch.int64)
+        ids = (
+            self.ids
+            if isinstance(self.ids, Tensor)
+            else torch.tensor(self.ids, dtype=None if self.ids else torch.int64)
+        )
         if ids.dim() != 1 or ids.is_floating_point():
             raise ValueError(f"ids must be a 1-d integer tensor, got {ids.dtype} {list(ids.shape)}")
         object.__setattr__(self, "ids", ids.long().cpu())
