@@ -1,6 +1,8 @@
 """What ``import diffpo`` offers, loaded when it is first asked for."""
 
+from diffpo.decoding.engine import Engine
 from diffpo.decoding.generation import Generation, generate, stream
+from diffpo.decoding.options import DecodingOptions, Request
 from diffpo.decoding.rules import (
     ConfidenceThreshold,
     EntropyBounded,
@@ -18,6 +20,8 @@ from diffpo.trajectory import Trajectory
 
 __all__ = [
     "ConfidenceThreshold",
+    "DecodingOptions",
+    "Engine",
     "EntropyBounded",
     "FactorThreshold",
     "FixedSchedule",
@@ -26,6 +30,7 @@ __all__ = [
     "MaskedDiffusionLM",
     "ModelConfig",
     "PromptThreshold",
+    "Request",
     "Rule",
     "Trajectory",
     "generate",

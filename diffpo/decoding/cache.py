@@ -29,7 +29,7 @@ from diffpo.models.transformer import MaskedDiffusionLM
 CACHES = ("none", "prefix", "dual")
 
 
-def check_cache(cache: str, refresh: int | None, cfg_scale: float) -> None:
+def check_cache(cache: str, refresh: int | None) -> None:
     """ValueError for a mode or an interval that cannot be."""
     if cache not in CACHES:
         raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
@@ -39,10 +39,6 @@ def check_cache(cache: str, refresh: int | None, cfg_scale: float) -> None:
         )
     if refresh is not None and cache == "none":
         raise ValueError('cache_refresh needs cache="prefix" or "dual": nothing is kept with cache="none"')
-    if cache != "none" and cfg_scale != 0:
-        raise ValueError(
-            f'cfg_scale {cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
-        )
 
 
 def due_for_refresh(rows: Rows, refresh: int | None) -> Tensor:
@@ -69,6 +65,11 @@ class KeyValueCache:
         """Copy the rows ``source`` over the rows ``target``."""
         for keys, values in self.layers:
             keys[target], values[target] = keys[source], values[source]
+
+    def clear(self, rows: Tensor) -> None:
+        """Zero these rows. Padding is not attended to, but a NaN there would still spread: 0 times NaN."""
+        for keys, values in self.layers:
+            keys[rows], values[rows] = 0, 0
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,23 @@ class Pass:
         return torch.arange(self.rows.start, self.rows.stop, device=self.columns.device)[:, None]
 
 
-def whole_pass(cache: KeyValueCache, rows: Rows, index: Tensor) -> Pass:
-    """A refresh: all columns of ``rows``, which may be narrower than the cache."""
-    width = rows.sequence.shape[1]
+def whole_pass(cache: KeyValueCache, rows: Rows, index: Tensor | slice, width: int) -> Pass:
+    """A refresh: all of the last ``width`` columns of ``rows``."""
     columns = torch.arange(width, device=rows.sequence.device).expand(len(rows), -1)
     return Pass(cache, index, width, columns, None)
 
 
-def window_pass(cache: KeyValueCache, rows: Rows, index: slice, mode: str, shift: int, positions: int) -> Pass:
+def window_pass(
+    cache: KeyValueCache, rows: Rows, index: slice, width: int, mode: str, shift: int, positions: int
+) -> Pass:
     """The active blocks ("dual"), or everything from them on ("prefix"), of rows that are not due for a refresh.
 
-    shift: 1 where logits are shifted, else 0. positions: the most completion positions that a row needs, W for "dual".
+    width: of the evaluated columns, the last ones. shift: 1 where logits are shifted, else 0. positions: the most completion positions
+    that a row needs, W for "dual".
     """
-    width, block_length = rows.sequence.shape[1], rows.end - rows.start
+    block_length = rows.end - rows.start
     computed = min(positions + shift, width)
-    first_B1 = (rows.prompt_length + rows.start - shift)[:, None]  # -1 where a shifted block has nothing before it
+    first_B1 = (width - rows.gen_length + rows.start - shift)[:, None]  # -1 where a shifted block has nothing before it
     if mode == "dual":
         columns = first_B1.clamp(min=0, max=width - computed) + torch.arange(computed, device=first_B1.device)
         write = (columns >= first_B1) & (columns < first_B1 + shift + block_length[:, None])

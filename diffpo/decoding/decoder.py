@@ -1,10 +1,9 @@
-"""The denoising loop: a queue of prompts through a fixed number of rows. A finished row leaves and a waiting prompt takes its place.
+"""Rows in flight: a fixed number of places, of which the first are taken. A finished row leaves, the last ones move into the holes.
 
-Shapes: B prompts, R rows in flight at most, A of them now, P prompt positions, L completion positions.
+Shapes: R places, A rows in flight, S columns of a place, L of them completion positions.
 """
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from diffpo.decoding.cache import KeyValueCache, due_for_refresh, whole_pass, window_pass
 from diffpo.decoding.graphs import Flags, StepGraphs
+from diffpo.decoding.options import DecodingOptions, EngineOptions
 from diffpo.decoding.rows import Rows, filled_holes
-from diffpo.decoding.rules import Rule
-from diffpo.decoding.step import Hidden, Sampling, commit, exact_hidden, first_position, set_thresholds, without_prompt
+from diffpo.decoding.step import Hidden, commit, exact_hidden, first_position, set_thresholds, unconditional_hidden
 from diffpo.decoding.stopping import StopStrings
+from diffpo.decoding.terms import Terms
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Action, Trajectory
 
@@ -26,256 +26,335 @@ _WIDTHS = 64  # prompt widths of static steps are multiples of this
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is decoded, and how. cache, cache_refresh: see cache.py.
+class StepMode:
+    """static: steps of fixed shapes (step.py), where all rows agree; ``graphs``: replayed from CUDA graphs, False, True or None (where they
+    can be captured); lag: how many steps late the host learns which rows are done, so that the device never waits for it."""
 
-    static: steps of fixed shapes (step.py), ``graphs``: replayed from CUDA graphs, False, True or None (where they can be captured);
-    lag: how many steps late a static decode learns which rows are done, so that the device never waits for the host.
-    """
-
-    gen_length: int
-    block_length: int
-    rule: Rule
-    sampling: Sampling
-    cache: str = "none"
-    cache_refresh: int | None = None
-    stop: tuple[str, ...] = ()
     static: bool = False
     graphs: bool | None = False
     lag: int = 0
 
+    @staticmethod
+    def of(model: MaskedDiffusionLM, options: EngineOptions) -> "StepMode":
+        """On a GPU static steps, in graphs. With a cache the next step depends on this one's outcome, a few microseconds' wait."""
+        on_gpu = model.device.type == "cuda"
+        if options.cuda_graph and not on_gpu:
+            raise ValueError(f"cuda_graph=True needs a model on a GPU, this one is on {model.device}")
+        static = on_gpu and options.cuda_graph is not False
+        return StepMode(static, options.cuda_graph if static else False, int(static and options.cache == "none"))
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One row to decode. ids: int64 1-d, the prompt; length: tokens of prompt and completion; options: resolved; version: of the weights
+    that begin it."""
+
+    id: int
+    ids: Tensor
+    length: int
+    key: int
+    options: DecodingOptions
+    version: int = 0
+
 
 class Finished(NamedTuple):
-    """Rows that ended together. prompts: their indices, int64 on the CPU; seconds: wall-clock from each one's entering the batch to now."""
+    """Rows of one kind of trajectory that ended together. seconds: wall-clock from each one's entering the batch to now; the prompts are
+    padded to all columns before the completion."""
 
-    prompts: Tensor
+    ids: list[int]
     trajectory: Trajectory
     seconds: list[float]
 
 
-@torch.no_grad()
-def denoise(
-    model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
-) -> Iterator[Finished]:
-    """Decode B left-padded prompts [B, P], ``rows`` at a time; yields rows as they finish.
+class Committed(NamedTuple):
+    """What a step committed in a row: ``positions`` of its completion and the ``tokens`` there; nfe: the step's number in this row."""
 
-    The longest prompts come first, so that rows in flight have similar lengths. A row's result depends on its prompt and the key of its
-    draws alone, up to rounding. When memory runs out, the rows in flight start again, half as many at a time.
-
-    FloatingPointError, with the keys of the prompts, when logits are not finite; torch.OutOfMemoryError when a single row does not fit.
-    """
-    lengths = prompt_mask.sum(dim=1).cpu()
-    unfinished = lengths.argsort(descending=True, stable=True)
-    while len(unfinished):
-        rows, memory_error = min(rows, len(unfinished)), None
-        try:
-            for finished in Decoder(model, prompt_ids, prompt_mask, settings, rows).run(unfinished):
-                unfinished = unfinished[~torch.isin(unfinished, finished.prompts)]
-                yield finished
-        except torch.OutOfMemoryError as error:
-            memory_error = str(error)  # not the error itself, which would keep the tensors of its frames alive
-        if memory_error is not None:
-            rows = _halved(rows, memory_error, settings)
+    id: int
+    nfe: int
+    positions: list[int]
+    tokens: list[int]
 
 
 class Decoder:
     """Rows in flight with their caches, graphs and host-side bookkeeping."""
 
     def __init__(
-        self, model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, settings: Settings, rows: int
+        self, model: MaskedDiffusionLM, rows: int, columns: int, gen_length: int, options: EngineOptions, mode: StepMode
     ):
-        self.model, self.settings, self.limit, self.eos_ids = model, settings, rows, model.eos_ids
-        self.prompt_ids, self.prompt_mask, self.lengths = prompt_ids, prompt_mask, prompt_mask.sum(dim=1).cpu()
-        P, L = prompt_ids.shape[1], settings.gen_length
-        spare = int(settings.static and rows > 1)  # a row that is never alive, to fill up an index
-        self.rows = Rows.empty(rows + spare, P, L, model.device)
-        self.cache = KeyValueCache(model, rows + spare, P + L) if settings.cache != "none" else None
-        self.row_ids = torch.arange(len(prompt_ids)) if settings.sampling.row_ids is None else settings.sampling.row_ids
-        self.ids = torch.zeros(0, dtype=torch.int64)  # prompts in flight
+        self.model, self.options, self.mode, self.limit, self.eos_ids = model, options, mode, rows, model.eos_ids
+        spare = int(mode.static and rows > 1)  # a row that is never alive, to fill up an index
+        self.rows = Rows.empty(rows + spare, columns, gen_length, model.device)
+        self.cache = KeyValueCache(model, rows + spare, columns) if options.cache != "none" else None
+        self.jobs: dict[int, Job] = {}
+        self.ids = torch.zeros(0, dtype=torch.int64)  # of the jobs in flight, in the order of their rows
+        self.lengths = torch.zeros(0, dtype=torch.int64)  # theirs
+        self.terms: Terms | None = None  # by which they are decoded, None: they have changed
         self.entered: dict[int, float] = {}  # when, by the host's clock
+        self.reported: dict[int, int] = {}  # steps whose commits have been told
+        self.fresh = 0  # how many rows, the last ones, have not made a step
         self.flags = torch.zeros(
             4, rows + spare, dtype=torch.int64, device=model.device
         )  # done, failed, due for a refresh, start
-        self.host, self.pending = None, Flags(settings.lag)  # the flags of the rows in flight, without a lag
+        self.host, self.pending = None, Flags()  # the flags of the rows in flight, without a lag
         self.index = torch.full((rows + spare,), rows, device=model.device)
-        self.graphs = None if settings.graphs is False else StepGraphs(model.device, required=settings.graphs is True)
-        self.stop = StopStrings(model, settings.stop) if settings.stop else None
+        self.graphs = None if mode.graphs is False else StepGraphs(model.device, required=mode.graphs is True)
+        self.stops: dict[tuple[str, ...], StopStrings] = {}
 
-    def run(self, waiting: Tensor) -> Iterator[Finished]:
-        """Decode the waiting prompts in order; yields those that finished together, right after their last step."""
-        while True:
-            waiting, fresh = self._admit(waiting)
-            if len(self.ids) == 0:
-                return
-            self._step(fresh)
-            done, failed = self._finished()
-            if done.any():
-                yield self._leave(done)
-            if failed:
-                scale = self.settings.sampling.cfg_scale
-                cause = f", guided with cfg_scale {scale:g}," if scale else ""
-                raise FloatingPointError(
-                    f"the model's logits{cause} are NaN or infinite for {len(failed)} prompts, first: {failed[:8]}"
-                )
+    @property
+    def free(self) -> int:
+        return self.limit - len(self.ids)
 
-    def _admit(self, waiting: Tensor) -> tuple[Tensor, int]:
-        """Fill the free rows; returns the prompts that still wait, and how many rows are new: the last ones."""
-        A, entering = len(self.ids), waiting[: self.limit - len(self.ids)]
-        if len(entering) == 0:
-            return waiting, 0
-        device, length = self.model.device, self.settings.block_length
-        ids, padding = entering.to(device), (self.prompt_ids.shape[1] - self.lengths[entering]).to(device)
-        keys, place = self.row_ids[entering].to(device), slice(A, A + len(entering))
-        self.rows.admit(place, self.prompt_ids[ids], padding, ids, keys, length, self.model.mask_id)
-        self.ids, self.host = torch.cat([self.ids, entering]), None
-        self.entered |= dict.fromkeys(entering.tolist(), perf_counter())
-        return waiting[len(entering) :], len(entering)
+    def admit(self, jobs: Sequence[Job]) -> None:
+        """Put these jobs, no more than are free, into the next places."""
+        model, L, columns = self.model, self.rows.gen_length, self.rows.sequence.shape[1]
+        begin = torch.tensor([L - job.options.gen_length for job in jobs])
+        padding = torch.tensor([columns - job.length for job in jobs])
+        column = torch.arange(columns)
+        pad_id = model.config.pad_token_id if model.config.pad_token_id is not None else 0
+        end = begin[:, None] + columns - L
+        sequence = torch.where(column < end, pad_id, model.mask_id)
+        sequence.masked_scatter_((column >= padding[:, None]) & (column < end), torch.cat([job.ids for job in jobs]))
+        block = torch.tensor([job.options.block_length for job in jobs])
+        gamma = torch.tensor([float(job.options.rule.gamma) for job in jobs])
+        row_id = torch.tensor([job.key for job in jobs])
+        values = (value.to(model.device) for value in (sequence, padding, row_id, begin, begin + block, gamma))
+        self.rows.admit(slice(len(self.ids), len(self.ids) + len(jobs)), *values)
+        self.ids, self.host, self.terms = torch.cat([self.ids, torch.tensor([job.id for job in jobs])]), None, None
+        self.lengths = torch.cat([self.lengths, torch.tensor([job.length for job in jobs])])
+        self.jobs |= {job.id: job for job in jobs}
+        self.entered |= dict.fromkeys((job.id for job in jobs), perf_counter())
+        self.fresh = len(jobs)
+        for stop in {job.options.stop for job in jobs if job.options.stop} - self.stops.keys():
+            self.stops[stop] = StopStrings(model, stop)
 
-    def _step(self, fresh: int) -> None:
+    def step(self) -> None:
         """One step of all rows in flight, or, with a cache, of those due for a refresh if there are any."""
-        A, static, lengths = len(self.ids), self.settings.static, self.lengths[self.ids]
-        count, width = (_bucket(A, self.limit), self._width(lengths)) if static else (A, int(lengths.max()))
-        padded = bool((lengths != width).any())
+        A = len(self.ids)
+        terms = self.terms = self.terms or self._terms_of(slice(0, A))
+        static = self.mode.static and terms.agree
+        count, columns = (_bucket(A, self.limit), self._width()) if static else (A, int(self.lengths.max()))
         index, positions = slice(0, count), None
         if self.cache is not None:
-            due = self._due(fresh)
+            due = self._due()
             if len(due):
                 A, count = len(due), _bucket(len(due), self.limit) if static else len(due)
-                index = self.index[:count]
+                index, terms = self.index[:count], terms if terms.agree else self._terms_of(due)
                 index.fill_(len(self.rows) - 1)[:A] = due.to(index.device)
             else:
-                positions, width = self._window_positions(), (self.prompt_ids.shape[1] if static else width)
-                padded = bool((lengths != width).any())
-        step = partial(self._evaluate, index, width, padded, positions, slice(A - fresh, A))
-        if self.graphs is None or fresh:
+                positions, columns = self._window_positions(terms), self.rows.sequence.shape[1] if static else columns
+        padded = bool((self.lengths != columns).any())
+        step = partial(self._evaluate, index, columns, padded, positions, slice(A - self.fresh, A), terms, static)
+        if self.graphs is None or self.fresh or not static:
             step()
         else:
-            self.graphs.run((count, width, padded, positions, isinstance(index, slice)), step)
+            kind = self.jobs[int(self.ids[0])].options.kind
+            self.graphs.run((count, columns, padded, positions, isinstance(index, slice), kind), step)
+        self.fresh = 0
         self.pending.push(self.flags, self.ids)
 
-    def _evaluate(self, index: Tensor | slice, width: int, padded: bool, positions: int | None, fresh: slice) -> None:
-        """The step itself, static where the settings say so: every tensor it reads or leaves behind is one of this object's."""
-        settings, model, mask_id = self.settings, self.model, self.model.mask_id
-        selected = self.rows[index]
-        rows, unconditional = selected.narrow(width), None
-        if self.cache is None:
-            hidden = exact_hidden(model, rows, padded, shared=not settings.static)
-            if settings.sampling.cfg_scale != 0:
-                unconditional = exact_hidden(model, without_prompt(rows, mask_id), padded, shared=not settings.static)
-        else:
-            hidden = self._cached_hidden(rows, index, padded, positions)
-        if fresh.start < fresh.stop:
-            set_thresholds(model, rows, fresh, hidden, settings.rule, settings.sampling.seed)
-        commit(
-            model, rows, hidden, unconditional, settings.block_length, settings.rule, settings.sampling, settings.static,
-            self.eos_ids,
-        )  # fmt: skip
-        if isinstance(index, Tensor):
-            self.rows.put(index, selected)
-        due = due_for_refresh(self.rows, settings.cache_refresh)
-        self.flags.copy_(torch.stack([self.rows.done.long(), self.rows.failed.long(), due.long(), self.rows.start]))
+    def committed(self) -> list[Committed]:
+        """What each row's steps have committed since this was asked the last time. Waits for the device."""
+        A, L = len(self.ids), self.rows.gen_length
+        rows = self.rows[:A]
+        tokens, commit_step, nfe = rows.tokens.cpu(), rows.commit_step.cpu(), rows.nfe.tolist()
+        told = torch.tensor([self.reported.get(row, 0) for row in self.ids.tolist()])
+        new = (commit_step > told[:, None]) & ~rows.failed.cpu()[:, None]
+        events = []
+        for row in new.any(dim=1).nonzero()[:, 0].tolist():
+            job, position = self.jobs[int(self.ids[row])], new[row].nonzero()[:, 0]
+            self.reported[job.id] = nfe[row]
+            begin = L - job.options.gen_length
+            events.append(Committed(job.id, nfe[row], (position - begin).tolist(), tokens[row, position].tolist()))
+        return events
 
-    def _cached_hidden(self, rows: Rows, index: Tensor | slice, padded: bool, positions: int | None) -> Hidden:
-        padding = rows.padding if padded else None
-        if positions is None:
-            hidden = self.model(rows.sequence, padding=padding, cache=whole_pass(self.cache, rows, index))
-            return Hidden(hidden[:, rows.prompt_length :])
-        shift = int(self.model.config.logit_shift)
-        window = window_pass(self.cache, rows, index, self.settings.cache, shift, positions)
-        hidden = self.model(rows.sequence.gather(1, window.columns), padding=padding, cache=window)
-        return Hidden(hidden, column=rows.prompt_length - window.columns[:, 0])
-
-    def _width(self, lengths: Tensor) -> int:
-        return min(self.prompt_ids.shape[1], -(-int(lengths.max()) // _WIDTHS) * _WIDTHS)
-
-    def _due(self, fresh: int) -> Tensor:
-        """Places of the rows whose next step is a refresh, new ones last."""
-        if self.host is None:  # rows have entered since
-            return due_for_refresh(self.rows[: len(self.ids)], self.settings.cache_refresh).nonzero()[:, 0].cpu()
-        return self.host[2].nonzero()[:, 0]
-
-    def _window_positions(self) -> int:
-        """How many completion positions a cached step computes in each row: a multiple of the block, rounded up to a few values."""
-        block, L = self.settings.block_length, self.settings.gen_length
-        if self.settings.cache == "dual":
-            return block
-        blocks = (L - int(self.host[3].min())) // block
-        return _bucket(blocks, L // block) * block if self.settings.static else blocks * block
-
-    def _finished(self) -> tuple[Tensor, list[int]]:
-        """The rows that are done, bool [A], and the keys of the prompts that failed, as far as is known yet."""
-        popped = self.pending.pop()
+    def ended(self) -> tuple[Tensor, Tensor]:
+        """The rows that are done and those that failed, bool [A] on the CPU, as far as is known yet."""
+        none = torch.zeros(len(self.ids), dtype=torch.bool)
+        lag = 0 if self._stopping() else self.mode.lag
+        popped = self.pending.pop(lag)
         if popped is None:
-            return torch.zeros(len(self.ids), dtype=torch.bool), []
-        flags, prompts = popped
-        if self.settings.lag == 0:  # nothing has moved since
+            return none, none
+        flags, ids = popped
+        if lag == 0:  # nothing has moved since
             self.host = flags
-        done, failed = (torch.isin(self.ids, prompts[flag.bool()]) for flag in flags[:2])
-        if self.stop is not None:
-            done |= torch.tensor(self.stop.reached(self.rows.tokens[: len(self.ids)], self.ids.tolist()))
-        return done & ~failed, self.row_ids[self.ids[failed]].sort().values.tolist()
+        done, failed = (torch.isin(self.ids, ids[flag.bool()]) for flag in flags[:2])
+        if self._stopping():
+            done |= self._stopped()
+        return done & ~failed, failed
 
-    def _leave(self, done: Tensor) -> Finished:
-        """Take the rows that are done out; the last ones move into their places."""
-        device, now = self.model.device, perf_counter()
-        finished, leaving = self.ids[done], self.rows[done.nonzero()[:, 0].to(device)]
-        source, target = filled_holes(done)
-        self.ids[target] = self.ids[source]
-        self.ids = self.ids[: int((~done).sum())]
+    def finished(self, done: Tensor) -> list[Finished]:
+        """The trajectories of these rows, bool [A], which stay where they are."""
+        now, ids = perf_counter(), self.ids[done].tolist()
+        leaving = self.rows[done.nonzero()[:, 0].to(self.model.device)]
+        groups: dict[tuple, list[int]] = {}
+        for place, row in enumerate(ids):
+            options = self.jobs[row].options
+            key = (
+                options.gen_length,
+                options.temperature,
+                options.block_length,
+                options.cfg_scale,
+                options.rule.draws_gamma,
+            )
+            groups.setdefault(key, []).append(place)
+        parts = []
+        for places in groups.values():
+            rows = leaving if len(groups) == 1 else leaving[torch.tensor(places, device=self.model.device)]
+            jobs = [self.jobs[ids[place]] for place in places]
+            seconds = [now - self.entered[job.id] for job in jobs]
+            parts.append(Finished([job.id for job in jobs], self._trajectory(jobs, rows), seconds))
+        return parts
+
+    def remove(self, leaving: Tensor) -> None:
+        """Take these rows, bool [A], out; the last ones move into their places."""
+        for row in self.ids[leaving].tolist():
+            stop = self.jobs.pop(row).options.stop
+            self.entered.pop(row), self.reported.pop(row, None)
+            if stop:
+                self.stops[stop].forget(row)
+        if self.stops:
+            kept = {job.options.stop for job in self.jobs.values()}
+            self.stops = {stop: watch for stop, watch in self.stops.items() if stop in kept}
+        if self.terms is not None and not self.terms.agree:
+            self.terms = None
+        source, target = filled_holes(leaving)
+        for values in (self.ids, self.lengths):
+            values[target] = values[source]
+        live = len(self.jobs)
+        self.ids, self.lengths = self.ids[:live], self.lengths[:live]
         if self.host is not None:
             self.host[:, target] = self.host[:, source]
-            self.host = self.host[:, : len(self.ids)]
-        source, target = source.to(device), target.to(device)
-        self.rows.move(source, target, len(self.ids))
+            self.host = self.host[:, :live]
+        source, target = source.to(self.model.device), target.to(self.model.device)
+        self.rows.move(source, target, live)
         if self.cache is not None:
             self.cache.move(source, target)
-        seconds = [now - self.entered.pop(prompt) for prompt in finished.tolist()]
-        return Finished(finished, self._trajectory(finished, leaving), seconds)
 
-    def _trajectory(self, ids: Tensor, rows: Rows) -> Trajectory:
-        tokens, sampling = rows.tokens.clone(), self.settings.sampling
+    def clear_cache(self, rows: Tensor) -> None:
+        """Forget what rows, bool [A], that are to be removed have kept: their numbers are not finite."""
+        if self.cache is not None:
+            self.cache.clear(rows.nonzero()[:, 0].to(self.model.device))
+
+    def _in_order(self, rows: Tensor | slice = slice(None)) -> list[Job]:
+        return [self.jobs[row] for row in self.ids[rows].tolist()]
+
+    def _terms_of(self, rows: Tensor | slice) -> Terms:
+        options = [job.options for job in self._in_order(rows)]
+        return Terms.of(options, self.rows.gen_length, self.model.device)
+
+    def _evaluate(
+        self,
+        index: Tensor | slice,
+        columns: int,
+        padded: bool,
+        positions: int | None,
+        fresh: slice,
+        terms: Terms,
+        static: bool,
+    ) -> None:
+        """The step itself. Where it is static, every tensor it reads or leaves behind is one of this object's."""
+        model, shared, unconditional = self.model, not static, None
+        rows = self.rows[index]
+        if self.cache is None:
+            hidden = exact_hidden(model, rows, columns, padded, shared)
+            unconditional = unconditional_hidden(model, rows, terms, columns, padded, shared)
+        else:
+            hidden = self._cached_hidden(rows, index, columns, padded, positions)
+        if fresh.start < fresh.stop:
+            set_thresholds(model, rows, self._drawing(fresh), terms.seed, hidden)
+        commit(model, rows, hidden, unconditional, terms, static, self.eos_ids)
+        if isinstance(index, Tensor):
+            self.rows.put(index, rows)
+        due = due_for_refresh(self.rows, self.options.cache_refresh)
+        self.flags.copy_(torch.stack([self.rows.done.long(), self.rows.failed.long(), due.long(), self.rows.start]))
+
+    def _cached_hidden(
+        self, rows: Rows, index: Tensor | slice, columns: int, padded: bool, positions: int | None
+    ) -> Hidden:
+        before = columns - rows.gen_length  # columns in front of completion position 0
+        sequence, padding = rows.last(columns)
+        padding = padding if padded else None
+        if positions is None:
+            hidden = self.model(sequence, padding=padding, cache=whole_pass(self.cache, rows, index, columns))
+            return Hidden(hidden[:, max(before, 0) :], column=min(before, 0))
+        shift = int(self.model.config.logit_shift)
+        window = window_pass(self.cache, rows, index, columns, self.options.cache, shift, positions)
+        hidden = self.model(sequence.gather(1, window.columns), padding=padding, cache=window)
+        return Hidden(hidden, column=before - window.columns[:, 0])
+
+    def _drawing(self, fresh: slice) -> list[tuple[DecodingOptions, slice | Tensor]]:
+        """The new rows that draw a threshold, those of one rule and one length together, by their places in the step."""
+        groups: dict[tuple, list[int]] = {}
+        options = [job.options for job in self._in_order(slice(len(self.ids) - self.fresh, None))]
+        for place, row in enumerate(options):
+            if row.rule.draws_gamma:
+                groups.setdefault((row.rule.family, row.gen_length), []).append(place)
+        if len(groups) == 1 and len(next(iter(groups.values()))) == len(options):
+            return [(options[0], fresh)]
+        at = fresh.start
+        return [(options[places[0]], torch.tensor(places, device=self.model.device) + at) for places in groups.values()]
+
+    def _width(self) -> int:
+        """Columns of a static step: few different numbers."""
+        L = self.rows.gen_length
+        return min(self.rows.sequence.shape[1], L + -(-max(int(self.lengths.max()) - L, 0) // _WIDTHS) * _WIDTHS)
+
+    def _due(self) -> Tensor:
+        """Places of the rows whose next step is a refresh, new ones last."""
+        if self.host is None:  # rows have entered since
+            return due_for_refresh(self.rows[: len(self.ids)], self.options.cache_refresh).nonzero()[:, 0].cpu()
+        return self.host[2].nonzero()[:, 0]
+
+    def _window_positions(self, terms: Terms) -> int:
+        """How many completion positions a cached step computes in each row: a multiple of the block, rounded up to a few values."""
+        block, L = terms.window, self.rows.gen_length
+        if self.options.cache == "dual":
+            return block
+        left = L - int(self.host[3].min())
+        return min(_bucket(left // block, L // block) * block, L) if self.mode.static and terms.agree else left
+
+    def _stopping(self) -> bool:
+        return any(job.options.stop for job in self.jobs.values()) if self.stops else False
+
+    def _stopped(self) -> Tensor:
+        """bool [A]: rows whose text has reached a stop string."""
+        jobs, tokens = self._in_order(), self.rows.tokens[: len(self.ids)].tolist()
+        reached = torch.zeros(len(jobs), dtype=torch.bool)
+        for stop, watch in self.stops.items():
+            places = [place for place, job in enumerate(jobs) if job.options.stop == stop]
+            texts = [tokens[place][-jobs[place].options.gen_length :] for place in places]
+            reached[places] = torch.tensor(watch.reached(texts, [jobs[place].id for place in places]), dtype=torch.bool)
+        return reached
+
+    def _trajectory(self, jobs: Sequence[Job], rows: Rows) -> Trajectory:
+        options, device, columns = jobs[0].options, self.model.device, self.rows.sequence.shape[1]
+        prompt, L = columns - options.gen_length, options.gen_length
+
+        def own(values_kL: Tensor) -> Tensor:
+            return values_kL[:, values_kL.shape[1] - L :].contiguous()
+
+        tokens = own(rows.tokens).clone()
         if self.eos_ids:
-            tokens.masked_fill_(rows.commit_step == 0, self.eos_ids[0])
-        length = (first_position(tokens, self.eos_ids) + 1).clamp(max=rows.gen_length)
-        ids = ids.to(tokens.device)
-        actions = {"gamma": Action(rows.gamma_bin, rows.gamma_logprob)} if self.settings.rule.draws_gamma else {}
+            tokens.masked_fill_(own(rows.commit_step) == 0, self.eos_ids[0])
         return Trajectory(
-            prompt_ids=self.prompt_ids[ids],
-            prompt_mask=self.prompt_mask[ids],
+            prompt_ids=rows.sequence[:, :prompt].clone(),
+            prompt_mask=torch.arange(prompt, device=device) >= rows.padding[:, None],
             tokens=tokens,
-            commit_step=rows.commit_step,
-            logprob=rows.logprob,
-            entropy=rows.entropy,
+            commit_step=own(rows.commit_step),
+            logprob=own(rows.logprob),
+            entropy=own(rows.entropy),
             gamma=rows.gamma,
             nfe=rows.nfe,
-            length=length,
+            length=(first_position(tokens, self.eos_ids) + 1).clamp(max=L),
             key=rows.row_id,
             group=rows.row_id,
-            version=torch.zeros_like(rows.row_id),
+            version=torch.tensor([job.version for job in jobs], device=device),
             mask_id=self.model.mask_id,
-            temperature=sampling.temperature,
-            block_length=self.settings.block_length,
-            cfg_scale=sampling.cfg_scale,
-            actions=actions,
+            temperature=options.temperature,
+            block_length=options.block_length,
+            cfg_scale=options.cfg_scale,
+            actions={"gamma": Action(rows.gamma_bin, rows.gamma_logprob)} if options.rule.draws_gamma else {},
         )
-
-
-def _halved(rows: int, error: str, settings: Settings) -> int:
-    """Half as many rows, or torch.OutOfMemoryError where there is only one."""
-    if rows == 1:
-        kept = "" if settings.cache == "none" else f', or decode with cache="none" instead of "{settings.cache}"'
-        raise torch.OutOfMemoryError(
-            f"a single row does not fit in memory: lower gen_length ({settings.gen_length}) or block_length ({settings.block_length}), "
-            f"give shorter prompts, load the model in bfloat16{kept}. {error}"
-        )
-    warnings.warn(
-        f"out of memory with {rows} rows in flight: going on with {rows // 2} (batch_size)",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return rows // 2
 
 
 def _bucket(count: int, limit: int) -> int:

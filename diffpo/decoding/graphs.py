@@ -129,27 +129,27 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 
 class Flags:
-    """Copies of a small device tensor, one after each step, read ``lag`` steps later, with the prompts whose rows they are about."""
+    """Copies of a small device tensor, one after each step, read some steps later, with the ids of the rows they are about."""
 
-    def __init__(self, lag: int):
-        self.lag = lag
+    def __init__(self):
         self.pending: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, flags: Tensor, prompts: Tensor) -> None:
+    def push(self, flags: Tensor, ids: Tensor) -> None:
         if not flags.is_cuda:
-            self.pending.append((flags.clone(), prompts.clone(), None))
+            self.pending.append((flags.clone(), ids.clone(), None))
             return
         on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         on_host.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self.pending.append((on_host, prompts.clone(), event))
+        self.pending.append((on_host, ids.clone(), event))
 
-    def pop(self) -> tuple[Tensor, Tensor] | None:
-        """The flags of ``lag`` steps ago and the prompts that were in flight then, or None where there are none yet."""
-        if len(self.pending) <= self.lag:
+    def pop(self, lag: int) -> tuple[Tensor, Tensor] | None:
+        """The flags of ``lag`` steps ago and the ids of the rows in flight then, or None where there are none yet."""
+        if len(self.pending) <= lag:
             return None
-        flags, prompts, event = self.pending.popleft()
+        while len(self.pending) > lag:  # more than one where the lag has become shorter
+            flags, ids, event = self.pending.popleft()
         if event is not None:
             event.synchronize()
-        return flags[:, : len(prompts)], prompts
+        return flags[:, : len(ids)], ids

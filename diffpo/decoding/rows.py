@@ -1,6 +1,9 @@
 """The rows in flight: fixed buffers, of which the first ``count`` rows are being decoded and the rest wait for a prompt.
 
-Shapes: R rows of the buffers, P positions of the longest prompt, L completion positions, W positions of a block.
+Everything stands on the right: [padding | prompt | completion], so that padding on the left is the only mask there is. Completion positions
+count in the last L columns; a row whose completion has only l of them starts at position L - l.
+
+Shapes: R rows of the buffers, S columns, the last L of them completion positions.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from torch import Tensor
 class Rows:
     """The state of a decode; every tensor has one entry per row and is changed in place.
 
-    sequence: int64 [R, P + L], left-padded prompt and completion; masked positions hold the mask id
-    padding, prompt, row_id: int64 [R], positions of padding in ``sequence``, the prompt's index, and the key of its draws
+    sequence: int64 [R, S], left-padded prompt and completion; masked positions hold the mask id
+    padding, row_id: int64 [R], columns of padding in ``sequence``, and the key of the row's draws
     start, end: int64 [R], the active block, half-open, in completion positions; [L, L) once a row is past its last block
     nfe, block_step: int64 [R], denoising steps spent on the row, and on its active block
     commit_step: int64 [R, L]; logprob, entropy: fp32 [R, L], see ``Trajectory``
@@ -26,7 +29,6 @@ class Rows:
 
     sequence: Tensor
     padding: Tensor
-    prompt: Tensor
     row_id: Tensor
     start: Tensor
     end: Tensor
@@ -42,14 +44,13 @@ class Rows:
     failed: Tensor
 
     @staticmethod
-    def empty(rows: int, prompt_length: int, gen_length: int, device: torch.device) -> Rows:
+    def empty(rows: int, columns: int, gen_length: int, device: torch.device) -> Rows:
         """Buffers whose rows are all done."""
         integers = torch.zeros(rows, dtype=torch.int64, device=device)
         numbers = torch.zeros(rows, gen_length, device=device)
         return Rows(
-            sequence=torch.zeros(rows, prompt_length + gen_length, dtype=torch.int64, device=device),
+            sequence=torch.zeros(rows, columns, dtype=torch.int64, device=device),
             padding=integers.clone(),
-            prompt=integers.clone(),
             row_id=integers.clone(),
             start=integers + gen_length,
             end=integers + gen_length,
@@ -73,13 +74,9 @@ class Rows:
         return self.commit_step.shape[1]
 
     @property
-    def prompt_length(self) -> int:
-        return self.sequence.shape[1] - self.gen_length
-
-    @property
     def tokens(self) -> Tensor:
         """int64 [R, L], the completions: a view."""
-        return self.sequence[:, self.prompt_length :]
+        return self.sequence[:, self.sequence.shape[1] - self.gen_length :]
 
     def __getitem__(self, rows) -> Rows:
         """Some rows: views for a slice, copies for an index."""
@@ -90,32 +87,31 @@ class Rows:
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(values, field.name)
 
-    def narrow(self, prompt_length: int) -> Rows:
-        """The same rows without the leftmost columns, which must be padding in all that are alive; ``padding`` is a copy then."""
-        surplus = self.prompt_length - prompt_length
-        if surplus == 0:
-            return self
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(
-            **values | {"sequence": self.sequence[:, surplus:], "padding": (self.padding - surplus).clamp(min=0)}
+    def last(self, columns: int) -> tuple[Tensor, Tensor]:
+        """The sequences without the leftmost columns, which must be padding in all rows that are alive, and the padding that is left."""
+        surplus = self.sequence.shape[1] - columns
+        return (
+            (self.sequence[:, surplus:], (self.padding - surplus).clamp(min=0))
+            if surplus
+            else (self.sequence, self.padding)
         )
 
     def admit(
         self,
         rows: slice,
-        prompt_ids: Tensor,
+        sequence: Tensor,
         padding: Tensor,
-        prompt: Tensor,
         row_id: Tensor,
-        block: int,
-        mask_id: int,
+        start: int | Tensor,
+        end: int | Tensor,
+        gamma: float | Tensor,
     ) -> None:
-        """Start these rows with prompts [k, P], of which ``padding`` [k] positions are padding, and a block of ``block`` tokens."""
-        for field in ("nfe", "block_step", "commit_step", "logprob", "entropy", "start"):
+        """Start these k rows: sequences [k, S] of masked completions, of which ``padding`` [k] columns are padding, the first block, and the
+        entropy bounds, NaN where there is none yet."""
+        for field in ("nfe", "block_step", "commit_step", "logprob", "entropy", "gamma_logprob"):
             getattr(self, field)[rows] = 0
-        self.sequence[rows, : self.prompt_length] = prompt_ids
-        self.sequence[rows, self.prompt_length :] = mask_id
-        self.padding[rows], self.prompt[rows], self.row_id[rows], self.end[rows] = padding, prompt, row_id, block
+        self.sequence[rows], self.padding[rows], self.row_id[rows] = sequence, padding, row_id
+        self.start[rows], self.end[rows], self.gamma[rows], self.gamma_bin[rows] = start, end, gamma, -1
         self.done[rows] = self.failed[rows] = False
 
     def move(self, source: Tensor, target: Tensor, count: int) -> None:

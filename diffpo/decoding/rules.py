@@ -1,6 +1,6 @@
 """Commit rules: which masked positions of the active block are committed in a denoising step.
 
-Every rule is data for one operator, ``entropy_bounded_commit_``: an order (commit the smallest ``proxy`` first), a ``cost``
+Every rule is data for one operator, ``entropy_bounded_commit_``: an ``order`` (the smallest is committed first), a ``cost``
 per position, a ``budget`` per row and how costs are held against it; committed is the longest prefix of at least one position with
 sum(cost) - max(cost) <= budget ("joint"), or with (n + 1) cost_n <= budget for its n-th position, n > 1 ("ranked").
 Unit costs with budget k - 1 commit exactly k positions.
@@ -12,7 +12,10 @@ Sure positions are compared by odds, not by probabilities, which all round to 1 
 """
 
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Hashable
+from copy import copy
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor
 from diffpo.keyed_random import uniform
 from diffpo.models.transformer import MaskedDiffusionLM
 
-PROXIES = ("entropy", "confidence", "margin")
+ORDERS = PROXIES = ("entropy", "confidence", "margin")
 _ONE_IN_FLOAT64 = 2.0**-53  # 1 / (1 + odds) is 1 up to here
 _GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
 
@@ -33,8 +36,8 @@ class StepPredictions:
     candidates: bool [A, L], masked positions of each row's active block.
     entropy (nats), confidence (probability of the proposed token), top1, top2 (largest probabilities): fp32 [A, L], untempered.
     odds, top_odds: fp32 [A, L], (1 - p) / p of the proposed and of the most probable token, exact also where p rounds to 1.
-    block_length: tokens; blocks: their number; block_step: int64 [A], steps already spent on the active block.
-    gamma: fp32 [A], the rows' thresholds (nats) or NaN.
+    block_step: int64 [A], steps already spent on the active block; gamma: fp32 [A], the rows' thresholds (nats) or NaN.
+    block_length: tokens; blocks: their number; number: the rule's own (``Rule``). Each a number where all rows agree, else a tensor [A].
     """
 
     candidates: Tensor
@@ -44,12 +47,20 @@ class StepPredictions:
     top2: Tensor
     odds: Tensor
     top_odds: Tensor
-    block_length: int
-    blocks: int
     block_step: Tensor
     gamma: Tensor
+    block_length: int | Tensor
+    blocks: int | Tensor
+    number: float | Tensor
 
-    def proxy(self, name: str) -> Tensor:
+    def __getitem__(self, rows: Tensor) -> "StepPredictions":
+        """Those of some rows, an index."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return StepPredictions(
+            **{n: value[rows] if isinstance(value, Tensor) else value for n, value in values.items()}
+        )
+
+    def order(self, name: str) -> Tensor:
         """Estimated error per position, small = commit first."""
         if name == "entropy":
             return self.entropy
@@ -68,10 +79,12 @@ def _as_compared(odds: Tensor) -> Tensor:
 
 
 class Plan(NamedTuple):
-    proxy: Tensor  # [A, L]
-    cost: Tensor  # [A, L]
-    budget: Tensor  # [A]
-    rule: str = "joint"  # or "ranked"
+    """order, cost: fp32 [A, L]; budget: fp32 [A]; rule: how costs are held against it, "joint" or "ranked"."""
+
+    order: Tensor
+    cost: Tensor
+    budget: Tensor
+    rule: str = "joint"
 
 
 class Threshold(NamedTuple):
@@ -83,11 +96,24 @@ class Threshold(NamedTuple):
 
 
 class Rule:
-    """A commit rule. ``stops_at_eos``: a row ends once every token before its first EOS is committed; ``draws_gamma``: `thresholds`
-    are the bins of a learned threshold, which a trajectory records among its actions."""
+    """A commit rule.
+
+    stops_at_eos: a row ends once every token before its first EOS is committed
+    gamma: nats, the entropy bound of its rows; NaN: none, or one that is drawn
+    draws_gamma: `thresholds` draws it, from the bins of a learned threshold, which a trajectory records among its actions
+    number: what of the rule may differ between rows that are planned together; `plan` reads it from the step
+    """
 
     stops_at_eos = True
     draws_gamma = False
+    gamma: float | Tensor = math.nan
+    number: float = 0.0
+
+    @property
+    def family(self) -> Hashable:
+        """Rules of one family plan their rows together, by any one of them. A class whose plans depend on ``gamma`` and ``number``
+        alone may say so here; otherwise a rule is its own family."""
+        return self
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         """ValueError if the rule cannot decode this many prompts with this model and these lengths."""
@@ -96,27 +122,28 @@ class Rule:
         """The rule with everything filled in that the model decides."""
         return self
 
-    def thresholds(
-        self, model: MaskedDiffusionLM, hidden_BLD: Tensor, prompts: Tensor, row_ids: Tensor, seed: int
-    ) -> Threshold:
-        """Called for each row once, with the completion's hidden states [B, L, D] of its first pass; no threshold by default.
+    def for_prompt(self, index: int) -> "Rule":
+        """The rule of one of a list's prompts."""
+        return self
 
-        prompts: int64 [B], each row's place among the prompts; row_ids: int64 [B], the key of its draws beside ``seed``.
+    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
+        """Where ``draws_gamma``, called for each row once, with the completion's hidden states [B, L, D] of its first pass.
+
+        keys: int64 [B], of the rows' draws beside ``seed``.
         """
-        nothing = torch.full((len(hidden_BLD),), math.nan, device=hidden_BLD.device)
-        return Threshold(nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing))
+        raise NotImplementedError
 
     def plan(self, step: StepPredictions) -> Plan:
         """What to commit. To stay within a CUDA graph it must not look at the numbers (``if``, ``.item()``, boolean indexing)."""
         raise NotImplementedError
 
 
-def _entropy_bounded(step: StepPredictions, proxy: str) -> Plan:
-    return Plan(step.proxy(proxy), step.entropy, step.gamma)
+def _entropy_bounded(step: StepPredictions, order: str) -> Plan:
+    return Plan(step.order(order), step.entropy, step.gamma)
 
 
-def _fixed_count(proxy: Tensor, count: Tensor) -> Plan:
-    return Plan(proxy, torch.ones_like(proxy), (count - 1).clamp(min=0).float())
+def _fixed_count(order: Tensor, count: Tensor) -> Plan:
+    return Plan(order, torch.ones_like(order), (count - 1).clamp(min=0).float())
 
 
 class FixedSchedule(Rule):
@@ -132,7 +159,11 @@ class FixedSchedule(Rule):
     def __init__(self, steps: int):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps = steps
+        self.steps = self.number = steps
+
+    @property
+    def family(self) -> Hashable:
+        return type(self)
 
     def __repr__(self) -> str:
         return f"FixedSchedule(steps={self.steps})"
@@ -145,7 +176,7 @@ class FixedSchedule(Rule):
             )
 
     def plan(self, step: StepPredictions) -> Plan:
-        steps_per_block = self.steps // step.blocks
+        steps_per_block = step.number // step.blocks
         count = step.block_length // steps_per_block + (step.block_step < step.block_length % steps_per_block).long()
         return _fixed_count(step.doubt(), count)
 
@@ -160,13 +191,18 @@ class ConfidenceThreshold(Rule):
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability in [0, 1], got {p}")
         self.p = p
+        self.number = (1 - p) / p if p > 0 else math.inf  # the largest odds against a token
+
+    @property
+    def family(self) -> Hashable:
+        return type(self)
 
     def __repr__(self) -> str:
         return f"ConfidenceThreshold(p={self.p:g})"
 
     def plan(self, step: StepPredictions) -> Plan:
         doubt = step.doubt()
-        largest = (1 - self.p) / self.p if self.p > 0 else math.inf
+        largest = step.number[:, None].to(doubt) if isinstance(step.number, Tensor) else step.number
         return _fixed_count(doubt, ((doubt <= largest) & step.candidates).sum(dim=1))
 
 
@@ -180,66 +216,85 @@ class FactorThreshold(Rule):
     def __init__(self, factor: float):
         if not factor >= 0:
             raise ValueError(f"factor must be at least 0 and not NaN, got {factor}")
-        self.factor = factor
+        self.factor = self.number = factor
+
+    @property
+    def family(self) -> Hashable:
+        return type(self)
 
     def __repr__(self) -> str:
         return f"FactorThreshold(factor={self.factor:g})"
 
     def plan(self, step: StepPredictions) -> Plan:
-        budget = torch.full_like(step.gamma, self.factor)
-        doubt = step.doubt()
+        number, doubt = step.number, step.doubt()
+        budget = number.to(doubt) if isinstance(number, Tensor) else torch.full_like(step.gamma, number)
         missing = torch.where(step.confidence > 0.5, doubt * step.confidence, 1 - step.confidence)  # 1 - confidence
         return Plan(doubt, missing, budget, rule="ranked")
 
 
 class EntropyBounded(Rule):
-    """The Entropy-Bounded sampler (arXiv 2505.24857): the longest prefix U by proxy with sum_U H - max_U H <= gamma.
+    """The Entropy-Bounded sampler (arXiv 2505.24857): the longest prefix U in order with sum_U H - max_U H <= gamma.
 
     ``gamma``: nats, a number or a tensor [B] with one value per row; 0 commits one token a step, inf the whole block.
-    ``proxy``: the order of commitment: "entropy" H, "confidence" (largest probability) or "margin" (top-1 less runner-up).
+    ``order``: of commitment: "entropy" H, "confidence" (largest probability) or "margin" (top-1 less runner-up); ``proxy`` was its name.
     """
 
-    def __init__(self, gamma: float | Tensor, proxy: str = "entropy"):
+    def __init__(self, gamma: float | Tensor, order: str = "entropy", *, proxy: str | None = None):
         self.gamma = torch.as_tensor(gamma, dtype=torch.float32)
         if self.gamma.dim() > 1:
             raise ValueError(f"gamma must be a number or a tensor [B], got shape {list(self.gamma.shape)}")
         if self.gamma.isnan().any() or (self.gamma < 0).any():
             raise ValueError(f"gamma must be at least 0 (nats) and not NaN, got {gamma}")
-        self.proxy = _checked_proxy(proxy)
+        self.order = _checked_order(order if proxy is None else _by_its_old_name(proxy))
 
     def __repr__(self) -> str:
-        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, proxy={self.proxy})"
+        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, proxy={self.order})"
+
+    @property
+    def proxy(self) -> str:
+        return self.order
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if self.gamma.dim() == 1 and len(self.gamma) != prompts:
             raise ValueError(f"gamma has {len(self.gamma)} values for {prompts} prompts")
 
-    def thresholds(self, model, hidden_BLD, prompts, row_ids, seed) -> Threshold:
-        gamma = self.gamma.to(hidden_BLD.device)
-        chosen = gamma[prompts] if gamma.dim() else gamma.repeat(len(prompts))
-        return super().thresholds(model, hidden_BLD, prompts, row_ids, seed)._replace(gamma=chosen)
+    def for_prompt(self, index: int) -> Rule:
+        if self.gamma.dim() == 0:
+            return self
+        one = copy(self)
+        one.gamma = self.gamma[index]
+        return one
+
+    @property
+    def family(self) -> Hashable:
+        return type(self), self.order
 
     def plan(self, step: StepPredictions) -> Plan:
-        return _entropy_bounded(step, self.proxy)
+        return _entropy_bounded(step, self.order)
 
 
 class PromptThreshold(Rule):
     """Entropy-bounded with the threshold the model predicts for each prompt: its mode, or a draw when ``sample`` (training).
 
-    ``proxy``: the order of commitment; None takes the one the threshold was trained with.
+    ``order``: of commitment; None takes the one the threshold was trained with; ``proxy`` was its name.
     """
 
     draws_gamma = True
 
-    def __init__(self, proxy: str | None = None, sample: bool = False):
-        self.proxy, self.sample = proxy if proxy is None else _checked_proxy(proxy), sample
+    def __init__(self, order: str | None = None, sample: bool = False, *, proxy: str | None = None):
+        order = order if proxy is None else _by_its_old_name(proxy)
+        self.order, self.sample = order if order is None else _checked_order(order), sample
 
     def __repr__(self) -> str:
-        options = ([f"proxy={self.proxy}"] if self.proxy else []) + (["sample"] if self.sample else [])
+        options = ([f"proxy={self.order}"] if self.order else []) + (["sample"] if self.sample else [])
         return f"PromptThreshold({', '.join(options)})"
 
+    @property
+    def proxy(self) -> str | None:
+        return self.order
+
     def resolve(self, model: MaskedDiffusionLM) -> Rule:
-        return self if self.proxy else PromptThreshold(model.config.threshold_proxy, self.sample)
+        return self if self.order else PromptThreshold(model.config.threshold_proxy, self.sample)
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if model.threshold is None:
@@ -247,7 +302,11 @@ class PromptThreshold(Rule):
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
 
-    def thresholds(self, model, hidden_BLD, prompts, row_ids, seed) -> Threshold:
+    @property
+    def family(self) -> Hashable:
+        return type(self), self.order, self.sample
+
+    def thresholds(self, model, hidden_BLD, keys, seed) -> Threshold:
         if model.threshold is None:
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
@@ -256,17 +315,22 @@ class PromptThreshold(Rule):
         if self.sample:
             # inverse CDF; the clamp keeps a rounding of the last cumulative sum below 1 from overshooting
             cdf_BG = logprob_BG.exp().cumsum(dim=1)
-            draw_B1 = uniform(seed, _GAMMA_DRAW, row_ids)[:, None].to(cdf_BG)
+            draw_B1 = uniform(seed, _GAMMA_DRAW, keys)[:, None].to(cdf_BG)
             index = (cdf_BG <= draw_B1).sum(dim=1).clamp(max=cdf_BG.shape[1] - 1)
         else:
             index = logprob_BG.argmax(dim=1)
         return Threshold(model.threshold.gammas[index], index, logprob_BG.gather(1, index[:, None])[:, 0])
 
     def plan(self, step: StepPredictions) -> Plan:
-        return _entropy_bounded(step, self.proxy)
+        return _entropy_bounded(step, self.order)
 
 
-def _checked_proxy(proxy: str) -> str:
-    if proxy not in PROXIES:
-        raise ValueError(f"proxy must be one of {', '.join(PROXIES)}, got {proxy!r}")
-    return proxy
+def _checked_order(order: str) -> str:
+    if order not in ORDERS:
+        raise ValueError(f"order (proxy) must be one of {', '.join(ORDERS)}, got {order!r}")
+    return order
+
+
+def _by_its_old_name(order: str) -> str:
+    warnings.warn("proxy is now called order", DeprecationWarning, stacklevel=3)
+    return order

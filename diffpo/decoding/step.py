@@ -6,14 +6,16 @@ runs at all positions of the active blocks instead of the masked ones.
 Shapes: A rows, U distinct ones among them, L completion positions, Q evaluated positions, N positions at which the head runs, W of a block.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffpo.decoding.options import DecodingOptions
 from diffpo.decoding.rows import Rows
-from diffpo.decoding.rules import Rule, StepPredictions
+from diffpo.decoding.rules import Plan, StepPredictions
+from diffpo.decoding.terms import Terms
 from diffpo.keyed_random import uniform
 from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
@@ -23,59 +25,78 @@ _TOKEN_DRAW = 0  # purpose in the random key; the rules' own purposes start at 1
 _LOGITS_AT_ONCE = 2**28  # half a gigabyte in bf16
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are proposed: temperature (0 = argmax), guidance scale (0 = none), the seed of the draws and, beside it, each prompt's key.
-
-    row_ids: int64 [B] on the CPU, None: the prompts' indices.
-    """
-
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    seed: int = 0
-    row_ids: Tensor | None = None
-
-
 class Hidden(NamedTuple):
-    """Hidden states [U, Q, D]; source: each row's place among the U, None where U = A; column [A]: that of completion position 0."""
+    """Hidden states [U, Q, D]; source: each row's place among the U, None where U = A; column: that of completion position 0, one for all or
+    [A]. It may be negative: no row's completion starts so early then."""
 
     states: Tensor
     source: Tensor | None = None
-    column: Tensor | None = None
+    column: int | Tensor = 0
 
     def at(self, row_N: Tensor, position_N: Tensor) -> Tensor:
         """Those [N, D] of these completion positions."""
         place_N = row_N if self.source is None else self.source[row_N]
-        column_N = position_N if self.column is None else position_N + self.column[row_N]
+        column_N = position_N
+        if isinstance(self.column, Tensor):
+            column_N = position_N + self.column[row_N]
+        elif self.column:
+            column_N = position_N + self.column
         return self.states.flatten(0, 1)[place_N * self.states.shape[1] + column_N]
 
-    def of(self, rows: slice) -> Tensor:
-        """Those [rows, L, D] of whole completions."""
-        return self.states[rows] if self.source is None else self.states[self.source[rows]]
+    def last(self, rows: slice | Tensor, positions: int) -> Tensor:
+        """Those [k, positions, D] of whole completions."""
+        states = self.states[rows] if self.source is None else self.states[self.source[rows]]
+        return states[:, states.shape[1] - positions :]
 
 
-def exact_hidden(model: MaskedDiffusionLM, rows: Rows, padded: bool, shared: bool) -> Hidden:
-    """The completions' hidden states, from the whole sequences; ``shared``: rows that are equal are evaluated once."""
-    padding = rows.padding if padded else None
-    if not shared or len(rows) == 1:
-        return Hidden(model(rows.sequence, padding=padding)[:, rows.prompt_length :])
-    key = rows.sequence if padding is None else torch.cat([rows.sequence, padding[:, None]], dim=1)
-    first_U, source_A = distinct_rows(key)
-    hidden = model(rows.sequence[first_U], padding=None if padding is None else padding[first_U])
-    return Hidden(hidden[:, rows.prompt_length :], source_A)
+def exact_hidden(model: MaskedDiffusionLM, rows: Rows, columns: int, padded: bool, shared: bool) -> Hidden:
+    """The completions' hidden states, from the last ``columns`` columns; ``shared``: rows that are equal are evaluated once."""
+    sequence, padding = rows.last(columns)
+    padding, source_A = padding if padded else None, None
+    if shared and len(rows) > 1:
+        key = sequence if padding is None else torch.cat([sequence, padding[:, None]], dim=1)
+        first_U, source_A = distinct_rows(key)
+        sequence, padding = sequence[first_U], None if padding is None else padding[first_U]
+    hidden, before = model(sequence, padding=padding), columns - rows.gen_length
+    return Hidden(hidden[:, max(before, 0) :], source_A, min(before, 0))
 
 
-def without_prompt(rows: Rows, mask_id: int) -> Rows:
-    """The same rows with their prompts masked, as classifier-free guidance compares them."""
-    column = torch.arange(rows.sequence.shape[1], device=rows.sequence.device)
-    prompt = (column >= rows.padding[:, None]) & (column < rows.prompt_length)
+def unconditional_hidden(model: MaskedDiffusionLM, rows: Rows, terms: Terms, columns: int, padded: bool, shared: bool):
+    """The hidden states of guided rows whose prompts are masked, as classifier-free guidance compares them; None where no row is guided."""
+    if not isinstance(terms.cfg_scale, Tensor):
+        if terms.cfg_scale == 0:
+            return None
+        return exact_hidden(model, _without_prompt(rows, terms.begin, model.mask_id), columns, padded, shared)
+    guided = terms.cfg_scale.nonzero()[:, 0]
+    begin = terms.begin[guided] if isinstance(terms.begin, Tensor) else terms.begin
+    hidden = exact_hidden(model, _without_prompt(rows[guided], begin, model.mask_id), columns, padded, shared)
+    place_A = torch.zeros_like(rows.row_id)  # of the others, which nobody asks for
+    place_A[guided] = torch.arange(len(guided), device=guided.device) if hidden.source is None else hidden.source
+    return hidden._replace(source=place_A)
+
+
+def _without_prompt(rows: Rows, begin: int | Tensor, mask_id: int) -> Rows:
+    """The same rows with their prompts masked."""
+    columns = rows.sequence.shape[1]
+    column, end = torch.arange(columns, device=rows.sequence.device), columns - rows.gen_length + begin
+    end = end[:, None] if isinstance(end, Tensor) else end
+    prompt = (column >= rows.padding[:, None]) & (column < end)
     return Rows(**vars(rows) | {"sequence": torch.where(prompt, mask_id, rows.sequence)})
 
 
-def set_thresholds(model: MaskedDiffusionLM, rows: Rows, fresh: slice, hidden: Hidden, rule: Rule, seed: int) -> None:
-    """The thresholds of rows in their first step, from its hidden states."""
-    threshold = rule.thresholds(model, hidden.of(fresh), rows.prompt[fresh], rows.row_id[fresh], seed)
-    rows.gamma[fresh], rows.gamma_bin[fresh], rows.gamma_logprob[fresh] = threshold
+def set_thresholds(
+    model: MaskedDiffusionLM,
+    rows: Rows,
+    drawn: Sequence[tuple[DecodingOptions, slice | Tensor]],
+    seed: int | Tensor,
+    hidden: Hidden,
+) -> None:
+    """The thresholds that rows draw in their first step, from its hidden states. drawn: rows of one rule and length together."""
+    for options, chosen in drawn:
+        seed_k = seed[chosen] if isinstance(seed, Tensor) else seed
+        threshold = options.rule.thresholds(model, hidden.last(chosen, options.gen_length), rows.row_id[chosen], seed_k)
+        for kept, value in zip((rows.gamma, rows.gamma_bin, rows.gamma_logprob), threshold, strict=True):
+            kept[chosen] = value.to(kept.dtype)
 
 
 def commit(
@@ -83,9 +104,7 @@ def commit(
     rows: Rows,
     hidden: Hidden,
     unconditional: Hidden | None,
-    block_length: int,
-    rule: Rule,
-    sampling: Sampling,
+    terms: Terms,
     static: bool,
     eos_ids: tuple[int, ...],
 ) -> None:
@@ -94,31 +113,60 @@ def commit(
     start, end = torch.where(rows.done, L, rows.start), torch.where(rows.done, L, rows.end)
     position_L = torch.arange(L, device=start.device)
     candidates = (rows.tokens == mask_id) & (position_L >= start[:, None]) & (position_L < end[:, None])
-    row_N, position_N = _windows(start, block_length, L) if static else candidates.nonzero(as_tuple=True)
-    hidden_ND = [part.at(row_N, position_N) for part in (hidden, unconditional) if part is not None]
-    uniform_N = None
-    if sampling.temperature > 0:
-        uniform_N = uniform(sampling.seed, _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, position_N)
-    predicted = _predict(model, hidden_ND, uniform_N, sampling)
+    row_N, position_N = _windows(start, terms.window, L) if static else candidates.nonzero(as_tuple=True)
+    row_N, position_N, predicted = _predict_at(model, rows, row_N, position_N, hidden, unconditional, terms)
 
     def spread(values_N: Tensor) -> Tensor:
         return values_N.new_zeros(candidates.shape).index_put_((row_N, position_N), values_N)
 
     entropy = spread(predicted.entropy)
     step = StepPredictions(candidates, entropy, spread(predicted.confidence), spread(predicted.top1), spread(predicted.top2),
-                           spread(predicted.odds), spread(predicted.top_odds), block_length, L // block_length, rows.block_step, rows.gamma)  # fmt: skip
-    plan = rule.plan(step)
+                           spread(predicted.odds), spread(predicted.top_odds), rows.block_step, rows.gamma,
+                           terms.block_length, terms.blocks, terms.number)  # fmt: skip
     before = start.clone()
-    committed = entropy_bounded_commit_(
-        rows.tokens, spread(predicted.token), plan.proxy, plan.cost, plan.budget, mask_id, start, end, rule=plan.rule,
-        proposal_logprob=spread(predicted.logprob), logprob=rows.logprob, commit_step=rows.commit_step, nfe=rows.nfe,
-        advance=True, max_window=block_length,
+    committed = _commit_planned(
+        rows, _planned(terms, step), start, end, proposal=spread(predicted.token), mask_id=mask_id,
+        proposal_logprob=spread(predicted.logprob), max_window=terms.window,
     )  # fmt: skip
     rows.entropy.copy_(torch.where(committed, entropy, rows.entropy))
     rows.block_step.copy_(torch.where(start == before, rows.block_step + 1, 0))
     rows.failed.logical_or_((spread(~predicted.valid) & candidates).any(dim=1))
-    rows.done.logical_or_(rows.failed | _finished(rows.tokens, mask_id, eos_ids if rule.stops_at_eos else ()))
+    rows.done.logical_or_(rows.failed | _finished(rows.tokens, mask_id, eos_ids, terms))
     rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
+
+
+def _planned(terms: Terms, step: StepPredictions) -> list[tuple[Plan, Tensor | None]]:
+    """What to commit, at most one plan for each way of holding costs against budgets, with its rows (bool [A], None: all)."""
+    if len(terms.rules) == 1:
+        return [(terms.rules[0][0].plan(step), None)]
+    order, cost, budget = torch.zeros_like(step.entropy), torch.zeros_like(step.entropy), torch.zeros_like(step.gamma)
+    rows_of: dict[str, Tensor] = {}
+    for rule, rows in terms.rules:
+        plan = rule.plan(step[rows])
+        order[rows], cost[rows], budget[rows] = plan.order, plan.cost, plan.budget
+        rows_of.setdefault(plan.rule, torch.zeros_like(step.gamma, dtype=torch.bool))[rows] = True
+    whole = len(rows_of) == 1
+    return [(Plan(order, cost, budget, name), None if whole else rows) for name, rows in rows_of.items()]
+
+
+def _commit_planned(
+    rows: Rows, plans: list[tuple[Plan, Tensor | None]], start: Tensor, end: Tensor, **arguments
+) -> Tensor:
+    """bool [A, L], what the plans commit, in ``rows``; ``start`` and ``end`` move on. Of other rows than a plan's the window is empty."""
+    committed = None
+    for plan, chosen in plans:
+        first, last = start, end
+        if chosen is not None:
+            first, last = torch.where(chosen, start, rows.gen_length), torch.where(chosen, end, rows.gen_length)
+        written = entropy_bounded_commit_(
+            rows.tokens, arguments["proposal"], plan.order, plan.cost, plan.budget, arguments["mask_id"], first, last, rule=plan.rule,
+            proposal_logprob=arguments["proposal_logprob"], logprob=rows.logprob, commit_step=rows.commit_step, nfe=rows.nfe,
+            advance=True, max_window=arguments["max_window"],
+        )  # fmt: skip
+        if chosen is not None:
+            start.copy_(torch.where(chosen, first, start)), end.copy_(torch.where(chosen, last, end))
+        committed = written if committed is None else committed | written
+    return committed
 
 
 def _windows(start: Tensor, block_length: int, L: int) -> tuple[Tensor, Tensor]:
@@ -142,25 +190,65 @@ class _Predictions(NamedTuple):
     valid: Tensor
 
 
-def _predict(model, hidden_ND: list[Tensor], uniform_N: Tensor | None, sampling: Sampling) -> _Predictions:
-    """In chunks, so that the logits of long blocks do not stand in memory at once; ``hidden_ND``: also the unconditional ones if any."""
-    chunk = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-    chunks = [part.split(chunk) for part in (*hidden_ND, *(() if uniform_N is None else (uniform_N,)))]
-    parts = [
-        _predict_chunk(model, part[: len(hidden_ND)], None if uniform_N is None else part[-1], sampling)
-        for part in zip(*chunks, strict=True)
-    ]
+def _predict_at(
+    model, rows: Rows, row_N: Tensor, position_N: Tensor, hidden: Hidden, unconditional: Hidden | None, terms: Terms
+) -> tuple[Tensor, Tensor, _Predictions]:
+    """The predictions at these places, which are sorted by guidance where rows differ in it."""
+    if not isinstance(terms.cfg_scale, Tensor):
+        return (
+            row_N,
+            position_N,
+            _predict(model, rows, row_N, position_N, hidden, unconditional, terms, terms.cfg_scale),
+        )
+    parts, scale_N = [], terms.cfg_scale[row_N]
+    for scale in scale_N.unique().tolist():
+        place = row_N[scale_N == scale], position_N[scale_N == scale]
+        guide = unconditional if scale else None
+        parts.append((*place, *_predict(model, rows, *place, hidden, guide, terms, scale)))
+    row_N, position_N, *predicted = (torch.cat(values) for values in zip(*parts, strict=True))
+    return row_N, position_N, _Predictions(*predicted)
+
+
+def _predict(
+    model,
+    rows: Rows,
+    row_N: Tensor,
+    position_N: Tensor,
+    hidden: Hidden,
+    unconditional: Hidden | None,
+    terms: Terms,
+    scale: float,
+) -> _Predictions:
+    """Guided by ``scale``, in chunks, so that the logits of long blocks do not stand in memory at once."""
+
+    def each(value):
+        return value[row_N] if isinstance(value, Tensor) else value
+
+    uniform_N = None
+    if terms.draws:
+        own_N = position_N - each(terms.begin) if isinstance(terms.begin, Tensor) or terms.begin else position_N
+        uniform_N = uniform(each(terms.seed), _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, own_N)
+    hidden_ND = [part.at(row_N, position_N) for part in (hidden, unconditional) if part is not None]
+    by_position = [*hidden_ND, uniform_N, each(terms.temperature)]
+    size = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    parts = []
+    for at in range(0, max(len(row_N), 1), size):
+        *some_ND, draw, temperature = (v[at : at + size] if isinstance(v, Tensor) else v for v in by_position)
+        parts.append(_predict_chunk(model, some_ND, draw, temperature, scale))
     return parts[0] if len(parts) == 1 else _Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _predict_chunk(model, hidden_ND: tuple[Tensor, ...], uniform_N: Tensor | None, sampling: Sampling) -> _Predictions:
+def _predict_chunk(
+    model, hidden_ND: list[Tensor], uniform_N: Tensor | None, temperature: float | Tensor, cfg_scale: float
+) -> _Predictions:
+    """hidden_ND: also the unconditional ones if the rows are guided."""
     logits_NV = model.head(hidden_ND[0])
     if len(hidden_ND) == 2:
         unconditional_NV = model.head(hidden_ND[1])
-        logits_NV = _guided(logits_NV, unconditional_NV, sampling.cfg_scale)
+        logits_NV = _guided(logits_NV, unconditional_NV, cfg_scale)
     if logits_NV.dtype == torch.float64:
         logits_NV = _narrowed(logits_NV, model.mask_id)
-    stats = row_statistics(logits_NV, sampling.temperature, uniform_N, banned_ids=[model.mask_id])
+    stats = row_statistics(logits_NV, temperature, uniform_N, banned_ids=[model.mask_id])
     token_N = stats.token.clamp(min=0)  # of a row that is not valid it is -1, which no embedding can take
     # The odds of a token that is not the most probable one are at least 1: its confidence has their digits.
     odds_N = torch.where(stats.confidence == stats.top1, stats.odds, 1 / stats.confidence - 1)
@@ -184,15 +272,22 @@ def _narrowed(logits_NV: Tensor, mask_id: int) -> Tensor:
     return (logits_NV - logits_NV.amax(dim=1, keepdim=True)).float()
 
 
-def _finished(tokens: Tensor, mask_id: int, eos_ids: tuple[int, ...]) -> Tensor:
-    """bool [A]: no masked position is left, or none before the first EOS."""
-    first_mask = first_position(tokens, (mask_id,))
-    return (first_mask == tokens.shape[1]) | (first_position(tokens, eos_ids) < first_mask)
+def _finished(tokens: Tensor, mask_id: int, eos_ids: tuple[int, ...], terms: Terms) -> Tensor:
+    """bool [A]: no masked position is left, or, where rows stop at it, none before the first EOS."""
+    first_mask = first_position(tokens, (mask_id,), terms.begin)
+    done = first_mask == tokens.shape[1]
+    if terms.stops_at_eos is False:
+        return done
+    ended = first_position(tokens, eos_ids, terms.begin) < first_mask
+    return done | (ended if terms.stops_at_eos is True else ended & terms.stops_at_eos)
 
 
-def first_position(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """int64 [A]: where one of the tokens stands first in each row [A, L], L where none does."""
+def first_position(tokens: Tensor, token_ids: tuple[int, ...], begin: int | Tensor = 0) -> Tensor:
+    """int64 [A]: where one of the tokens stands first in each row [A, L], from position ``begin`` on; L where none does."""
     L, found = tokens.shape[1], torch.zeros_like(tokens, dtype=torch.bool)
+    position_L = torch.arange(L, device=tokens.device)
     for token_id in token_ids:  # a few; a tensor of them could not be made while a graph is captured
         found |= tokens == token_id
-    return torch.where(found, torch.arange(L, device=tokens.device), L).amin(dim=1)
+    if isinstance(begin, Tensor) or begin:
+        found &= position_L >= (begin[:, None] if isinstance(begin, Tensor) else begin)
+    return torch.where(found, position_L, L).amin(dim=1)

@@ -7,10 +7,6 @@ spelling ("<|eot_id|>"), and it does not match across one that it does not hold.
 import re
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from diffpo.decoding.step import first_position
 from diffpo.models.special_tokens import special_tokens
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.text_input import check_unicode
@@ -67,37 +63,55 @@ class StopStrings:
 
     def __init__(self, model: MaskedDiffusionLM, strings: tuple[str, ...]):
         self.mask_id, self.eos_ids, self.text = model.mask_id, model.eos_ids, StopText(model.tokenizer, strings)
-        self.seen: dict[int, int] = {}  # tokens already looked at, by prompt
+        self.seen: dict[int, int] = {}  # tokens already looked at, by row
 
-    def reached(self, tokens: Tensor, row_ids: Sequence[int]) -> list[bool]:
-        """For each row of tokens [A, L]: a stop string stands in what is committed without a gap from the start."""
-        ended = first_position(tokens, self.eos_ids) + 1  # nothing behind an EOS belongs to the text
-        known = torch.minimum(first_position(tokens, (self.mask_id,)), ended).tolist()
-        grown = [i for i, row in enumerate(row_ids) if known[i] > self.seen.get(row, 0)]
+    def reached(self, completions: Sequence[Sequence[int]], ids: Sequence[int]) -> list[bool]:
+        """For each completion, of the row with that id: a stop string stands in what is committed without a gap from the start."""
+        known = [self._known(tokens) for tokens in completions]
+        grown = [i for i, row in enumerate(ids) if known[i] > self.seen.get(row, 0)]
         if not grown:
             return [False] * len(known)
-        self.seen |= {row_ids[i]: known[i] for i in grown}
-        rows = tokens.tolist()
-        found = self.text.cut([rows[i][: known[i]] for i in grown])
+        self.seen |= {ids[i]: known[i] for i in grown}
+        found = self.text.cut([completions[i][: known[i]] for i in grown])
         stopped = {i for i, (_, is_stop) in zip(grown, found, strict=True) if is_stop}
         return [i in stopped for i in range(len(known))]
+
+    def forget(self, row: int) -> None:
+        """The row has left."""
+        self.seen.pop(row, None)
+
+    def _known(self, tokens: Sequence[int]) -> int:
+        """How many tokens stand before the first masked position; nothing behind an EOS belongs to the text."""
+        for place, token in enumerate(tokens):
+            if token == self.mask_id:
+                return place
+            if token in self.eos_ids:
+                return place + 1
+        return len(tokens)
+
+
+def checked_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The stop strings as a tuple; ValueError for anything that is not one."""
+    strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if not isinstance(strings, list | tuple) or any(not isinstance(item, str) or not item for item in strings):
+        raise ValueError(f"stop must be a string or a list of strings, none of them empty, got {stop!r}")
+    for string in strings:
+        try:
+            check_unicode(string)
+        except ValueError as error:
+            raise ValueError(f"stop {string!r} is {error}") from None
+    return tuple(strings)
 
 
 def check_stop(model: MaskedDiffusionLM, stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The stop strings as a tuple; ValueError for anything that is not one, or where the model cannot show or end a text."""
-    strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
-    if not isinstance(strings, list | tuple) or any(not isinstance(item, str) or not item for item in strings):
-        raise ValueError(f"stop must be a string or a list of strings, none of them empty, got {stop!r}")
+    strings = checked_strings(stop)
     if strings and model.tokenizer is None:
         raise ValueError("stop needs a model with a tokenizer: without one there is no text to look for it in")
     if strings and not model.eos_ids:
         raise ValueError("stop needs a model with an eos_token_id, which fills a row that ends early")
     mask = special_tokens(model.tokenizer).get(model.mask_id) if strings else None
     for string in strings:
-        try:
-            check_unicode(string)
-        except ValueError as error:
-            raise ValueError(f"stop {string!r} is {error}") from None
         if mask and mask in string:
             raise ValueError(f"stop {string!r} holds the mask token {mask}, which no completion does")
-    return tuple(strings)
+    return strings

@@ -5,23 +5,20 @@ import dataclasses
 import pytest
 import torch
 
-from diffpo.decoding import generation
-from diffpo.decoding.decoder import denoise
+import diffpo
+from diffpo.decoding.decoder import StepMode
 from diffpo.trajectory import Trajectory
 
 
 @pytest.fixture
 def decode_with(monkeypatch):
-    """decode_with(settings' changes)(model, prompts, ... as for generate) -> Trajectory in the prompts' order."""
+    """decode_with(changes of the step mode)(model, prompts, ... as for generate) -> Trajectory in the prompts' order."""
 
     def with_changes(**changes):
         def decode(*arguments, **options) -> Trajectory:
-            def changed(model, prompt_ids, prompt_mask, settings, rows):
-                return denoise(model, prompt_ids, prompt_mask, dataclasses.replace(settings, **changes), rows)
-
             with monkeypatch.context() as patch:
-                patch.setattr(generation, "denoise", changed)
-                return generation.generate(*arguments, **options).trajectory
+                patch.setattr(StepMode, "of", lambda model, options: StepMode(**changes))
+                return diffpo.generate(*arguments, **options).trajectory
 
         return decode
 

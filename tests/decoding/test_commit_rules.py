@@ -327,7 +327,7 @@ def test_the_surest_position_goes_first(random_model, monkeypatch, logits, dtype
         assert out.tokens.tolist() == exact_LV.argmax(dim=1)[None].tolist()
         assert rule.step.odds[0].tolist() == pytest.approx(odds, rel=4e-6, abs=0)
         assert rule.step.confidence[0].tolist() == pytest.approx([1 / (1 + o) for o in odds], rel=1e-7)
-        order = rule.step.proxy(proxy)[0].argsort(stable=True).tolist()
+        order = rule.step.order(proxy)[0].argsort(stable=True).tolist()
         assert order == sorted(range(2), key=lambda n: odds[n])
     if max(odds) > 1e-15:
         plan = diffpo.ConfidenceThreshold(1).plan(rule.step)

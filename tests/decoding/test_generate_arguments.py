@@ -177,6 +177,13 @@ def test_the_error_names_the_prompts_whose_logits_are_not_finite(random_model):
         diffpo.generate(model, prompts, 4, batch_size=2)
 
 
+def test_order_was_called_proxy():
+    for make in (diffpo.PromptThreshold, lambda **name: diffpo.EntropyBounded(0.1, **name)):
+        with pytest.warns(DeprecationWarning, match="order"):
+            rule = make(proxy="margin")
+        assert rule.proxy == rule.order == make(order="margin").order == "margin"
+
+
 def test_repr_of_the_rules():
     assert repr(diffpo.FixedSchedule(8)) == "FixedSchedule(steps=8)"
     assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, proxy=entropy)"

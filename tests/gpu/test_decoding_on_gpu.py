@@ -8,6 +8,7 @@ import torch
 
 import diffpo
 from diffpo.decoding import decoder, graphs
+from diffpo.decoding.options import EngineOptions
 from diffpo.models import attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
@@ -67,23 +68,22 @@ def test_steps_are_replayed(model, prompts, monkeypatch):
 
 def test_a_replayed_step_never_waits(model, prompts):
     """Between the first steps and the end of a decode nothing copies from the device but the flags, and those without waiting."""
-    settings = decoder.Settings(
-        64, 64, diffpo.FixedSchedule(64), decoder.Sampling(0.8), static=True, graphs=True, lag=1
-    )
     model.cuda()
-    ids = prompts[5][None].cuda()
+    options = diffpo.DecodingOptions(64, 64, diffpo.FixedSchedule(64), 0.8).resolved(model)
+    columns = len(prompts[5]) + 64
     with torch.no_grad():
-        decode = decoder.Decoder(model, ids, torch.ones_like(ids, dtype=torch.bool), settings, 1)
-        decode._admit(torch.zeros(1, dtype=torch.int64))
-        decode._step(1)
+        mode = decoder.StepMode(static=True, graphs=True, lag=1)
+        decode = decoder.Decoder(model, 1, columns, 64, EngineOptions(), mode)
+        decode.admit([decoder.Job(0, prompts[5], columns, 0, options)])
+        decode.step()
         for _ in range(5):
-            decode._step(0)
-            decode._finished()
+            decode.step()
+            decode.ended()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(10):
-                decode._step(0)
-                decode._finished()
+                decode.step()
+                decode.ended()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert int(decode.rows.nfe[0]) == 16

@@ -1,0 +1,213 @@
+"""What may be said about decoding, each thing once: of a row, of an engine, and of a call of ``generate`` or ``stream``."""
+
+import difflib
+import inspect
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, wraps
+from numbers import Real
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffpo.decoding.cache import check_cache
+from diffpo.decoding.rules import FixedSchedule, Rule
+from diffpo.decoding.stopping import check_stop, checked_strings
+from diffpo.models.transformer import MaskedDiffusionLM
+
+P = ParamSpec("P")
+Options = TypeVar("Options")
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """
+    gen_length, block_length: tokens; block_length (default gen_length) must divide gen_length
+    rule: what to commit in each step; default ``FixedSchedule(gen_length)``, one token a step
+    temperature: 0 takes the most probable token, otherwise a draw from softmax(logits / temperature)
+    seed: keys every draw together with the row's key: the same result whatever the batch size
+    cfg_scale: classifier-free guidance, logits = u + (cfg_scale + 1)(c - u) with u from a masked prompt; 0 = off. A guided
+        step evaluates the network twice and counts as one NFE.
+    stop: one or several strings; the text ends before the first of them, and the row as soon as all before it is committed. They may hold
+        special tokens ("<|eot_id|>"), and match across none that they do not hold
+    """
+
+    gen_length: int
+    block_length: int | None = None
+    rule: Rule | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    cfg_scale: float = 0.0
+    stop: str | Sequence[str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_lengths(self.gen_length, self.gen_length if self.block_length is None else self.block_length)
+        if self.rule is not None and not isinstance(self.rule, Rule):
+            raise ValueError(f"rule must be a commit rule such as diffpo.EntropyBounded(0.1), got {self.rule!r}")
+        for name in ("temperature", "cfg_scale"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+        _check_int64("seed", self.seed)
+        checked_strings(self.stop)
+
+    def resolved(self, model: MaskedDiffusionLM, prompts: int = 1) -> "DecodingOptions":
+        """The same with everything filled in that the lengths and the model decide. ValueError if the model cannot decode like that."""
+        block_length = self.gen_length if self.block_length is None else self.block_length
+        rule = (FixedSchedule(self.gen_length) if self.rule is None else self.rule).resolve(model)
+        rule.check(model, prompts, self.gen_length, block_length)
+        return replace(self, block_length=block_length, rule=rule, stop=check_stop(model, self.stop))
+
+    @cached_property
+    def kind(self) -> tuple:
+        """Rows of one kind are decoded together as if there were no others: all that a step asks a row's options."""
+        rule = self.rule
+        return (
+            rule.family,
+            rule.number,
+            self.temperature,
+            self.cfg_scale,
+            self.seed,
+            self.block_length,
+            self.gen_length,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """
+    cache: "none", every step exact; "prefix" or "dual", keys and values outside the active block are kept between refreshes, an
+        approximation (``diffpo/decoding/cache.py``). A cached step counts as one NFE.
+    cache_refresh: steps between exact passes within a block; default only at each block's start
+    cuda_graph: replay the steps from CUDA graphs; default where the model is on a GPU
+    """
+
+    cache: str = "none"
+    cache_refresh: int | None = None
+    cuda_graph: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_cache(self.cache, self.cache_refresh)
+
+
+@dataclass(frozen=True, eq=False)
+class CallOptions(DecodingOptions, EngineOptions):
+    """
+    batch_size: rows decoded together; default all. A finished row's place goes to a waiting prompt. Halved when memory runs out.
+    row_ids: int64 [B], what keys each prompt's draws beside the seed; default its index. With the ids of a longer list, some of its
+        prompts get the same draws as in the whole list
+    """
+
+    batch_size: int | None = None
+    row_ids: Tensor | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        DecodingOptions.__post_init__(self)
+        EngineOptions.__post_init__(self)
+        check_guidance(self.cfg_scale, self.cache)
+        if self.batch_size is not None and operator.index(self.batch_size) < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def of(self, kind: type[Options]) -> Options:
+        """The part of the options that is of a row, or of the engine."""
+        return kind(**{item.name: getattr(self, item.name) for item in fields(kind)})
+
+    def keys(self, prompts: int) -> list[int]:
+        """What keys each prompt's draws. ValueError where ``row_ids`` does not fit."""
+        row_ids = self.row_ids
+        if row_ids is None:
+            return list(range(prompts))
+        if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64 or row_ids.shape != (prompts,):
+            got = f"{row_ids.dtype} {list(row_ids.shape)}" if isinstance(row_ids, Tensor) else type(row_ids).__name__
+            raise ValueError(f"row_ids must be an int64 tensor [{prompts}], one for each prompt, got {got}")
+        return row_ids.tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One row to decode. ids: the prompt's tokens, a 1-d integer tensor or a list; key: what keys its draws beside the seed, int64,
+    default the number that the engine gives the request."""
+
+    ids: Tensor | Sequence[int]
+    options: DecodingOptions
+    key: int | None = None
+
+    def __post_init__(self) -> None:
+        ids = (
+            self.ids
+            if isinstance(self.ids, Tensor)
+            else torch.tensor(self.ids, dtype=None if self.ids else torch.int64)
+        )
+        if ids.dim() != 1 or ids.is_floating_point():
+            raise ValueError(f"ids must be a 1-d integer tensor, got {ids.dtype} {list(ids.shape)}")
+        object.__setattr__(self, "ids", ids.long().cpu())
+        if not isinstance(self.options, DecodingOptions):
+            raise ValueError(f"options must be DecodingOptions, got {type(self.options).__name__}")
+        if self.key is not None:
+            _check_int64("key", self.key)
+
+
+def check_lengths(gen_length: int, block_length: int) -> None:
+    """ValueError unless both are whole numbers of tokens and blocks fill the completion."""
+    for name, value in (("gen_length", gen_length), ("block_length", block_length)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{name} must be an int (tokens), got {value!r}")
+    if gen_length < 1:
+        raise ValueError(f"gen_length must be at least 1, got {gen_length}")
+    if block_length < 1 or gen_length % block_length:
+        raise ValueError(f"gen_length {gen_length} must be a multiple of block_length, got {block_length}")
+
+
+def check_guidance(cfg_scale: float, cache: str) -> None:
+    """ValueError for guidance with a cache."""
+    if cache != "none" and cfg_scale != 0:
+        raise ValueError(
+            f'cfg_scale {cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
+        )
+
+
+def _check_int64(name: str, value: int) -> None:
+    if not hasattr(value, "__index__") or operator.index(value) not in _INT64:
+        raise ValueError(f"{name} must be an int of 64 bits, got {value!r}")
+
+
+def takes(
+    options: Callable[P, Options],
+) -> Callable[
+    [Callable[[MaskedDiffusionLM, Subject, Options], Result]],
+    Callable[Concatenate[MaskedDiffusionLM, Subject, P], Result],
+]:
+    """A decorator: the function's last parameter becomes the parameters that make such options, in its signature and in its help."""
+
+    def decorate(function):
+        name, own = function.__name__, inspect.signature(function)
+        parameters = inspect.signature(options).parameters
+        signature = own.replace(parameters=[*list(own.parameters.values())[:-1], *parameters.values()])
+
+        @wraps(function)
+        def called(*positional: Any, **named: Any):
+            for wrong in named.keys() - signature.parameters.keys():
+                near = difflib.get_close_matches(wrong, signature.parameters, n=1, cutoff=0)
+                raise TypeError(f"{name}() got an unexpected keyword argument {wrong!r}; the nearest is {near[0]!r}")
+            try:
+                given = signature.bind(*positional, **named).arguments
+            except TypeError as error:
+                raise TypeError(f"{name}(): {error}") from None
+            return function(*(given.pop(own_name) for own_name in list(own.parameters)[:-1]), options(**given))
+
+        called.__signature__ = signature
+        called.__doc__ = (inspect.getdoc(function) or "").replace("{options}", _meanings(options))
+        return called
+
+    return decorate
+
+
+def _meanings(options: type) -> str:
+    """The lines that explain the fields of options and of those they extend."""
+    return "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in (*options.__bases__, options))

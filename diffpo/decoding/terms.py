@@ -1,0 +1,74 @@
+"""By what the rows of a step are decoded: one number where they agree, one for each row where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from diffpo.decoding.options import DecodingOptions
+from diffpo.decoding.rules import Rule
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Of A rows. Each option is a number where all rows agree, so that it costs them nothing, else a tensor [A].
+
+    rules: one of each family, with the rows it plans (int64, None: all)
+    number: the rules' own; begin: each completion's first position; blocks: how many; stops_at_eos: bool; the rest as in ``DecodingOptions``
+    window: tokens of the longest block; draws: whether any temperature is above 0
+    """
+
+    rules: tuple[tuple[Rule, Tensor | None], ...]
+    number: float | Tensor
+    temperature: float | Tensor
+    cfg_scale: float | Tensor
+    seed: int | Tensor
+    block_length: int | Tensor
+    blocks: int | Tensor
+    begin: int | Tensor
+    stops_at_eos: bool | Tensor
+    window: int
+    draws: bool
+
+    @staticmethod
+    def of(options: Sequence[DecodingOptions], gen_length: int, device: torch.device) -> Terms:
+        """Those of rows with these resolved options, whose completions end at position ``gen_length``."""
+        distinct = list({row.kind: row for row in options}.values())
+
+        def each(value) -> int | float | Tensor:
+            first = value(distinct[0])
+            if all(value(row) == first for row in distinct):
+                return first
+            values = [value(row) for row in options]
+            return torch.tensor(values, device=device, dtype=torch.float64 if isinstance(first, float) else None)
+
+        return Terms(
+            rules=_families([row.rule for row in options], device),
+            number=each(lambda row: row.rule.number),
+            temperature=each(lambda row: row.temperature),
+            cfg_scale=each(lambda row: row.cfg_scale),
+            seed=each(lambda row: row.seed),
+            block_length=each(lambda row: row.block_length),
+            blocks=each(lambda row: row.gen_length // row.block_length),
+            begin=each(lambda row: gen_length - row.gen_length),
+            stops_at_eos=each(lambda row: row.rule.stops_at_eos),
+            window=max(row.block_length for row in distinct),
+            draws=any(row.temperature > 0 for row in distinct),
+        )
+
+    @property
+    def agree(self) -> bool:
+        """No option is a tensor: every shape of a step is fixed by the number of rows."""
+        return len(self.rules) == 1 and not any(isinstance(getattr(self, item.name), Tensor) for item in fields(self))
+
+
+def _families(rules: Sequence[Rule], device: torch.device) -> tuple[tuple[Rule, Tensor | None], ...]:
+    members: dict = {}
+    for row, rule in enumerate(rules):
+        members.setdefault(rule.family, []).append(row)
+    if len(members) == 1:
+        return ((rules[0], None),)
+    return tuple((rules[rows[0]], torch.tensor(rows, device=device)) for rows in members.values())
