@@ -146,8 +146,8 @@ def left_to_right(
 
 def next_logprobs(model: MaskedDiffusionLM, tokens_NT: Tensor, position_N: Tensor) -> Tensor:
     """Log-probs fp32 [N, V] at one position of each row, without the mask token."""
-    hidden_NTD = model(tokens_NT)
-    logits_NV = model.head(hidden_NTD[torch.arange(len(tokens_NT), device=tokens_NT.device), position_N]).float()
+    row_N = torch.arange(len(tokens_NT), device=tokens_NT.device)
+    logits_NV = model(tokens_NT, read=lambda hidden_NTD: model.head(hidden_NTD[row_N, position_N])).float()
     logits_NV[:, model.mask_id] = -math.inf
     return logits_NV.log_softmax(dim=-1)
 

@@ -32,7 +32,6 @@ from diffpo.tasks import CompactTask, get_task
 from diffpo.tasks.prompts import check_vocabulary
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.checkpointing import check_finite
-from diffpo_kernels import linear_logprob
 
 _SMALLEST_MASK_RATE = 1e-3  # keeps the 1/p weight finite, as LLaDA's reference does
 
@@ -47,10 +46,11 @@ def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Te
     rate_B1 = t_B1 * (1 - _SMALLEST_MASK_RATE) + _SMALLEST_MASK_RATE
     masked_BL = uniform(*key, 1, row_B1, position_L) < rate_B1
     latent_BL = torch.where(masked_BL, model.mask_id, completion_BL)
-    hidden_BLD = model(torch.cat([prompt_ids_BP, latent_BL], dim=1))[:, -L:]
-    logprob_N = linear_logprob(
-        hidden_BLD[masked_BL], model.lm_head.weight, completion_BL[masked_BL], banned_ids=[model.mask_id]
-    )
+
+    def read(hidden_BSD: Tensor) -> Tensor:
+        return model.logprobs(hidden_BSD[:, -L:][masked_BL], completion_BL[masked_BL], banned_ids=[model.mask_id])
+
+    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), read=read)
     weight_N = (1 / rate_B1).expand(B, L)[masked_BL]
     return -(weight_N * logprob_N).sum() / (B * L)
 

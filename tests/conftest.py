@@ -119,7 +119,7 @@ def forward_rows():
     @contextmanager
     def watch(model: MaskedDiffusionLM):
         rows: list[int] = []
-        handle = model.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
+        handle = model.register_forward_hook(lambda module, arguments, output: rows.append(len(arguments[0])))
         try:
             yield rows
         finally:

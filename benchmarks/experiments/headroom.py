@@ -28,7 +28,7 @@ from diffpo.decoding.generation import generate
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
-from diffpo.models.shared_pass import completion_hidden
+from diffpo.models.layout import Texts
 from diffpo.tasks import get_task
 from diffpo.training.config import ROLLOUT_PROXY
 
@@ -63,7 +63,8 @@ def outcomes(model, task, problems: list) -> Outcomes:
     features = []
     for chunk in torch.arange(len(rows)).split(BATCH):
         part = rows[chunk]
-        hidden = completion_hidden(model, part.prompt_ids, part.prompt_mask, part.latent(0))
+        arrangement = model.layout.arrange(Texts(part.prompt_ids, part.prompt_mask, part.latent(0)))
+        hidden = arrangement.states(model(arrangement.tokens, **arrangement.attention))
         features.append(hidden.mean(dim=1).double())
     return Outcomes(torch.tensor(solved).double().T, torch.stack(nfe, dim=1), torch.cat(features))
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from diffpo.keyed_random import hashed
 from diffpo.likelihood.latents import Latents, Scores
-from diffpo.models.shared_pass import completion_hidden, distinct_rows
+from diffpo.models.layout import Full, Texts
+from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
-from diffpo_kernels import linear_logprob
 
 _HASH_TOKENS = 1 << 20  # inputs are compared by a hash, that of this many tokens at a time
 
@@ -47,14 +47,14 @@ class Plan:
         check_same_model(model, trajectory)
         self.trajectory, self.latents = trajectory, latents
         B, L = trajectory.tokens.shape
-        width = trajectory.prompt_ids.shape[1] + L
+        width = model.layout.width(trajectory.prompt_ids.shape[1], L)
         if tokens_at_once is not None and tokens_at_once < width:
             raise ValueError(
                 f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
             )
         self.acting = model.threshold is not None and "gamma" in trajectory.actions
         inputs = with_first_latents(latents, B) if self.acting else latents
-        self.first_U, self.source_P = distinct_inputs(trajectory, inputs)
+        self.first_U, self.source_P = distinct_inputs(trajectory, inputs, model.layout)
         self.inputs = inputs
         self.size = tokens_at_once // width if tokens_at_once else max(len(self.first_U), 1)
         scored_N2 = (latents.weight != 0).nonzero()
@@ -109,24 +109,33 @@ class Part:
 
     def evaluate(self, model: MaskedDiffusionLM) -> tuple[Tensor, Tensor | None]:
         """Log-probs fp32 [N] of the tokens and [M] of the actions (None without any)."""
-        t, L = self.trajectory, self.trajectory.tokens.shape[1]
-        hidden_uLD = completion_hidden(model, *network_inputs(t, self.inputs, self.first))
+        arrangement = model.layout.arrange(network_inputs(self.trajectory, self.inputs, self.first))
+
+        def read(hidden_uSD: Tensor) -> tuple[Tensor, Tensor | None]:
+            hidden_uLD = arrangement.states(hidden_uSD)
+            return self._logprobs(model, hidden_uLD), self._action_logprobs(model, hidden_uLD)
+
+        return model(arrangement.tokens, **arrangement.attention, read=read)
+
+    def _logprobs(self, model: MaskedDiffusionLM, hidden_uLD: Tensor) -> Tensor:
+        t, L = self.trajectory, hidden_uLD.shape[1]
         latent_N, position_N = self.scored.unbind(dim=1)
-        logprob_N = linear_logprob(
+        return model.logprobs(
             hidden_uLD.flatten(0, 1),
-            model.lm_head.weight,
             t.tokens[self.inputs.row[latent_N], position_N],
             temperature=t.temperature or 1.0,
             banned_ids=[model.mask_id],
             rows=self.source * L + position_N,
         )
+
+    def _action_logprobs(self, model: MaskedDiffusionLM, hidden_uLD: Tensor) -> Tensor | None:
         if self.acting is None:
-            return logprob_N, None
+            return None
         rollout_M, source_M = self.acting
-        chosen_M = t.actions["gamma"].choice[rollout_M]
+        chosen_M = self.trajectory.actions["gamma"].choice[rollout_M]
         logprob_MG = model.threshold(hidden_uLD)[source_M]
         logprob_M = logprob_MG.gather(1, chosen_M.clamp(min=0)[:, None])[:, 0]
-        return logprob_N, torch.where(chosen_M >= 0, logprob_M, 0.0)
+        return torch.where(chosen_M >= 0, logprob_M, 0.0)
 
     def filled(self, scores: Scores, logprob_N: Tensor, action_M: Tensor | None) -> Scores:
         """``scores`` with this part's values in their places."""
@@ -169,27 +178,26 @@ def with_first_latents(latents: Latents, rollouts: int) -> Latents:
     return Latents.concatenate(latents, Latents(row, masked, torch.zeros_like(masked, dtype=torch.float32), whole))
 
 
-def network_inputs(trajectory: Trajectory, latents: Latents, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt ids [u, Q], which of them are real, and completions [u, L] of the latents with these indices."""
+def network_inputs(trajectory: Trajectory, latents: Latents, index: Tensor) -> Texts:
+    """What the network is to read for the latents with these indices, int64 [u]."""
     row, mask_id = latents.row[index], trajectory.mask_id
     prompt_ids, real = trajectory.prompt_ids[row], trajectory.prompt_mask[row]
     if latents.prompt_masked is not None:
         prompt_ids = prompt_ids.masked_fill(latents.prompt_masked[index] & real, mask_id)
-    return prompt_ids, real, trajectory.tokens[row].masked_fill(latents.masked[index], mask_id)
+    return Texts(prompt_ids, real, trajectory.tokens[row].masked_fill(latents.masked[index], mask_id))
 
 
-def distinct_inputs(trajectory: Trajectory, latents: Latents) -> tuple[Tensor, Tensor]:
+def distinct_inputs(trajectory: Trajectory, latents: Latents, layout: Full) -> tuple[Tensor, Tensor]:
     """Index [U] of the first latent of each distinct network input, ascending, and each latent's place among them [P].
 
     The members of a group share z_0, and often the first latents after it. Inputs are told apart by 128 bits of hash.
     """
-    width = trajectory.prompt_ids.shape[1] + trajectory.tokens.shape[1]
+    width = layout.width(trajectory.prompt_ids.shape[1], trajectory.tokens.shape[1])
     rows = max(_HASH_TOKENS // max(width, 1), 1)
     keys = [torch.zeros(0, 2, dtype=torch.int64, device=latents.row.device)]
     for index in torch.arange(len(latents), device=latents.row.device).split(rows):
-        prompt_ids, real, completion = network_inputs(trajectory, latents, index)
-        sequence = torch.cat([prompt_ids.masked_fill(~real, -1), completion], dim=1)
-        position = torch.arange(width, device=sequence.device)
+        sequence = layout.identity(network_inputs(trajectory, latents, index))
+        position = torch.arange(sequence.shape[1], device=sequence.device)
         keys.append(torch.stack([hashed(salt, position, sequence).sum(dim=1) for salt in (0, 1)], dim=1))
     key_P2 = torch.cat(keys)
     if len(key_P2) == 0:

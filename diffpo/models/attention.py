@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over rows with padding, through the fastest kernel that applies.
+"""Scaled dot-product attention over rows with padding, or with any mask, through the fastest kernel that applies.
 
 Shapes: B rows, Q query positions, S key positions, H query heads, K key/value heads, d head size.
 """
@@ -44,16 +44,36 @@ def _bounds(padding_B: Tensor, width: int) -> Tensor:
     return torch.cat([inner, first_B[-1:] + width]).int()
 
 
-def attend(q_BQHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor, padding: Padding | None) -> Tensor:
-    """softmax(q k / sqrt(d)) v [B, Q, H, d] over the keys that are no padding; a padding query's result means nothing."""
-    if padding is not None and padding.key_bounds is not None:
+def check_mask(mask: Tensor, queries: int, keys: int) -> None:
+    """ValueError unless a mask says for each row and query which keys it sees: bool [B, Q, S] or [B, 1, Q, S]; a B of 1 is for all rows."""
+    shape = [queries, keys]
+    if (
+        mask.dtype != torch.bool
+        or list(mask.shape[-2:]) != shape
+        or mask.dim() not in (3, 4)
+        or mask.shape[1:-2] not in ((), (1,))
+    ):
+        raise ValueError(
+            f"an attention mask must be [B, {keys}] (which tokens are real), or bool [B, {queries}, {keys}] or "
+            f"[B, 1, {queries}, {keys}] (which keys each query sees), got {mask.dtype} {list(mask.shape)}"
+        )
+
+
+def attend(q_BQHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor, visible: Padding | Tensor | None) -> Tensor:
+    """softmax(q k / sqrt(d)) v [B, Q, H, d] over the keys that a query may see; a padding query's result means nothing.
+
+    visible: which keys are padding; or bool [B, Q, S] or [B, 1, Q, S], True where a query sees a key, of which it needs one; None: all.
+    """
+    if isinstance(visible, Tensor):
+        visible = Padding(visible[:, None] if visible.dim() == 3 else visible)
+    if visible is not None and visible.key_bounds is not None:
         kernel = variable_length_kernel(q_BQHd.device.type, q_BQHd.dtype)
         q, k, v = (x.flatten(0, 1) for x in (q_BQHd, k_BSKd, v_BSKd))
-        return kernel(q, k, v, padding.query_bounds, padding.key_bounds, q_BQHd.shape[1], k_BSKd.shape[1]).view_as(
+        return kernel(q, k, v, visible.query_bounds, visible.key_bounds, q_BQHd.shape[1], k_BSKd.shape[1]).view_as(
             q_BQHd
         )
     q, k, v = (x.transpose(1, 2) for x in (q_BQHd, k_BSKd, v_BSKd))
-    mask = None if padding is None else padding.mask
+    mask = None if visible is None else visible.mask
     out_BHQd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out_BHQd.transpose(1, 2)
 

@@ -1,42 +1,31 @@
-"""Checkpoints: a folder with config.json, safetensors and a tokenizer, in diffpo's own format or a published one."""
+"""Reading a checkpoint: a folder with config.json, safetensors and a tokenizer, in diffpo's own format or a published one."""
 
 import difflib
-import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from diffpo.models.adapter_folder import refuse_adapter
-from diffpo.models.file_replacement import replace_files, write_atomically
+from diffpo.models.file_replacement import write_atomically
 from diffpo.models.folder_files import find
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat, format_of, read_json
 from diffpo.models.generation_config import GENERATION_CONFIG, generation_eos_ids
 from diffpo.models.hub import download
-from diffpo.models.stored_tensors import (
-    INDEX,
-    SHARDS,
-    WEIGHTS,
-    Stored,
-    check_tensors,
-    copy_tensors,
-    stored_tensors,
-    without_tied_head,
-)  # fmt: skip
-from diffpo.models.threshold_file import THRESHOLD, add_threshold_fields, stored_threshold, write_threshold
-from diffpo.models.tokenizer_files import TOKENIZER_FILES, PublishedFiles, read_tokenizer
-from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
+from diffpo.models.model_config import ModelConfig
+from diffpo.models.saving import save_checkpoint
+from diffpo.models.stored_tensors import Stored, check_tensors, copy_tensors, stored_tensors, without_tied_head
+from diffpo.models.threshold_file import add_threshold_fields, stored_threshold
+from diffpo.models.tokenizer_files import PublishedFiles, read_tokenizer
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.models.weights import POLICY, weights
 
 __all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_models", "write_atomically"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
-SHARD_BYTES = 5 * 10**9  # as transformers writes them
 _CARRIED = (GENERATION_CONFIG, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
-_POLICY = "threshold."  # the learned threshold's tensors; beside a published format they have a file of their own
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -104,7 +93,7 @@ def load(
     model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
     _allocate(model, device, dtype)
-    copy_tensors(stored, _weights(model))
+    copy_tensors(stored, weights(model))
     return model.eval()
 
 
@@ -114,32 +103,8 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
-    """Fill the model's tensors, in place, from a folder in the model's format; whatever does not fit is an error."""
-    copy_tensors(_stored(model.config, folder), _weights(model))
-
-
-def save_checkpoint(model: MaskedDiffusionLM, folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the checkpoint in the format of ``model.config.model_type``, in shards if it is larger than ``shard_bytes``.
-
-    Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
-    microseconds between two renames can leave new weights beside the old config.)
-    ValueError, with nothing written, for weights that are not finite or a folder without a name.
-    """
-    if not os.fspath(folder):
-        raise ValueError("folder: the name is empty; give the folder to save into")
-    folder = Path(folder)
-    damaged = [name for name, tensor in _weights(model).items() if not torch.isfinite(tensor).all()]
-    if damaged:
-        raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")
-    fields = _config_fields(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir(), old.mkdir()
-        _write_weights(model, new, shard_bytes)
-        _write_published_files(model, new)
-        (new / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-        replace_files(new, folder, old, stale=_checkpoint_files(folder), last=CONFIG)
+    """Fill the model's tensors, shards too, in place, from a folder in the model's format; whatever does not fit is an error."""
+    copy_tensors(_stored(model.config, folder), weights(model))
 
 
 def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
@@ -184,13 +149,13 @@ def _stored(config: ModelConfig, folder: Path) -> Stored:
             embedding, head = known.tensor_name("embed_tokens.weight"), known.tensor_name("lm_head.weight")
             stored = without_tied_head(stored, embedding, head, folder)
         shapes = _shapes(config, len(stored), folder)
-        kept = [name for name in shapes if not (separate and name.startswith(_POLICY))]
+        kept = [name for name in shapes if not (separate and name.startswith(POLICY))]
         check_tensors(stored, {known.tensor_name(name): shapes[name] for name in kept}, folder)
         return {name: stored[known.tensor_name(name)] for name in kept}
 
     stored = stored_tensors(folder, fitting)
     if separate:
-        stored |= {_POLICY + name: tensor for name, tensor in stored_threshold(config, folder).items()}
+        stored |= {POLICY + name: tensor for name, tensor in stored_threshold(config, folder).items()}
     return stored
 
 
@@ -202,18 +167,10 @@ def _shapes(config: ModelConfig, most_layers: int, folder: Path) -> dict[str, to
     with torch.device("meta"):
         single = MaskedDiffusionLM(config.model_copy(update={"num_hidden_layers": 1}))
     shapes = {}
-    for name, tensor in _weights(single).items():
+    for name, tensor in weights(single).items():
         repeated = range(layers) if name.startswith("layers.0.") else [0]
         shapes |= {name.replace("layers.0.", f"layers.{layer}.", 1): tensor.shape for layer in repeated}
     return shapes
-
-
-def _weights(model: MaskedDiffusionLM) -> dict[str, torch.Tensor]:
-    """The tensors that are stored: all, except a head tied to the embedding."""
-    tensors = dict(model.state_dict())
-    if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight")
-    return tensors
 
 
 def _refuse_too_large(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
@@ -240,53 +197,6 @@ def _allocate(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype
         model.threshold.gammas = torch.tensor(model.config.threshold_gammas, dtype=torch.float32, device=device)
     unset = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not unset, f"buffers without values: {unset}"
-
-
-def _config_fields(model: MaskedDiffusionLM) -> dict:
-    if model.config.model_type not in FORMATS:
-        raise ValueError(f"model_type {model.config.model_type!r} is not supported; supported: {', '.join(FORMATS)}")
-    fields = FORMATS[model.config.model_type].fields(model.config, model.source.config if model.source else None)
-    stored = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    return fields | {key: stored for key in ("torch_dtype", "dtype") if key in fields}
-
-
-def _write_weights(model: MaskedDiffusionLM, folder: Path, shard_bytes: int) -> None:
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    known = FORMATS[model.config.model_type]
-    separate = isinstance(known, PublishedFormat)
-    tensors = {
-        known.tensor_name(name): tensor
-        for name, tensor in _weights(model).items()
-        if not (separate and name.startswith(_POLICY))
-    }
-    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
-    for file, names in plan.filename_to_tensors.items():
-        shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    if model.threshold is not None and separate:
-        write_threshold(model.threshold, model.config, folder / THRESHOLD)
-
-
-def _write_published_files(model: MaskedDiffusionLM, folder: Path) -> None:
-    files = model.source.files if model.source else None
-    if files is not None and files.describe(model.tokenizer):
-        carried = files.tokenizer | files.others
-    else:
-        carried = files.others if files else {}
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(folder)
-    for name, content in carried.items():
-        (folder / name).write_bytes(content)
-
-
-def _checkpoint_files(folder: Path) -> list[str]:
-    """The files of the checkpoint in a folder, whatever wrote it."""
-    shards = [path.name for path in folder.glob(SHARDS)]
-    return [name for name in (*TOKENIZER_FILES, WEIGHTS, INDEX, THRESHOLD, *shards) if (folder / name).exists()]
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -92,6 +92,7 @@ class ModelConfig:
     ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
     ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
     ``threshold_proxy``: the order of commitment it was trained with.
+    ``head_dim``: of each query, key and value; hidden_size / num_attention_heads unless given, which it need not equal.
     ``eos_token_id``: an id or several; ``MaskedDiffusionLM.eos_ids`` are all that end a completion.
     ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
 
@@ -106,6 +107,7 @@ class ModelConfig:
     num_hidden_layers: int = _checked(_integer(1))
     num_attention_heads: int = _checked(_integer(1))
     num_key_value_heads: int | None = _checked(_integer(1), None)
+    head_dim: int = _checked(_integer(1), None)
     max_position_embeddings: int = _checked(_integer(1), 4096)
     rms_norm_eps: float = _checked(_positive, 1e-5)
     rope_theta: float = _checked(_positive, 10000.0)
@@ -137,15 +139,23 @@ class ModelConfig:
                 object.__setattr__(self, name, kept)
         if faults:
             raise ValueError("; ".join(faults))
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self._usual_head_dim())
         self._check_consistent()
 
-    def _check_consistent(self) -> None:
+    def _usual_head_dim(self) -> int:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} must divide by num_attention_heads {self.num_attention_heads}, "
+                "or head_dim be given"
             )
+        return self.hidden_size // self.num_attention_heads
+
+    def _check_consistent(self) -> None:
         if self.head_dim % 2:
-            raise ValueError(f"hidden_size / num_attention_heads must be even for RoPE, got {self.head_dim}")
+            raise ValueError(
+                f"head_dim (hidden_size / num_attention_heads, unless given) must be even for RoPE, got {self.head_dim}"
+            )
         if self.num_attention_heads % self.key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} must divide by num_key_value_heads {self.num_key_value_heads}"
@@ -156,10 +166,6 @@ class ModelConfig:
                     raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
         if self.mask_token_id in _several(self.eos_token_id):
             raise ValueError(f"eos_token_id must not be the mask token, {self.mask_token_id}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def key_value_heads(self) -> int:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffpo.models.folder_files import find, read_json, read_start, shown
+from diffpo.models.sharding import fill
 from diffpo.models.tensor_names import hint, is_derived
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -94,14 +95,13 @@ def without_tied_head(stored: Stored, embedding: str, head: str, folder: Path) -
     return others
 
 
-@torch.no_grad()
 def copy_tensors(stored: Mapping[str, StoredTensor], destinations: Mapping[str, Tensor]) -> None:
     """Fill the destinations, one tensor at a time, converting to their dtype and device."""
     for file, names in _portions(stored, destinations):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in names:
-                    destinations[name].copy_(tensors.get_tensor(stored[name].name))
+                    fill(destinations[name], tensors.get_tensor(stored[name].name))
         except SafetensorError as error:
             raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
 

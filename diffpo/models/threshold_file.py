@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from diffpo.models.folder_files import find, parse_json
+from diffpo.models.model_config import ModelConfig
 from diffpo.models.stored_tensors import Stored, read_headers
-from diffpo.models.threshold import ThresholdPolicy
-from diffpo.models.transformer import ModelConfig
 
 THRESHOLD = "diffpo_threshold.st"
 
@@ -46,7 +46,8 @@ def stored_threshold(config: ModelConfig, folder: Path) -> Stored:
     return stored
 
 
-def write_threshold(threshold: ThresholdPolicy, config: ModelConfig, path: Path) -> None:
+def write_threshold(tensors: dict[str, Tensor], config: ModelConfig, path: Path) -> None:
+    """The tensors of a ThresholdPolicy by their names in it, and the config's bins and proxy."""
     settings = {"gammas": json.dumps(config.threshold_gammas), "proxy": config.threshold_proxy}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in threshold.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata=settings)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffpo.models.folder_files import find, parse_json, read_bytes
+from diffpo.models.model_config import ModelConfig
 from diffpo.models.tokenizer_staging import staged, tokenizer_content
-from diffpo.models.transformer import ModelConfig
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

@@ -5,20 +5,26 @@ heads, d head size, N requested positions, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffpo.models.attention import Padding, attend, left_padding
+from diffpo.models.attention import Padding, attend, check_mask, left_padding
+from diffpo.models.head import Head, Targets, logprobs
+from diffpo.models.layout import Full
 from diffpo.models.model_config import ModelConfig
+from diffpo.models.saving import save_checkpoint
+from diffpo.models.sharding import is_shard
 from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
-from diffpo_kernels import skinny_linear
+
+T = TypeVar("T")
 
 # what a layer does with the keys and values [B, L, K, d] it computed: those [B, S, K, d] to attend to
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -46,14 +52,14 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], padding: Padding | None, store: Store | None
+        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], visible: Padding | Tensor | None, store: Store | None
     ) -> Tensor:
         B, L, _ = x_BLD.shape
         q_BLHd = rotate(self.q_proj(x_BLD).view(B, L, self.heads, self.head_dim), rotation)
         k_BLKd = rotate(self.k_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim), rotation)
         v_BLKd = self.v_proj(x_BLD).view(B, L, self.kv_heads, self.head_dim)
         k_BSKd, v_BSKd = (k_BLKd, v_BLKd) if store is None else store(k_BLKd, v_BLKd)
-        return self.o_proj(attend(q_BLHd, k_BSKd, v_BSKd, padding).reshape(B, L, -1))
+        return self.o_proj(attend(q_BLHd, k_BSKd, v_BSKd, visible).reshape(B, L, -1))
 
 
 class FeedForward(nn.Module):
@@ -80,23 +86,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], padding: Padding | None, store: Store | None
+        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], visible: Padding | Tensor | None, store: Store | None
     ) -> Tensor:
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rotation, padding, store)
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rotation, visible, store)
         return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
-
-
-class Head(nn.Linear):
-    """Logits [N, V] of chosen rows [N, D], or those of every position [B, L, D]. Few rows need not lay out the weights anew."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return skinny_linear(hidden, self.weight) if hidden.dim() == 2 else super().forward(hidden)
 
 
 class MaskedDiffusionLM(nn.Module):
     """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
 
-    ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None;
+    Everything that needs the head or the threshold, with a gradient, is computed inside of a forward, by ``read``: there the weights of a
+    sharded model are whole. ``layout``: how prompt and completion lie in an input. ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None;
     ``source`` says what it was loaded from (name, hub revision), or is None; ``generation_eos_ids`` are those of its
     generation_config.json.
     """
@@ -104,6 +104,7 @@ class MaskedDiffusionLM(nn.Module):
     def __init__(self, config: ModelConfig, tokenizer=None):
         super().__init__()
         self.config, self.tokenizer, self.source = config, tokenizer, None
+        self.layout = Full()
         self.generation_eos_ids: tuple[int, ...] = ()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -144,6 +145,8 @@ class MaskedDiffusionLM(nn.Module):
 
     def add_threshold(self, gammas: tuple[float, ...], proxy: str = "entropy") -> None:
         """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
+        if any(map(is_shard, self.parameters())):
+            raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
         policy = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
         self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_proxy=proxy)
         self.threshold = policy
@@ -154,31 +157,39 @@ class MaskedDiffusionLM(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         padding: Tensor | None = None,
+        positions: Tensor | None = None,
         cache: Cache | None = None,
-    ) -> Tensor:
-        """Hidden states [B, L, D] whose row i predicts position i (the shift, if any, is already applied).
+        read: Callable[[Tensor], T] | None = None,
+    ) -> Tensor | T:
+        """Hidden states [B, L, D] whose row i predicts position i (the shift, if any, is already applied), or ``read`` of them.
 
         tokens_BL: int64 [B, L], masked positions hold ``mask_id``
         attention_mask: [B, L], nonzero where a token is real; padding may stand anywhere, is never attended to, and does not count in
-            positions. None: nothing is padding.
+            positions. Or bool [B, L, S] or [B, 1, L, S], the keys that each token sees, at least one. None: nothing is padding.
         padding: int64 [B] instead of a mask, how many positions on the left are padding: the faster attention kernels take that
-        cache: keys and values of the rest of the sequence; ``padding`` then counts in the whole sequence, and there is no mask. With a
-            shift the first column has no predecessor among those computed, and its row means nothing unless it is the first token.
+        positions: int64 [B, L] or [1, L], where each token stands, from 0; several may share one. None: one after the other, without the
+            padding.
+        cache: keys and values of the rest of the sequence; ``padding`` then counts in the whole sequence, and there is no mask of
+            padding. With a shift the first column has no predecessor among those computed, and its row means nothing unless it is the
+            first token.
+        read: f(hidden states), called where the weights of the head and the threshold are whole; returned is what it returns.
         """
         S = tokens_BL.shape[1] if cache is None else cache.width
-        if self.config.max_position_embeddings < S:
-            raise ValueError(
-                f"sequence of {S} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}"
-            )
+        self._check_positions(S, positions)
         columns_BL = torch.arange(S, device=tokens_BL.device)[None] if cache is None else cache.columns
         real_BL, keys, positions_BL = None, None, columns_BL
-        if attention_mask is not None:
+        if attention_mask is not None and attention_mask.dim() != 2:
+            self._check_mask(attention_mask, tokens_BL.shape[1], S)
+            keys = attention_mask
+        elif attention_mask is not None:
             real_BL = attention_mask.bool()
             keys, positions_BL = Padding(real_BL[:, None, None, :]), (real_BL.long().cumsum(1) - 1).clamp(min=0)
         elif padding is not None:
             real_BL = columns_BL >= padding[:, None]
             keys = left_padding(padding, tokens_BL.shape[1], S, self.embed_tokens.weight.dtype)
             positions_BL = (columns_BL - padding[:, None]).clamp(min=0)
+        if positions is not None:
+            positions_BL = positions
         rotation = rotary_angles(positions_BL, self.config.head_dim, self.config.rope_theta)
         x_BLD = self.embed_tokens(tokens_BL)
         for number, layer in enumerate(self.layers):
@@ -186,20 +197,50 @@ class MaskedDiffusionLM(nn.Module):
         hidden_BLD = self.norm(x_BLD)
         if self.config.logit_shift:
             hidden_BLD = hidden_BLD.gather(1, previous_position(tokens_BL, real_BL)[..., None].expand_as(hidden_BLD))
-        return hidden_BLD
+        return hidden_BLD if read is None else read(hidden_BLD)
+
+    def _check_positions(self, S: int, positions: Tensor | None) -> None:
+        longest = S if positions is None else int(positions.max()) + 1
+        if self.config.max_position_embeddings < longest:
+            raise ValueError(
+                f"sequence of {longest} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}"
+            )
+
+    def _check_mask(self, mask: Tensor, queries: int, keys: int) -> None:
+        check_mask(mask, queries, keys)
+        if self.config.logit_shift:
+            raise ValueError(
+                "attention_mask must be [B, L] for a model with logit_shift: another one does not say which token precedes which"
+            )
 
     def head(self, hidden_ND: Tensor) -> Tensor:
-        """Logits [N, V] of the requested rows."""
+        """Logits [N, V] of the requested rows. Of a sharded model with a gradient: only in ``read`` of a forward."""
         return self.lm_head(hidden_ND)
+
+    def logprobs(
+        self,
+        hidden_MD: Tensor,
+        token_N: Tensor,
+        temperature: float = 1.0,
+        banned_ids: Sequence[int] = (),
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Log-probs fp32 [N] (nats) of tokens int64 [N] without forming logits, as ``diffpo_kernels.linear_logprob``; differentiable.
+
+        To be called in ``read`` of a forward. ValueError for an adapter on the head that is no change of its weight.
+        """
+        return logprobs(self.lm_head, hidden_MD, Targets(token_N, temperature, banned_ids, rows))
 
     def logits(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of every position: for tests and small models only."""
-        return self.head(self(tokens_BL, attention_mask))
+        return self(tokens_BL, attention_mask, read=self.head)
 
-    def save(self, folder) -> None:
-        """Write config.json, model.safetensors and the tokenizer; ``diffpo.load(folder)`` reads them back."""
-        from diffpo.models.checkpoints import save_checkpoint
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write config.json, model.safetensors and the tokenizer; ``diffpo.load(folder)`` reads them back.
 
+        Adapters are merged into the weights of the checkpoint; the model keeps them. Of a sharded model, one process writes: all must
+        call this.
+        """
         save_checkpoint(self, folder)
 
 

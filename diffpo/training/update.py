@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.score import Plan
+from diffpo.models.sharding import refuse_unsharded_parameters
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives.objective import Batch, Loss, Objective
 
@@ -35,8 +36,10 @@ def accumulate_gradient(
 ) -> tuple[Loss, Scores]:
     """Add the gradient of the objective's loss to the model's; returns the loss and the model's scores, both detached.
 
-    old: None where the model still is the old one; its own scores then serve. ValueError for a part too small for one sequence.
+    old: None where the model still is the old one; its own scores then serve. ValueError for a part too small for one sequence, and for
+    a model of which some trainable parameters are sharded and others are not.
     """
+    refuse_unsharded_parameters(model)
     plan = Plan(model, batch.trajectory, latents, tokens_at_once)
     gradient_of = _at_once if len(plan) <= 1 else _part_by_part if objective.separable else _replayed
     loss, new = gradient_of(model, plan, old, lambda new, old: objective.loss(batch, signal, new, old, reference))

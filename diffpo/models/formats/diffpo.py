@@ -1,8 +1,7 @@
 """diffpo's own format: config.json holds the fields of ModelConfig, and tensors carry the names of the modules."""
 
 from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
-from diffpo.models.model_config import FIELDS
-from diffpo.models.transformer import ModelConfig
+from diffpo.models.model_config import FIELDS, ModelConfig
 
 
 class DiffpoFormat:

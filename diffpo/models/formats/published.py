@@ -60,6 +60,8 @@ class PublishedFormat:
 
         ValueError for a config that this format cannot express, naming the field.
         """
+        if config.head_dim * config.num_attention_heads != config.hidden_size:
+            raise ValueError(f"head_dim {config.head_dim} cannot be expressed in the {self.model_type} format")
         if original is None:
             result, before = dict(self.template) | {"vocab_size": config.vocab_size}, {}
         else:

@@ -1,0 +1,101 @@
+"""Writing a checkpoint folder: config.json, safetensors and a tokenizer, in diffpo's own format or a published one."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffpo.models.adapters import without_wrapper
+from diffpo.models.file_replacement import replace_files
+from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat
+from diffpo.models.sharding import one_writer
+from diffpo.models.stored_tensors import INDEX, SHARDS, WEIGHTS
+from diffpo.models.threshold_file import THRESHOLD, write_threshold
+from diffpo.models.tokenizer_files import TOKENIZER_FILES
+from diffpo.models.weights import POLICY, whole_weights
+
+SHARD_BYTES = 5 * 10**9  # as transformers writes them
+
+
+def save_checkpoint(model, folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the checkpoint in the format of ``model.config.model_type``, in shards if it is larger than ``shard_bytes``.
+
+    model: a MaskedDiffusionLM, or one in a peft.PeftModel. Active adapters are merged into the weights that are written (those of disabled
+    ones are not), the model's own stay. Of a sharded model every process calls this, one writes, and all return when it has.
+
+    Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
+    microseconds between two renames can leave new weights beside the old config.)
+    ValueError, with nothing written, for weights that are not finite, adapters that cannot be merged, and a folder without a name. OSError
+    in the other processes when the one that writes fails.
+    """
+    if not os.fspath(folder):
+        raise ValueError("folder: the name is empty; give the folder to save into")
+    model, folder = without_wrapper(model), Path(folder)
+    with one_writer(model.parameters()) as writes:
+        tensors = whole_weights(model, writes)
+        if writes:
+            _write(model, tensors, folder, shard_bytes)
+
+
+def _write(model, tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+    damaged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if damaged:
+        raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")
+    fields = _config_fields(model, tensors["embed_tokens.weight"].dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+        new, old = Path(staging, "new"), Path(staging, "old")
+        new.mkdir(), old.mkdir()
+        _write_weights(model, tensors, new, shard_bytes)
+        _write_published_files(model, new)
+        (new / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        replace_files(new, folder, old, stale=_checkpoint_files(folder), last=CONFIG)
+
+
+def _config_fields(model, dtype: torch.dtype) -> dict:
+    if model.config.model_type not in FORMATS:
+        raise ValueError(f"model_type {model.config.model_type!r} is not supported; supported: {', '.join(FORMATS)}")
+    fields = FORMATS[model.config.model_type].fields(model.config, model.source.config if model.source else None)
+    stored = str(dtype).removeprefix("torch.")
+    return fields | {key: stored for key in ("torch_dtype", "dtype") if key in fields}
+
+
+def _write_weights(model, tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    known = FORMATS[model.config.model_type]
+    separate = isinstance(known, PublishedFormat)
+    policy = {name: tensor for name, tensor in tensors.items() if separate and name.startswith(POLICY)}
+    tensors = {known.tensor_name(name): tensor for name, tensor in tensors.items() if name not in policy}
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors[name].cpu().contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if policy:
+        own = {name.removeprefix(POLICY): tensor for name, tensor in policy.items()}
+        write_threshold(own, model.config, folder / THRESHOLD)
+
+
+def _write_published_files(model, folder: Path) -> None:
+    files = model.source.files if model.source else None
+    if files is not None and files.describe(model.tokenizer):
+        carried = files.tokenizer | files.others
+    else:
+        carried = files.others if files else {}
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(folder)
+    for name, content in carried.items():
+        (folder / name).write_bytes(content)
+
+
+def _checkpoint_files(folder: Path) -> list[str]:
+    """The files of the checkpoint in a folder, whatever wrote it."""
+    shards = [path.name for path in folder.glob(SHARDS)]
+    return [name for name in (*TOKENIZER_FILES, WEIGHTS, INDEX, THRESHOLD, *shards) if (folder / name).exists()]

@@ -1,0 +1,99 @@
+"""Models whose weights are shards (FSDP2): whole tensors out of them and into them, and one process that writes for all.
+
+A shard is a DTensor. Inside a forward of the module that ``fully_shard`` was given, its weights are whole. Outside of one they are
+shards, or still whole between a forward and the backward pass.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):  # no shard without a process group
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, without its graph; all of a shard's, for which every process has to ask."""
+    return tensor.detach().full_tensor() if is_shard(tensor) else tensor.detach()
+
+
+def whole_weight(parameter: Tensor, like: Tensor) -> Tensor:
+    """A parameter that is to meet the plain tensor ``like``. ValueError for a shard that needs a gradient, which would be lost."""
+    if not is_shard(parameter):
+        return parameter
+    if parameter.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "a sharded weight is used outside a forward of the model: compute what needs a gradient in `read` of "
+            "model(tokens, read=...), or under torch.no_grad()"
+        )
+    return whole(parameter).to(like.dtype)
+
+
+class GatheredLinear(nn.Linear):
+    """A linear layer that may also be called outside a forward of the model, without a gradient: shards are then gathered."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else whole_weight(self.bias, x)
+        return F.linear(x, whole_weight(self.weight, x), bias)
+
+
+@torch.no_grad()
+def fill(destination: Tensor, source: Tensor) -> None:
+    """Copy a whole tensor into a tensor or a shard, converting dtype and device. Every process holds the source."""
+    if is_shard(destination):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = destination.device_mesh, destination.placements
+        source = distribute_tensor(source.to(destination.device), mesh, placements, src_data_rank=None)
+    destination.copy_(source)
+
+
+def refuse_unsharded_parameters(model: nn.Module) -> None:
+    """ValueError if some trainable parameters are shards and others not: those would be trained apart in each process."""
+    if not any(map(is_shard, model.parameters())):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a forward the root's weights are whole
+    apart = [name for name, weight in model.named_parameters() if weight.requires_grad and not is_shard(weight)]
+    if apart:
+        raise ValueError(
+            f"{len(apart)} trainable parameters of a sharded model are not sharded, first: {apart[0]}; their gradients would differ "
+            "between processes. Add adapters and thresholds first, then call fully_shard on each block and on the model"
+        )
+
+
+@contextmanager
+def one_writer(tensors: Iterable[Tensor]) -> Iterator[bool]:
+    """Whether this process is the one that writes for those that share the tensors; all wait for it, and fail where it fails."""
+    mesh = next((tensor.device_mesh for tensor in tensors if is_shard(tensor)), None)
+    if mesh is None:
+        yield True
+        return
+    error = None
+    try:
+        yield not any(mesh.get_coordinate())
+    except Exception as raised:
+        error = raised
+    if _any_failed(mesh, error is not None) and error is None:
+        error = OSError("the process that writes the checkpoint failed: its own message says why")
+    if error is not None:
+        raise error
+
+
+def _any_failed(mesh, failed: bool) -> bool:
+    from torch.distributed.tensor import DTensor, Partial
+
+    own = torch.tensor([float(failed)], device=mesh.device_type)
+    return bool(DTensor.from_local(own, mesh, [Partial()] * mesh.ndim).full_tensor().item())

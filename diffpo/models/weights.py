@@ -1,0 +1,51 @@
+"""The tensors of a model that a checkpoint holds, by their names in the model."""
+
+from torch import Tensor
+
+from diffpo.models.adapters import adapted_modules, merged_modules
+from diffpo.models.sharding import whole
+
+POLICY = "threshold."  # the learned threshold's tensors; beside a published format they have a file of their own
+
+
+def weights(model) -> dict[str, Tensor]:
+    """The model's own tensors: all, except a head tied to the embedding. ValueError for a model with adapters."""
+    adapted = adapted_modules(model)
+    if adapted:
+        raise ValueError(f"the model has adapters, on {', '.join(adapted[:3])}: load into a model without them")
+    return _untied(model, dict(model.state_dict()))
+
+
+def whole_weights(model, here: bool) -> dict[str, Tensor]:
+    """What a checkpoint of the model holds: adapters merged, shards whole and on the CPU, for which every process has to ask.
+
+    here: whether they are wanted in this process; elsewhere the result is empty. ValueError for a tied head that an adapter has parted from
+    the embedding, and for adapters that cannot be merged.
+    """
+    adapted = adapted_modules(model)
+    apart = [name for name in adapted if name.split(".")[0] in ("lm_head", "embed_tokens")]
+    if apart and model.config.tie_word_embeddings:
+        raise ValueError(
+            f"the head is tied to the embedding, and the adapter on {apart[0]} changes one of the two: a checkpoint cannot say so; "
+            "load the model with tie_word_embeddings false before adding it"
+        )
+    kept = {}
+    for name, tensor in _untied(model, dict(model.state_dict())).items():
+        if not any(name.startswith(f"{module}.") for module in adapted):
+            _keep(kept, name, tensor, here)
+    for name, module in merged_modules(model):
+        for inner, tensor in module.state_dict().items():
+            _keep(kept, f"{name}.{inner}", tensor, here)
+    return kept
+
+
+def _keep(kept: dict[str, Tensor], name: str, tensor: Tensor, here: bool) -> None:
+    values = whole(tensor)  # in every process
+    if here:
+        kept[name] = values if values.data_ptr() == tensor.data_ptr() else values.cpu()
+
+
+def _untied(model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
+    return tensors
