@@ -23,11 +23,13 @@ def completion_record(index: int, prompt: Prompt, completion: Generation, statis
     tokens_per_second = length / seconds. gamma: nats, null for rules without one. ``statistics`` adds each token's logprob and entropy (nats).
     """
     row = completion.trajectory
-    length, nfe, seconds = int(row.length), int(row.nfe), completion.seconds
+    length, nfe, text, seconds = int(row.length), int(row.nfe), completion.text, completion.seconds
+    assert text is not None
+    assert seconds is not None
     record = {
         "index": index,
         "prompt": prompt,
-        "text": completion.text[0],
+        "text": text[0],
         "length": length,
         "nfe": nfe,
         "tokens_per_forward": round(length / nfe, 4),

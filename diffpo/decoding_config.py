@@ -64,6 +64,7 @@ class RuleConfig(Config):
             case "confidence":
                 return ConfidenceThreshold() if self.p is None else ConfidenceThreshold(self.p)
             case "factor":
+                assert self.factor is not None  # see above
                 return FactorThreshold(self.factor)
             case "fixed":
                 return FixedSchedule(self.steps or gen_length)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -94,7 +94,7 @@ class EvaluateConfig(DecodingConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_are_of_a_schedule(cls, given):
+    def _steps_are_of_a_schedule(cls, given: Any) -> Any:
         chosen = isinstance(given, dict) and given.get("steps") is not None and given.get("rule", "auto") == "auto"
         return given | {"rule": "fixed"} if chosen else given
 
@@ -125,6 +125,7 @@ class Prepared:
     task: PublishedTask
     problems: list
     prompts: list[Tensor]
+    lengths: Lengths
     model: MaskedDiffusionLM
     rule: Rule
     inputs: dict[str, str]
@@ -140,19 +141,20 @@ def prepare(config: EvaluateConfig, task: PublishedTask) -> Prepared:
     model = load(folder, device, config.dtype)
     task = suited(task, model, config.format)
     check_format(config, task)
-    config = filled_in(config, task, model, device.type)
+    lengths = completion_lengths(task, config.gen_length, config.block_length)
+    config = filled_in(config, task, model, lengths, device.type)
     prompts = prompt_ids(model.tokenizer, task, problems)
-    check_lengths(config.gen_length, config.block_length)
-    check_context(prompts, config.gen_length, model)
+    check_lengths(*lengths)
+    check_context(prompts, lengths.gen_length, model)
     check_no_mask(prompts, model.mask_id)
-    rule = config.commit_rule(model, config.gen_length).resolve(model)
-    rule.check(model, len(prompts), config.gen_length, config.block_length)
+    rule = config.commit_rule(model, lengths.gen_length).resolve(model)
+    rule.check(model, len(prompts), *lengths)
     inputs = model_inputs(folder, commit) | {
         "data": data_revision,
         "instruction": text_digest(task.instruction),
         "prompts": prompts_digest(prompts),
     }
-    return Prepared(config, task, problems, prompts, model, rule, inputs)
+    return Prepared(config, task, problems, prompts, lengths, model, rule, inputs)
 
 
 def prompts_digest(prompts: list[Tensor]) -> str:
@@ -184,9 +186,10 @@ def read_problems(config: EvaluateConfig, task: PublishedTask) -> tuple[list, st
     return problems[: config.limit], revision
 
 
-def filled_in(config: EvaluateConfig, task: PublishedTask, model: MaskedDiffusionLM, device: str) -> EvaluateConfig:
+def filled_in(
+    config: EvaluateConfig, task: PublishedTask, model: MaskedDiffusionLM, lengths: Lengths, device: str
+) -> EvaluateConfig:
     """The configuration with the defaults that depend on model and task."""
-    lengths = completion_lengths(task, config.gen_length, config.block_length)
     rule, steps = protocol_rule(config, model, lengths.gen_length)
     update = {"format": task.format, **lengths._asdict(), "rule": rule, "steps": steps, "device": device}
     return config.model_copy(update=update)
@@ -250,12 +253,12 @@ class Run(command.Run):
         if not todo:
             return
         problems, prompts = ([given[index] for index in todo] for given in (evaluation.problems, evaluation.prompts))
-        lengths = Lengths(config.gen_length, config.block_length)
-        found = evaluation_items(evaluation.model, evaluation.task, problems, prompts, lengths, evaluation.rule,
+        found = evaluation_items(evaluation.model, evaluation.task, problems, prompts, evaluation.lengths, evaluation.rule,
                                  next_row=self._next, **config.stream_options())  # fmt: skip
         for item in found:
             problem = problems[item["index"]]
-            named = {"index": todo[item["index"]], "problem": asdict(problem) if is_dataclass(problem) else problem}
+            fields = asdict(problem) if is_dataclass(problem) and not isinstance(problem, type) else problem
+            named = {"index": todo[item["index"]], "problem": fields}
             self.log.write(named | item | named)
             yield item
 

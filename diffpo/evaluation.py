@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ from diffpo.tasks import Split, Task
 from diffpo.tasks.grading import graded_together
 from diffpo.tasks.prompts import prompt_ids
 from diffpo.tasks.task import Lengths, NoSplitError, begun, completion_lengths
+
+T = TypeVar("T")
 
 SWEEP_GAMMAS = (0.01, 0.1, 0.5, 1.0)
 Item = dict[str, Any]  # of one problem, as JSON values; see `items`
@@ -80,7 +82,7 @@ def items(
     rule: Rule,
     batch_size: int,
     next_row: Callable[[Iterator[Row]], Row] = next,
-    **options,
+    **options: Any,
 ) -> Iterator[Item]:
     """What became of each problem, as rows finish: index, completion, correct, reward, nfe, tokens, prompt_tokens, gamma, seconds.
 
@@ -108,11 +110,12 @@ def items(
             }
 
 
-def chunks(source: Iterator, size: int) -> Iterator[list]:
+def chunks(source: Iterator[T], size: int) -> Iterator[list[T]]:
     """Lists of ``size`` items, the last one shorter. An error of the source is raised after the items that came before it."""
-    error, ended = None, False
+    error: BaseException | None = None
+    ended = False
     while not ended:
-        chunk = []
+        chunk: list[T] = []
         try:
             while len(chunk) < size:
                 chunk.append(next(source))

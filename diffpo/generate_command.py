@@ -154,7 +154,9 @@ def _check_files_differ(config: GenerateConfig) -> None:
 def _read(config: GenerateConfig) -> tuple[list[str], list[Prompt]]:
     """The words that name each prompt in a message, and the prompts."""
     if config.prompt:
-        numbered = [(f"prompt {number}", prompt) for number, prompt in enumerate(config.prompt, 1)]
+        numbered: list[tuple[str, Prompt]] = [
+            (f"prompt {number}", prompt) for number, prompt in enumerate(config.prompt, 1)
+        ]
     elif config.input is None and sys.stdin.isatty():
         raise ValueError("no prompt: give one on the command line, --input FILE, or on standard input")
     else:
@@ -174,7 +176,7 @@ def load_model(config: GenerateConfig) -> MaskedDiffusionLM:
 
 def made_with(config: GenerateConfig, model: MaskedDiffusionLM) -> dict[str, object]:
     """What decides a completion beside its prompt, as JSON values; model and tokenizer by their content, not their name."""
-    return model_inputs(*resolve(config.model, model.source.revision)) | {
+    return model_inputs(*resolve(config.model, model.source.revision if model.source else None)) | {
         "rule": repr(config.commit_rule(model, config.gen_length).resolve(model)),
         "gen_length": config.gen_length,
         "block_length": config.tokens_per_block,
@@ -208,12 +210,13 @@ class Run(command.Run):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.readable = len(prompts) == 1 and config.output is None and sys.stdout.isatty()
         self.records: list[dict] = []
-        self.model, self.rows = None, iter(())
+        self.model: MaskedDiffusionLM | None = None
+        self.rows: Iterator[tuple[int, Generation]] = iter(())
         if self.missing or config.trace or output.earlier:
             self.model = load_model(config)
             output.begin(made_with(config, self.model) if config.output else {})
-        if self.missing:
-            self.rows = iter(self._rows(self.model))
+            if self.missing:
+                self.rows = iter(self._rows(self.model))
 
     def _missing(self) -> list[int]:
         """Indices without a row yet. ValueError when the file to resume was made from other prompts or another length."""
@@ -287,7 +290,7 @@ class Run(command.Run):
     def report(self) -> None:
         """The trace, if one was asked for, of every row there is."""
         records = sorted([*self.output.earlier, *self.records], key=lambda record: record["index"])
-        if self.config.trace is None or not records:
+        if self.config.trace is None or self.model is None or not records:
             return
         facts = {
             "model": self.config.model,
@@ -328,7 +331,7 @@ class Reporter:
         self._progress.start()
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
         if self.rows and kind is None and (self._lines or self.total > 1):
             self.console.print(self._line, markup=False)

@@ -10,6 +10,7 @@ unmasking and no bound over all orders: it differs from the Monte-Carlo bound th
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class DiffpoLM(TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
         revision: str | None = None,
-        **decoding,
+        **decoding: Any,
     ):
         super().__init__()
         self.gen_length, self.block_length = gen_length, block_length or min(BLOCK_LENGTH, gen_length)
@@ -81,7 +82,7 @@ class DiffpoLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return render_chats(self.tokenizer, [chat_history])[0]  # continues a last message of the assistant
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return encode_text(
             self.tokenizer, string, add_special_tokens is not False
         )  # a BOS of a chat template stays alone
@@ -101,7 +102,9 @@ class DiffpoLM(TemplateLM):
             self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
         return texts
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
         scores = []
         for texts, context, continuation in requests:
             scores.append(left_to_right(self.model, context, continuation, self.config.batch_size))

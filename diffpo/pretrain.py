@@ -71,10 +71,10 @@ def build_model(task: CompactTask, size: ModelSize) -> MaskedDiffusionLM:
 
 def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Prompt ids [count, P] and completion ids [count, gen_length] of fresh training examples."""
-    prompts, completions = zip(*task.examples(count, seed), strict=True)
-    if task.ends_with_eos:
-        completions = [f"{text} {model.tokenizer.eos_token}" for text in completions]
-    ids = [model.tokenizer(list(texts))["input_ids"] for texts in (prompts, completions)]
+    examples = task.examples(count, seed)
+    ending = f" {model.tokenizer.eos_token}" if task.ends_with_eos else ""
+    texts = [prompt for prompt, _ in examples], [completion + ending for _, completion in examples]
+    ids = [model.tokenizer(column)["input_ids"] for column in texts]
     return torch.tensor(ids[0]), torch.tensor(ids[1])
 
 
@@ -107,7 +107,9 @@ def pretrain(
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}: lower --lr")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step(), optimizer.zero_grad(), schedule.step()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
             losses.append(loss.item())
             progress.update(bar, advance=1, description=f"loss {losses[-1]:.3f} nats/token")
             if step % 100 == 99:

@@ -79,7 +79,8 @@ def as_chats(prompts: list[Prompt], chat: bool, system: str | None) -> list[Prom
         return prompts
     if strings:
         raise ValueError("system is for chats: add --chat")
-    return [p if p[0]["role"] == "system" else [{"role": "system", "content": system}, *p] for p in prompts]
+    chats = [prompt for prompt in prompts if isinstance(prompt, list)]
+    return [chat if chat[0]["role"] == "system" else [{"role": "system", "content": system}, *chat] for chat in chats]
 
 
 def prompt_text(prompt: Prompt) -> str:

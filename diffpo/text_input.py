@@ -67,6 +67,7 @@ def json_rows(text: str, name: str) -> list[tuple[str, object]]:
     lines = numbered_lines(text)
     if lines and lines[0][1].lstrip().startswith("["):
         items = parse_json(text, name)
+        assert isinstance(items, list)  # by its first character
         return [(f"{name}, item {number}", item) for number, item in enumerate(items, 1)]
     try:
         return [(f"{name}, line {number}", parse_json(line, name, number)) for number, line in lines]
@@ -106,8 +107,10 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _RefusedError(f"key {twice!r} stands twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise _RefusedError(f"key {key!r} stands twice")
+            seen.add(key)
     return fields
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import check_lengths
+from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.models.checkpoints import load, resolve
@@ -64,7 +65,7 @@ def prepare(config: TrainConfig) -> "Run | None":
     check_lengths(*trainer.lengths)
     check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = run_folder(config, model_inputs(source, commit), model.source.files.others)
+    folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
     saved = None
     with folder.released_on_error():
         if folder.resumes:
@@ -165,7 +166,7 @@ class Run(command.Run):
             self.folder.write("base.json", json.dumps([finite(e.asdict()) for e in evaluations], indent=1))
         return evaluations
 
-    def _evaluate(self, rules) -> list[Evaluation]:
+    def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
         evaluations = []
         for rule in rules:
             if self.interruption.requested:

@@ -101,6 +101,8 @@ class Pass:
 
     @cached_property
     def _row_numbers(self) -> Tensor:  # [B, 1]; once for all layers: in a cached step of few tokens every kernel shows
+        if isinstance(self.rows, Tensor):
+            return self.rows[:, None]
         return torch.arange(self.rows.start, self.rows.stop, device=self.columns.device)[:, None]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffpo.decoding.cache import KeyValueCache, due_for_refresh, whole_pass, window_pass
 from diffpo.decoding.graphs import Flags, StepGraphs
-from diffpo.decoding.options import DecodingOptions, EngineOptions
+from diffpo.decoding.options import EngineOptions, ResolvedOptions
 from diffpo.decoding.rows import Rows, filled_holes
 from diffpo.decoding.step import Hidden, commit, exact_hidden, first_position, set_thresholds, unconditional_hidden
 from diffpo.decoding.stopping import StopStrings
@@ -46,14 +46,14 @@ class StepMode:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One row to decode. ids: int64 1-d, the prompt; length: tokens of prompt and completion; options: resolved; version: of the weights
+    """One row to decode. ids: int64 1-d, the prompt; length: tokens of prompt and completion; version: of the weights
     that begin it."""
 
     id: int
     ids: Tensor
     length: int
     key: int
-    options: DecodingOptions
+    options: ResolvedOptions
     version: int = 0
 
 
@@ -95,7 +95,8 @@ class Decoder:
         self.flags = torch.zeros(
             4, rows + spare, dtype=torch.int64, device=model.device
         )  # done, failed, due for a refresh, start
-        self.host, self.pending = None, Flags()  # the flags of the rows in flight, without a lag
+        self.host: Tensor | None = None  # the flags of the rows in flight, without a lag
+        self.pending = Flags()
         self.index = torch.full((rows + spare,), rows, device=model.device)
         self.graphs = None if mode.graphs is False else StepGraphs(model.device, required=mode.graphs is True)
         self.stops: dict[tuple[str, ...], StopStrings] = {}
@@ -133,13 +134,15 @@ class Decoder:
         terms = self.terms = self.terms or self._terms_of(slice(0, A))
         static = self.mode.static and terms.agree
         count, columns = (_bucket(A, self.limit), self._width()) if static else (A, int(self.lengths.max()))
-        index, positions = slice(0, count), None
+        index: Tensor | slice = slice(0, count)
+        positions: int | None = None
         if self.cache is not None:
             due = self._due()
             if len(due):
                 A, count = len(due), _bucket(len(due), self.limit) if static else len(due)
                 index, terms = self.index[:count], terms if terms.agree else self._terms_of(due)
-                index.fill_(len(self.rows) - 1)[:A] = due.to(index.device)
+                self.index[:count] = len(self.rows) - 1
+                self.index[:A] = due.to(self.index.device)
             else:
                 positions, columns = self._window_positions(terms), self.rows.sequence.shape[1] if static else columns
         padded = bool((self.lengths != columns).any())
@@ -259,7 +262,7 @@ class Decoder:
             hidden = exact_hidden(model, rows, columns, padded, shared)
             unconditional = unconditional_hidden(model, rows, terms, columns, padded, shared)
         else:
-            hidden = self._cached_hidden(rows, index, columns, padded, positions)
+            hidden = self._cached_hidden(self.cache, rows, index, columns, padded, positions)
         if fresh.start < fresh.stop:
             set_thresholds(model, rows, self._drawing(fresh), terms.seed, hidden)
         commit(model, rows, hidden, unconditional, terms, static, self.eos_ids)
@@ -269,20 +272,20 @@ class Decoder:
         self.flags.copy_(torch.stack([self.rows.done.long(), self.rows.failed.long(), due.long(), self.rows.start]))
 
     def _cached_hidden(
-        self, rows: Rows, index: Tensor | slice, columns: int, padded: bool, positions: int | None
+        self, cache: KeyValueCache, rows: Rows, index: Tensor | slice, columns: int, padded: bool, positions: int | None
     ) -> Hidden:
         before = columns - rows.gen_length  # columns in front of completion position 0
-        sequence, padding = rows.last(columns)
-        padding = padding if padded else None
-        if positions is None:
-            hidden = self.model(sequence, padding=padding, cache=whole_pass(self.cache, rows, index, columns))
+        sequence, on_the_left = rows.last(columns)
+        padding = on_the_left if padded else None
+        if positions is None or isinstance(index, Tensor):
+            hidden = self.model(sequence, padding=padding, cache=whole_pass(cache, rows, index, columns))
             return Hidden(hidden[:, max(before, 0) :], column=min(before, 0))
         shift = int(self.model.config.logit_shift)
-        window = window_pass(self.cache, rows, index, columns, self.options.cache, shift, positions)
+        window = window_pass(cache, rows, index, columns, self.options.cache, shift, positions)
         hidden = self.model(sequence.gather(1, window.columns), padding=padding, cache=window)
         return Hidden(hidden, column=before - window.columns[:, 0])
 
-    def _drawing(self, fresh: slice) -> list[tuple[DecodingOptions, slice | Tensor]]:
+    def _drawing(self, fresh: slice) -> list[tuple[ResolvedOptions, slice | Tensor]]:
         """The new rows that draw a threshold, those of one rule and one length together, by their places in the step."""
         groups: dict[tuple, list[int]] = {}
         options = [job.options for job in self._in_order(slice(len(self.ids) - self.fresh, None))]
@@ -310,7 +313,8 @@ class Decoder:
         block, L = terms.window, self.rows.gen_length
         if self.options.cache == "dual":
             return block
-        left = L - int(self.host[3].min())
+        start = self.rows.start[: len(self.ids)] if self.host is None else self.host[3]
+        left = L - int(start.min())
         return min(_bucket(left // block, L // block) * block, L) if self.mode.static and terms.agree else left
 
     def _stopping(self) -> bool:

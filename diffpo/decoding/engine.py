@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpo.decoding.decoder import Committed, Decoder, Job, StepMode
 from diffpo.decoding.decoder import Finished as FinishedTogether
-from diffpo.decoding.options import DecodingOptions, EngineOptions, Request, check_guidance
+from diffpo.decoding.options import DecodingOptions, EngineOptions, Request, ResolvedOptions, check_guidance
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 
@@ -53,7 +53,7 @@ class Engine:
     """Decodes requests, ``rows`` at a time, first come, first served.
 
     rows: decoded together at most; halved when memory runs out. prompt_length, gen_length: a row fits if its completion is no longer than
-    ``gen_length`` tokens and both together no longer than both of these. options: ``EngineOptions``, as keywords. version: of the weights.
+    ``gen_length`` tokens and both together no longer than both of these. version: of the weights. The other keywords: ``EngineOptions``.
 
     Every option of a request is its row's own: rule and parameters, temperature, guidance, lengths, seed, stop strings. A row's result
     depends on its request and the weights alone, up to rounding. Where the options of all rows agree, a step costs what it costs a closed
@@ -63,9 +63,18 @@ class Engine:
     """
 
     def __init__(
-        self, model: MaskedDiffusionLM, rows: int, prompt_length: int, gen_length: int, *, version: int = 0, **options
+        self,
+        model: MaskedDiffusionLM,
+        rows: int,
+        prompt_length: int,
+        gen_length: int,
+        *,
+        version: int = 0,
+        cache: str = "none",
+        cache_refresh: int | None = None,
+        cuda_graph: bool | None = None,
     ):
-        self.options = EngineOptions(**options)
+        self.options = EngineOptions(cache=cache, cache_refresh=cache_refresh, cuda_graph=cuda_graph)
         self.mode = StepMode.of(model, self.options)
         for name, value, least in (
             ("rows", rows, 1),
@@ -83,8 +92,9 @@ class Engine:
         self.open: dict[int, Job] = {}  # all that have no result yet
         self.waiting: dict[int, None] = {}  # those in no row, in order
         self.decoder: Decoder | None = None
-        self._ids, self._restarted = itertools.count(), []
-        self._checked: tuple[DecodingOptions | None, DecodingOptions | None] = (None, None)  # the last ones, resolved
+        self._ids = itertools.count()
+        self._restarted: list[int] = []
+        self._checked: tuple[DecodingOptions, ResolvedOptions] | None = None  # the last ones, resolved
 
     def __len__(self) -> int:
         """How many requests have no result yet."""
@@ -92,7 +102,8 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its id: 0, 1, ... ValueError if this engine cannot decode it."""
-        options, prompt = self._resolved(request.options), request.ids.tolist()
+        options, ids = self._resolved(request.options), torch.as_tensor(request.ids)
+        prompt = ids.tolist()
         vocab_size, mask_id, length = self.model.config.vocab_size, self.model.mask_id, len(prompt)
         if prompt and not 0 <= min(prompt) <= max(prompt) < vocab_size:
             raise ValueError(f"ids: it holds a token id outside the vocabulary of {vocab_size} tokens")
@@ -105,7 +116,7 @@ class Engine:
             )
         number = next(self._ids)
         key = number if request.key is None else request.key
-        self.open[number] = Job(number, request.ids, length + options.gen_length, key, options)
+        self.open[number] = Job(number, ids, length + options.gen_length, key, options)
         self.waiting[number] = None
         return number
 
@@ -170,8 +181,8 @@ class Engine:
             own[name].copy_(value)
         self.version = version
 
-    def _resolved(self, options: DecodingOptions) -> DecodingOptions:
-        if self._checked[0] is not options:
+    def _resolved(self, options: DecodingOptions) -> ResolvedOptions:
+        if self._checked is None or self._checked[0] is not options:
             check_guidance(options.cfg_scale, self.options.cache)
             self._checked = options, options.resolved(self.model)
         return self._checked[1]

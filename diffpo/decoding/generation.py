@@ -64,7 +64,9 @@ def stream(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> 
     return _rows(model, _decoded(*_queued(model, prompts, options)), checked_strings(options.stop))
 
 
-def _rows(model, parts: Iterator[Finished], stop: tuple[str, ...]) -> Iterator[tuple[int, Generation]]:
+def _rows(
+    model: MaskedDiffusionLM, parts: Iterator[Finished], stop: tuple[str, ...]
+) -> Iterator[tuple[int, Generation]]:
     for part in parts:
         for place, index in enumerate(part.ids):
             one = part.trajectory[place : place + 1]

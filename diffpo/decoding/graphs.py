@@ -131,7 +131,7 @@ def _waiting_is_an_error() -> Iterator[None]:
 class Flags:
     """Copies of a small device tensor, one after each step, read some steps later, with the ids of the rows they are about."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pending: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, flags: Tensor, ids: Tensor) -> None:

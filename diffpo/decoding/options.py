@@ -5,7 +5,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property, wraps
 from numbers import Real
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,6 +20,7 @@ from diffpo.models.transformer import MaskedDiffusionLM
 
 P = ParamSpec("P")
 Options = TypeVar("Options")
+Part = TypeVar("Part", "DecodingOptions", "EngineOptions")
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 _INT64 = range(-(2**63), 2**63)
@@ -52,17 +53,34 @@ class DecodingOptions:
             raise ValueError(f"rule must be a commit rule such as diffpo.EntropyBounded(0.1), got {self.rule!r}")
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+            if not (isinstance(value, Real) and math.isfinite(value) and not value < 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
         _check_int64("seed", self.seed)
         checked_strings(self.stop)
 
-    def resolved(self, model: MaskedDiffusionLM, prompts: int = 1) -> "DecodingOptions":
+    def resolved(self, model: MaskedDiffusionLM, prompts: int = 1) -> "ResolvedOptions":
         """The same with everything filled in that the lengths and the model decide. ValueError if the model cannot decode like that."""
         block_length = self.gen_length if self.block_length is None else self.block_length
         rule = (FixedSchedule(self.gen_length) if self.rule is None else self.rule).resolve(model)
         rule.check(model, prompts, self.gen_length, block_length)
-        return replace(self, block_length=block_length, rule=rule, stop=check_stop(model, self.stop))
+        return ResolvedOptions(
+            self.gen_length,
+            block_length,
+            rule,
+            self.temperature,
+            self.seed,
+            self.cfg_scale,
+            stop=check_stop(model, self.stop),
+        )
+
+
+@dataclass(frozen=True)
+class ResolvedOptions(DecodingOptions):
+    """Options in which nothing is left to the lengths or the model."""
+
+    block_length: int
+    rule: Rule
+    stop: tuple[str, ...] = field(default=(), kw_only=True)
 
     @cached_property
     def kind(self) -> tuple:
@@ -114,7 +132,7 @@ class CallOptions(DecodingOptions, EngineOptions):
         if self.batch_size is not None and operator.index(self.batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
-    def of(self, kind: type[Options]) -> Options:
+    def of(self, kind: type[Part]) -> Part:
         """The part of the options that is of a row, or of the engine."""
         return kind(**{item.name: getattr(self, item.name) for item in fields(kind)})
 
@@ -185,13 +203,17 @@ def takes(
 ]:
     """A decorator: the function's last parameter becomes the parameters that make such options, in its signature and in its help."""
 
-    def decorate(function):
+    make: Callable[..., Options] = options
+
+    def decorate(
+        function: Callable[[MaskedDiffusionLM, Subject, Options], Result],
+    ) -> Callable[Concatenate[MaskedDiffusionLM, Subject, P], Result]:
         name, own = function.__name__, inspect.signature(function)
         parameters = inspect.signature(options).parameters
         signature = own.replace(parameters=[*list(own.parameters.values())[:-1], *parameters.values()])
 
         @wraps(function)
-        def called(*positional: Any, **named: Any):
+        def called(*positional: Any, **named: Any) -> Result:
             for wrong in named.keys() - signature.parameters.keys():
                 near = difflib.get_close_matches(wrong, signature.parameters, n=1, cutoff=0)
                 raise TypeError(f"{name}() got an unexpected keyword argument {wrong!r}; the nearest is {near[0]!r}")
@@ -199,15 +221,16 @@ def takes(
                 given = signature.bind(*positional, **named).arguments
             except TypeError as error:
                 raise TypeError(f"{name}(): {error}") from None
-            return function(*(given.pop(own_name) for own_name in list(own.parameters)[:-1]), options(**given))
+            return function(*(given.pop(own_name) for own_name in list(own.parameters)[:-1]), make(**given))
 
-        called.__signature__ = signature
+        called.__signature__ = signature  # type: ignore[attr-defined]  # inspect and help look for it
         called.__doc__ = (inspect.getdoc(function) or "").replace("{options}", _meanings(options))
         return called
 
     return decorate
 
 
-def _meanings(options: type) -> str:
+def _meanings(options: Callable[..., object]) -> str:
     """The lines that explain the fields of options and of those they extend."""
+    assert isinstance(options, type)
     return "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in (*options.__bases__, options))

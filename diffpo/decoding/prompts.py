@@ -1,6 +1,7 @@
 """Prompts as token ids: strings, chats or ids in, left-padded tensors out. What is wrong with a prompt is found here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from diffpo.models.chat_template import ChatTemplateError, render_chats
 from diffpo.models.special_tokens import encode_text
 from diffpo.models.transformer import MaskedDiffusionLM
 
-Prompts = Sequence[str] | Sequence[list[dict[str, str]]] | Sequence[Tensor] | Tensor
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+Prompts = Sequence[str | list[dict[str, str]]] | Sequence[Tensor] | Tensor  # all strings, all chats, or all token ids
 
 
 class PromptError(ValueError):
@@ -37,17 +40,19 @@ def encode_prompts(model: MaskedDiffusionLM, prompts: Prompts) -> tuple[Tensor, 
     return prompt_ids.to(model.device), prompt_mask.to(model.device)
 
 
-def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence:
+def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence[Tensor | list[int]]:
     if len({type(prompt) for prompt in prompts}) > 1 or not isinstance(prompts[0], str | list | Tensor):
         raise ValueError("prompts must all be strings, all be chats or all be token-id tensors")
-    if isinstance(prompts[0], Tensor):
-        if any(row.dim() != 1 or row.is_floating_point() for row in prompts):
+    tensors = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
+    if tensors:
+        if any(row.dim() != 1 or row.is_floating_point() for row in tensors):
             raise ValueError("token-id prompts must be 1-d integer tensors, or one integer tensor [B, P]")
-        return prompts
+        return tensors
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer: give prompts as token-id tensors")
-    if isinstance(prompts[0], str):
-        return _each(lambda text: encode_text(model.tokenizer, text), prompts)
+    strings = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if strings:
+        return _each(lambda text: encode_text(model.tokenizer, text), strings)
     if model.tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template: give prompts as strings")
     try:
@@ -57,7 +62,7 @@ def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence:
     return _each(lambda text: encode_text(model.tokenizer, text, add_special_tokens=False), texts)
 
 
-def _each(function: Callable, prompts: Sequence) -> list:
+def _each(function: Callable[[Given], Result], prompts: Iterable[Given]) -> list[Result]:
     results = []
     for index, prompt in enumerate(prompts):
         try:

@@ -78,7 +78,7 @@ class Rows:
         """int64 [R, L], the completions: a view."""
         return self.sequence[:, self.sequence.shape[1] - self.gen_length :]
 
-    def __getitem__(self, rows) -> Rows:
+    def __getitem__(self, rows: slice | Tensor) -> Rows:
         """Some rows: views for a slice, copies for an index."""
         return Rows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 

@@ -163,7 +163,7 @@ class FixedSchedule(Rule):
 
     @property
     def family(self) -> Hashable:
-        return type(self)
+        return (type(self),)
 
     def __repr__(self) -> str:
         return f"FixedSchedule(steps={self.steps})"
@@ -195,7 +195,7 @@ class ConfidenceThreshold(Rule):
 
     @property
     def family(self) -> Hashable:
-        return type(self)
+        return (type(self),)
 
     def __repr__(self) -> str:
         return f"ConfidenceThreshold(p={self.p:g})"
@@ -220,7 +220,7 @@ class FactorThreshold(Rule):
 
     @property
     def family(self) -> Hashable:
-        return type(self)
+        return (type(self),)
 
     def __repr__(self) -> str:
         return f"FactorThreshold(factor={self.factor:g})"
@@ -238,6 +238,8 @@ class EntropyBounded(Rule):
     ``gamma``: nats, a number or a tensor [B] with one value per row; 0 commits one token a step, inf the whole block.
     ``order``: of commitment: "entropy" H, "confidence" (largest probability) or "margin" (top-1 less runner-up); ``proxy`` was its name.
     """
+
+    gamma: Tensor
 
     def __init__(self, gamma: float | Tensor, order: str = "entropy", *, proxy: str | None = None):
         self.gamma = torch.as_tensor(gamma, dtype=torch.float32)
@@ -306,7 +308,7 @@ class PromptThreshold(Rule):
     def family(self) -> Hashable:
         return type(self), self.order, self.sample
 
-    def thresholds(self, model, hidden_BLD, keys, seed) -> Threshold:
+    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
         if model.threshold is None:
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
@@ -322,6 +324,8 @@ class PromptThreshold(Rule):
         return Threshold(model.threshold.gammas[index], index, logprob_BG.gather(1, index[:, None])[:, 0])
 
     def plan(self, step: StepPredictions) -> Plan:
+        if self.order is None:
+            raise ValueError("PromptThreshold() has no order yet: plan with what its resolve(model) returns")
         return _entropy_bounded(step, self.order)
 
 

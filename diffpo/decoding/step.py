@@ -7,15 +7,16 @@ Shapes: A rows, U distinct ones among them, L completion positions, Q evaluated 
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffpo.decoding.options import DecodingOptions
+from diffpo.decoding.options import ResolvedOptions
 from diffpo.decoding.rows import Rows
 from diffpo.decoding.rules import Plan, StepPredictions
-from diffpo.decoding.terms import Terms
+from diffpo.decoding.terms import Number, Terms
 from diffpo.keyed_random import uniform
 from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
@@ -51,8 +52,8 @@ class Hidden(NamedTuple):
 
 def exact_hidden(model: MaskedDiffusionLM, rows: Rows, columns: int, padded: bool, shared: bool) -> Hidden:
     """The completions' hidden states, from the last ``columns`` columns; ``shared``: rows that are equal are evaluated once."""
-    sequence, padding = rows.last(columns)
-    padding, source_A = padding if padded else None, None
+    sequence, on_the_left = rows.last(columns)
+    padding, source_A = on_the_left if padded else None, None
     if shared and len(rows) > 1:
         key = sequence if padding is None else torch.cat([sequence, padding[:, None]], dim=1)
         first_U, source_A = distinct_rows(key)
@@ -61,7 +62,9 @@ def exact_hidden(model: MaskedDiffusionLM, rows: Rows, columns: int, padded: boo
     return Hidden(hidden[:, max(before, 0) :], source_A, min(before, 0))
 
 
-def unconditional_hidden(model: MaskedDiffusionLM, rows: Rows, terms: Terms, columns: int, padded: bool, shared: bool):
+def unconditional_hidden(
+    model: MaskedDiffusionLM, rows: Rows, terms: Terms, columns: int, padded: bool, shared: bool
+) -> Hidden | None:
     """The hidden states of guided rows whose prompts are masked, as classifier-free guidance compares them; None where no row is guided."""
     if not isinstance(terms.cfg_scale, Tensor):
         if terms.cfg_scale == 0:
@@ -87,7 +90,7 @@ def _without_prompt(rows: Rows, begin: int | Tensor, mask_id: int) -> Rows:
 def set_thresholds(
     model: MaskedDiffusionLM,
     rows: Rows,
-    drawn: Sequence[tuple[DecodingOptions, slice | Tensor]],
+    drawn: Sequence[tuple[ResolvedOptions, slice | Tensor]],
     seed: int | Tensor,
     hidden: Hidden,
 ) -> None:
@@ -142,7 +145,7 @@ def _planned(terms: Terms, step: StepPredictions) -> list[tuple[Plan, Tensor | N
     order, cost, budget = torch.zeros_like(step.entropy), torch.zeros_like(step.entropy), torch.zeros_like(step.gamma)
     rows_of: dict[str, Tensor] = {}
     for rule, rows in terms.rules:
-        plan = rule.plan(step[rows])
+        plan = rule.plan(step if rows is None else step[rows])
         order[rows], cost[rows], budget[rows] = plan.order, plan.cost, plan.budget
         rows_of.setdefault(plan.rule, torch.zeros_like(step.gamma, dtype=torch.bool))[rows] = True
     whole = len(rows_of) == 1
@@ -150,23 +153,31 @@ def _planned(terms: Terms, step: StepPredictions) -> list[tuple[Plan, Tensor | N
 
 
 def _commit_planned(
-    rows: Rows, plans: list[tuple[Plan, Tensor | None]], start: Tensor, end: Tensor, **arguments
+    rows: Rows,
+    plans: list[tuple[Plan, Tensor | None]],
+    start: Tensor,
+    end: Tensor,
+    *,
+    proposal: Tensor,
+    mask_id: int,
+    proposal_logprob: Tensor,
+    max_window: int,
 ) -> Tensor:
     """bool [A, L], what the plans commit, in ``rows``; ``start`` and ``end`` move on. Of other rows than a plan's the window is empty."""
-    committed = None
+    committed = []
     for plan, chosen in plans:
         first, last = start, end
         if chosen is not None:
             first, last = torch.where(chosen, start, rows.gen_length), torch.where(chosen, end, rows.gen_length)
         written = entropy_bounded_commit_(
-            rows.tokens, arguments["proposal"], plan.order, plan.cost, plan.budget, arguments["mask_id"], first, last, rule=plan.rule,
-            proposal_logprob=arguments["proposal_logprob"], logprob=rows.logprob, commit_step=rows.commit_step, nfe=rows.nfe,
-            advance=True, max_window=arguments["max_window"],
+            rows.tokens, proposal, plan.order, plan.cost, plan.budget, mask_id, first, last, rule=plan.rule,
+            proposal_logprob=proposal_logprob, logprob=rows.logprob, commit_step=rows.commit_step, nfe=rows.nfe,
+            advance=True, max_window=max_window,
         )  # fmt: skip
         if chosen is not None:
             start.copy_(torch.where(chosen, first, start)), end.copy_(torch.where(chosen, last, end))
-        committed = written if committed is None else committed | written
-    return committed
+        committed.append(written)
+    return reduce(torch.logical_or, committed)
 
 
 def _windows(start: Tensor, block_length: int, L: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +202,13 @@ class _Predictions(NamedTuple):
 
 
 def _predict_at(
-    model, rows: Rows, row_N: Tensor, position_N: Tensor, hidden: Hidden, unconditional: Hidden | None, terms: Terms
+    model: MaskedDiffusionLM,
+    rows: Rows,
+    row_N: Tensor,
+    position_N: Tensor,
+    hidden: Hidden,
+    unconditional: Hidden | None,
+    terms: Terms,
 ) -> tuple[Tensor, Tensor, _Predictions]:
     """The predictions at these places, which are sorted by guidance where rows differ in it."""
     if not isinstance(terms.cfg_scale, Tensor):
@@ -210,7 +227,7 @@ def _predict_at(
 
 
 def _predict(
-    model,
+    model: MaskedDiffusionLM,
     rows: Rows,
     row_N: Tensor,
     position_N: Tensor,
@@ -221,7 +238,7 @@ def _predict(
 ) -> _Predictions:
     """Guided by ``scale``, in chunks, so that the logits of long blocks do not stand in memory at once."""
 
-    def each(value):
+    def each(value: Number | Tensor) -> Number | Tensor:
         return value[row_N] if isinstance(value, Tensor) else value
 
     uniform_N = None
@@ -239,7 +256,11 @@ def _predict(
 
 
 def _predict_chunk(
-    model, hidden_ND: list[Tensor], uniform_N: Tensor | None, temperature: float | Tensor, cfg_scale: float
+    model: MaskedDiffusionLM,
+    hidden_ND: list[Tensor],
+    uniform_N: Tensor | None,
+    temperature: float | Tensor,
+    cfg_scale: float,
 ) -> _Predictions:
     """hidden_ND: also the unconditional ones if the rows are guided."""
     logits_NV = model.head(hidden_ND[0])

@@ -6,10 +6,14 @@ spelling ("<|eot_id|>"), and it does not match across one that it does not hold.
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from diffpo.models.special_tokens import special_tokens
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.text_input import check_unicode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FIRST_MARK, _OTHER_MARK = 0xD800, "\udfff"  # surrogates: the text that a tokenizer decodes never holds one
 _MARKS = re.compile("[\ud800-\udfff]")
@@ -18,7 +22,7 @@ _MARKS = re.compile("[\ud800-\udfff]")
 class StopText:
     """The text of completions up to the first stop string. ``strings`` as ``check_stop`` returns them."""
 
-    def __init__(self, tokenizer, strings: Sequence[str]):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", strings: Sequence[str]):
         self.tokenizer = tokenizer
         special = special_tokens(tokenizer) if strings else {}
         spellings = sorted((text for text in special.values() if text), key=len, reverse=True)

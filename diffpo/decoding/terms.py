@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from diffpo.decoding.options import DecodingOptions
+from diffpo.decoding.options import ResolvedOptions
 from diffpo.decoding.rules import Rule
+
+Number = TypeVar("Number", bound=float)
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ class Terms:
     draws: bool
 
     @staticmethod
-    def of(options: Sequence[DecodingOptions], gen_length: int, device: torch.device) -> Terms:
+    def of(options: Sequence[ResolvedOptions], gen_length: int, device: torch.device) -> Terms:
         """Those of rows with these resolved options, whose completions end at position ``gen_length``."""
         distinct = list({row.kind: row for row in options}.values())
 
-        def each(value) -> int | float | Tensor:
+        def each(value: Callable[[ResolvedOptions], Number]) -> Number | Tensor:
             first = value(distinct[0])
             if all(value(row) == first for row in distinct):
                 return first
@@ -66,7 +69,7 @@ class Terms:
 
 
 def _families(rules: Sequence[Rule], device: torch.device) -> tuple[tuple[Rule, Tensor | None], ...]:
-    members: dict = {}
+    members: dict[Hashable, list[int]] = {}
     for row, rule in enumerate(rules):
         members.setdefault(rule.family, []).append(row)
     if len(members) == 1:

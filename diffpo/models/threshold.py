@@ -17,6 +17,8 @@ class ThresholdPolicy(nn.Module):
     The hidden states are those of z_0, the first denoising pass, which decoding evaluates anyway: the threshold costs no NFE.
     """
 
+    gammas: Tensor
+
     def __init__(self, hidden_size: int, gammas: tuple[float, ...]):
         super().__init__()
         if not gammas or any(math.isnan(gamma) or gamma < 0 for gamma in gammas):

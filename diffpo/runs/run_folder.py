@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class RunFolder:
             marker = self._marker()  # another run may have come in between
             self._carried_before = set(marker.carried) if marker else set()
             self.resumes = resume and marker is not None and marker.begun
-            self._changed = self.resumes and self._check_same(marker)
+            self._changed = marker is not None and self.resumes and self._check_same(marker)
 
     def release(self) -> None:
         """Let another process claim the folder."""
@@ -189,7 +190,7 @@ class RunFolder:
         return before
 
 
-def _locked(path: Path):
+def _locked(path: Path) -> FileIO:
     """The lock of a folder, held until the process ends, however it does. The file is never written to or emptied."""
     handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     lock = os.fdopen(handle, "rb+", buffering=0)

@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 class TensorBoard:
@@ -37,7 +38,7 @@ class TensorBoard:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         self._add(step=metrics["update"], summary=self._summary(value=values))
 
-    def _add(self, **content) -> None:
+    def _add(self, **content: Any) -> None:
         if self._file is None:
             return
         try:

@@ -27,7 +27,8 @@ _LONGEST_BETWEEN = 60
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) of the content of every box that is closed, by start."""
-    spans, opened = [], []
+    spans: list[tuple[int, int]] = []
+    opened: list[int | None] = []  # where the content of a box begins, None of another brace
     for match in _TOKEN.finditer(text):
         token = match.group()
         if token == "}":

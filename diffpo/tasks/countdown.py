@@ -135,12 +135,13 @@ class Countdown(CompactTask[CountdownQuestion], PublishedTask[CountdownQuestion]
             "Give only the expression as the answer, for example: (1 + 2) * 3"
         )
 
-    def solution(self, problem: CountdownProblem, rng: np.random.Generator) -> str:
-        """A valid expression drawn uniformly, as `examples` does. ValueError if none makes the target."""
+    def solution(self, problem: CountdownQuestion, rng: np.random.Generator) -> str:
+        """A valid expression drawn uniformly, as `examples` does. ValueError if none makes the target, or the problem has no compact form."""
+        asked = self.words(problem)
         expressions = _evaluate(np.array(problem.numbers)[_ORDERS])
         expressions = expressions[expressions.target == problem.target]
         if not len(expressions):
-            raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {self.words(problem)!r}")
+            raise ValueError(f"no two steps with results in 1..{MAX_VALUE} solve {asked!r}")
         return expressions[rng.integers(len(expressions), size=1)].texts()[0]
 
     def grade(self, problem: CountdownQuestion, text: str) -> Grade:
@@ -152,7 +153,7 @@ class Countdown(CompactTask[CountdownQuestion], PublishedTask[CountdownQuestion]
             return Grade(1.0 if correct else 0.1, correct)
         marked = boxes(answer or text)
         answer = marked[-1] if marked else answer
-        correct = bool(answer) and makes_target(answer, problem.numbers, problem.target)
+        correct = makes_target(answer, problem.numbers, problem.target) if answer else False
         return Grade(1.0 if correct else 0.1 if answer else 0.0, correct)
 
 
@@ -187,10 +188,10 @@ def _steps_solve(problem: CountdownQuestion, text: str) -> bool:
     match = _equations(len(problem.numbers) - 1).fullmatch(text)
     if not match:
         return False
-    words = [word if word in OPERATORS else int(word) for word in match.groups()]
+    words = match.groups()
     there = Counter(problem.numbers)
     for i in range(0, len(words), 4):
-        left, sign, right, result = words[i : i + 4]
+        left, sign, right, result = int(words[i]), words[i + 1], int(words[i + 2]), int(words[i + 3])
         taken = Counter([left, right])
         if taken - there or not _holds(left, sign, right, result):
             return False
@@ -221,7 +222,7 @@ class Expressions:
     @property
     def valid(self) -> np.ndarray:
         """bool [N]: every result is in 1..99."""
-        return ((self.result >= 1) & (self.result <= MAX_VALUE)).all(axis=1)
+        return np.all((self.result >= 1) & (self.result <= MAX_VALUE), axis=1)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 
 from .task import Grade, chat_answer
 
@@ -26,7 +27,7 @@ _SOFT = re.compile(r"</reasoning>\s*<answer>")
 # GSM8K
 
 
-def grade_gsm8k(answer, published: str, text: str) -> Grade:
+def grade_gsm8k(answer: Decimal, published: str, text: str) -> Grade:
     """Verdict: `gsm8k_number` equals the answer as a float. Reward: the sum of d1's five, of which the 2 for a right answer compares
     strings: "72.0" and "\\boxed{72}" are not "72" there."""
     number = gsm8k_number(text)
@@ -159,7 +160,7 @@ def _makes(expression: str, numbers: Sequence[int], target: int) -> bool:
         return False
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -171,7 +172,7 @@ _OPERATIONS = {
 
 
 def _evaluate(node: ast.expr) -> float:
-    if isinstance(node, ast.Constant):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATIONS:
         return _OPERATIONS[type(node.op)](_evaluate(node.operand))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from diffpo.chats import as_messages, as_text
@@ -96,8 +97,8 @@ def _numbered_rows(path: Path, ending: str, content: bytes) -> list[_NumberedRow
     if ending == ".csv":
         return _read_csv(text, path)
     prefix = f"data: {path}, "
-    rows = json_rows(text, f"data: {path}")
-    return [(f"{place.removeprefix(prefix)}, row {i} of {path.name}", row) for i, (place, row) in enumerate(rows, 1)]
+    values = json_rows(text, f"data: {path}")
+    return [(f"{place.removeprefix(prefix)}, row {i} of {path.name}", row) for i, (place, row) in enumerate(values, 1)]
 
 
 def _read_csv(text: str, path: Path) -> list[_NumberedRow]:
@@ -144,7 +145,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"data: {path} is not valid parquet: {error}") from error
 
 
-def _parquet_module():
+def _parquet_module() -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:

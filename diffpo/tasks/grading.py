@@ -41,11 +41,12 @@ def grade(task: str | Task, row: Any, text: str, protocol: Protocol = "strict") 
     if not isinstance(task, str | Task):
         raise ValueError(f"task must be a name or a task, got {type(task).__name__}")
     task = _task(task, format="chat", protocol=protocol) if isinstance(task, str) else task
-    published = isinstance(task, PublishedTask)
-    problem = task.problem_from_row(_checked_row(task, row)) if published else row
+    problem, strict = row, True
+    if isinstance(task, PublishedTask):
+        problem, strict = task.problem_from_row(_checked_row(task, row)), task.protocol == "strict"
     if not isinstance(text, str):
         return Grade(None, None)
-    if not published or task.protocol == "strict":
+    if strict:
         text = _SPECIAL.sub("", text)
     return graded(task, problem, text)
 
@@ -97,7 +98,7 @@ def _reward(task: Task, value: Any) -> float | None:
     if not isinstance(value, Real):
         raise TaskError(f"task {task.name}: a reward must be a number or None, got {_shown(value)}")
     # false for NaN; compared as it is, because an integer can be beyond every float
-    return float(value) if -_LARGEST <= value <= _LARGEST else None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def _verdict(task: Task, value: Any) -> bool | None:

@@ -15,8 +15,9 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from .mathematics import UndecidedError, decide, typeset
 
@@ -99,8 +100,9 @@ class MathEquivalence:
         final: dict[Pair, bool | None] = {}
         started = time.monotonic()
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
+            stdin, _ = _pipes(process)
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
             for reply in _replies(process, self.budget + _GRACE_SECONDS):
                 if reply == "done":
                     self._account(time.monotonic() - started, seconds, [final.get(pair) for pair in pairs])
@@ -127,7 +129,8 @@ class MathEquivalence:
         """The process; None, from then on, if it cannot be had."""
         if self._process is None and not self._is_missing:
             if importlib.util.find_spec("math_verify") is None:
-                return self._give_up("needs math-verify: pip install math-verify")
+                self._give_up("needs math-verify: pip install math-verify")
+                return None
             # -P keeps this folder, with its math.py, off the import path; a session of its own keeps Ctrl-C from the process
             try:
                 self._process = subprocess.Popen(
@@ -138,7 +141,8 @@ class MathEquivalence:
                     start_new_session=True,
                 )
             except OSError as error:  # no memory for it, perhaps
-                return self._give_up(f"failed, math-verify does not start: {error}; try pip install math-verify")
+                self._give_up(f"failed, math-verify does not start: {error}; try pip install math-verify")
+                return None
             self._finalizer = weakref.finalize(self, _kill, self._process)
             try:
                 started = next(_replies(self._process, _START_SECONDS), None)
@@ -147,7 +151,8 @@ class MathEquivalence:
                 raise
             if started != "ready":
                 self._stop()
-                return self._give_up("failed, math-verify does not start: try pip install math-verify")
+                self._give_up("failed, math-verify does not start: try pip install math-verify")
+                return None
         return self._process
 
     def _give_up(self, reason: str) -> None:
@@ -162,11 +167,11 @@ class MathEquivalence:
     def _forget_after_fork(self) -> None:
         """In a forked child: the pool is the parent's, and a thread that held the lock is gone."""
         self._lock = threading.Lock()
-        if self._finalizer is not None:
+        if self._finalizer is not None and self._process is not None:
             self._finalizer.detach()
             self._process.returncode = 0  # not ours to wait for
-            self._process.stdin.close()
-            self._process.stdout.close()
+            for pipe in _pipes(self._process):
+                pipe.close()
         self._process = self._finalizer = None
 
 
@@ -178,13 +183,21 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
-def _replies(process: subprocess.Popen, seconds: float):
+def _pipes(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    """Its standard input and output, both of which it was started with."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _replies(process: subprocess.Popen, seconds: float) -> Iterator[Any]:
     """Decoded lines of the process, until it ends or the time is over."""
+    _, stdout = _pipes(process)
     deadline, buffer = time.monotonic() + seconds, b""
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(stdout, selectors.EVENT_READ)
         while selector.select(max(deadline - time.monotonic(), 0)):
-            part = os.read(process.stdout.fileno(), 65536)
+            part = os.read(stdout.fileno(), 65536)
             if not part:
                 return
             *lines, buffer = (buffer + part).split(b"\n")
@@ -196,6 +209,6 @@ def _kill(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in _pipes(process):
         with contextlib.suppress(BrokenPipeError):  # an unsent request
             pipe.close()

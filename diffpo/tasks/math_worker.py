@@ -18,6 +18,8 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 _WARM_UP = [  # what sympy caches at first use, so that every child has it
     ("1", "1"),
@@ -67,7 +69,7 @@ class _Child:
             signal.signal(signal.SIGPROF, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_PROF, seconds)
             try:
-                reply = equal(*pair)
+                reply: bool | str = equal(*pair)
             except (Exception, RecursionError) as error:
                 reply = f"{type(error).__name__}: {error}"[:200]
             os.write(write, json.dumps(reply).encode()[:4000])
@@ -86,7 +88,9 @@ class _Child:
         return verdict if isinstance(verdict, bool) else None, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def decide(pairs: list[list[str]], seconds: float, budget: float, workers: int):
+def decide(
+    pairs: list[list[str]], seconds: float, budget: float, workers: int
+) -> Iterator[tuple[int, bool | None, bool]]:
     """Yield (index, verdict, final): all pairs a little, simple ones first, and once more those that need longer, within the budget."""
     deadline = time.monotonic() + budget
     waiting = sorted(range(len(pairs)), key=lambda index: _difficulty(*pairs[index]))
@@ -111,7 +115,9 @@ def _difficulty(gold: str, answer: str) -> float:
     return len(answer) + 20 * sum(map(answer.count, "^!"))
 
 
-def _round(pairs: list, waiting: list[int], limit: float, deadline: float, workers: int):
+def _round(
+    pairs: list[list[str]], waiting: list[int], limit: float, deadline: float, workers: int
+) -> Iterator[tuple[int, bool | None, int]]:
     """Yield (index, verdict, signal or 0) of every waiting pair under one limit. SIGKILL: of the clock, or there was no time to begin."""
     waiting = list(waiting)
     with selectors.DefaultSelector() as running:
@@ -137,7 +143,7 @@ def _round(pairs: list, waiting: list[int], limit: float, deadline: float, worke
         yield index, None, signal.SIGKILL
 
 
-def _requests():
+def _requests() -> Iterator[dict[str, Any]]:
     """Lines of standard input, until it ends or the parent does, whose other children may hold the pipe open."""
     parent, buffer = os.getppid(), b""
     while os.getppid() == parent:

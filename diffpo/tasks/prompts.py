@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,15 +16,22 @@ from diffpo.models.transformer import MaskedDiffusionLM
 from .published import PublishedTask
 from .task import CompactTask, Format, Task, is_compact
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def suited(task: Task, model: MaskedDiffusionLM, format: Format | Literal["auto"] = "auto") -> Task:
+TaskT = TypeVar("TaskT", bound=Task)
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+def suited(task: TaskT, model: MaskedDiffusionLM, format: Format | Literal["auto"] = "auto") -> TaskT:
     """The task as this model can be asked. auto: as chat if its tokenizer has a chat template or the task has no compact form.
 
     ValueError unless the tokenizer knows every word of a compact task, and has a template for a published one that is asked as chat.
     """
     has_template = model.tokenizer is not None and model.tokenizer.chat_template is not None
     if isinstance(task, PublishedTask):
-        natural = "chat" if has_template or "compact" not in task.formats else "compact"
+        natural: Format = "chat" if has_template or "compact" not in task.formats else "compact"
         task = task.asked(natural if format == "auto" else format)
         if task.format == "chat" and not has_template:
             raise ValueError(
@@ -43,7 +50,7 @@ def check_vocabulary(model: MaskedDiffusionLM, task: CompactTask) -> None:
         raise ValueError(f"the model's tokenizer does not know words of task {task.name}: {' '.join(missing[:8])}")
 
 
-def prompt_ids(tokenizer, task: Task, problems: Sequence) -> list[Tensor]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, task: Task, problems: Sequence) -> list[Tensor]:
     """The prompt of every problem, int64 [P_i] each: a text by the tokenizer, a chat by its template, up to where the answer goes on.
 
     ValueError for a problem that cannot be asked, or a tokenizer that cannot read it.
@@ -99,7 +106,7 @@ def read_instruction(path: str | Path) -> str:
     return text
 
 
-def _each(function: Callable, items: Sequence) -> list:
+def _each(function: Callable[[Given], Result], items: Sequence[Given]) -> list[Result]:
     results = []
     for index, item in enumerate(items):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from abc import abstractmethod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from .data import hub_problems, local_problems
 from .task import Format, NoSplitError, ProblemT, Prompt, Split, Task, check_request
@@ -54,7 +54,7 @@ class PublishedTask(Task[ProblemT]):
         """The compact prompt. ValueError for a problem without one."""
         raise ValueError(f"task {self.name} has no compact format: use --format chat")
 
-    def asked(self, format: Format) -> PublishedTask:
+    def asked(self, format: Format) -> Self:
         """The same task, asked in `format`. ValueError if it has no such format."""
         other = copy.copy(self)
         other.format = self._checked(format)

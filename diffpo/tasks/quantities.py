@@ -77,11 +77,11 @@ def stated_number(text: str, *, first: bool, units: Iterable[str] = ()) -> Fract
 
 def _contradict(left: str, right: str) -> bool:
     """Whether two sides are plain numbers or calculations that differ, and not by rounding alone."""
-    values = [_value(side.strip(" ;")) if _PLAIN.fullmatch(side) else None for side in (left, right)]
-    if None in values:
+    first, second = (_value(side.strip(" ;")) if _PLAIN.fullmatch(side) else None for side in (left, right))
+    if first is None or second is None:
         return False
-    unit = max(filter(None, map(last_place, values)), default=Fraction(1, 100))
-    return abs(values[0] - values[1]) > (unit if unit < 1 else unit / 2)
+    unit = max(filter(None, map(last_place, (first, second))), default=Fraction(1, 100))
+    return abs(first - second) > (unit if unit < 1 else unit / 2)
 
 
 _PLAIN = re.compile(r"[-+*/^().0-9 ;]+")

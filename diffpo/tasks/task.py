@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Generic, Literal, NamedTuple, TypeGuard, TypeVar, get_args
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class Lengths(NamedTuple):
     block_length: int
 
 
-def is_compact(task: Task) -> bool:
+def is_compact(task: Task) -> TypeGuard[CompactTask]:
     """Whether the task is asked and answered in the words of its vocabulary."""
     return isinstance(task, CompactTask) and task.format == "compact"
 

@@ -1,6 +1,6 @@
 """The configuration of a training run: the algorithm's own settings, and what all algorithms share."""
 
-from typing import Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from diffpo.config import (
     Config,
@@ -29,16 +29,20 @@ from diffpo.config import (
 from diffpo.decoding.rules import PromptThreshold, Rule
 from diffpo.decoding_config import RuleConfig
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.objectives import OBJECTIVES
+from diffpo.objectives import OBJECTIVES, AlgorithmConfig
+from diffpo.objectives.diffpo import DiffpoConfig
 
 # one of the registered algorithms' settings, told apart by their name
-_TAGGED = tuple(Annotated[kind.Config, Tag(name)] for name, kind in OBJECTIVES.items())
-Algorithm = Annotated[
-    Union[_TAGGED],  # noqa: UP007
-    Discriminator(
-        lambda given: given.get("name", "diffpo") if isinstance(given, dict) else getattr(given, "name", None)
-    ),
-]
+if TYPE_CHECKING:
+    Algorithm = AlgorithmConfig
+else:
+    _TAGGED = tuple(Annotated[kind.Config, Tag(name)] for name, kind in OBJECTIVES.items())
+    Algorithm = Annotated[
+        Union[_TAGGED],  # noqa: UP007
+        Discriminator(
+            lambda given: given.get("name", "diffpo") if isinstance(given, dict) else getattr(given, "name", None)
+        ),
+    ]
 BINS = (2.0, 3.0, 4.0, 6.0)
 ROLLOUT_PROXY = "confidence"
 
@@ -62,8 +66,7 @@ class RolloutConfig(RuleConfig):
     def rules(self, model: MaskedDiffusionLM, gen_length: int, trains_threshold: bool) -> tuple[Rule, Rule]:
         """The rule of the rollouts, and the one to evaluate with. Orders by confidence where no other is named."""
         if trains_threshold:
-            proxy = self.proxy or ROLLOUT_PROXY
-            return PromptThreshold(proxy, sample=True), PromptThreshold(proxy)
+            return PromptThreshold(self.threshold_order, sample=True), PromptThreshold(self.threshold_order)
         chosen = self.model_copy(update={"rule": "eb"}) if self.rule == "auto" else self
         if chosen.rule == "eb" and chosen.proxy is None:
             chosen = chosen.model_copy(update={"proxy": ROLLOUT_PROXY})
@@ -73,6 +76,11 @@ class RolloutConfig(RuleConfig):
     @property
     def bins(self) -> tuple[float, ...]:
         return self.threshold_gammas or BINS
+
+    @property
+    def threshold_order(self) -> str:
+        """The order of commitment with which a threshold is trained."""
+        return self.proxy or ROLLOUT_PROXY
 
 
 class UpdateConfig(Config):
@@ -130,7 +138,7 @@ class TrainConfig(Config):
     """resume although the configuration differs from the one the run began with"""
     dry_run: bool = False
     """print the resolved configuration and stop"""
-    algorithm: Algorithm = OBJECTIVES["diffpo"].Config()
+    algorithm: Algorithm = DiffpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -166,6 +174,6 @@ def parse_train(arguments: list[str] | None = None) -> TrainConfig:
     # the command line of this algorithm alone: a setting that it does not have is unknown there
     others = f"Algorithms: {', '.join(OBJECTIVES)}; --algorithm.name NAME --help shows one's settings."
     kind = create_model("TrainConfig", __base__=TrainConfig, __doc__=f"{TrainConfig.__doc__} {others}",
-                        algorithm=(objective.Config, objective.Config()))  # fmt: skip
+                        algorithm=(objective.Config, objective.Config(name=name)))  # fmt: skip
     parsed = parse_flags(kind, values, flags)
     return TrainConfig.model_validate(parsed.model_dump())

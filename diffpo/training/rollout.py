@@ -64,6 +64,7 @@ def collect(
     trajectory = out.trajectory
     version = torch.full_like(trajectory.key, update)
     trajectory = replace(trajectory, group=trajectory.key // group_size, version=version)
+    assert out.text is not None  # the prompts are texts, which take a tokenizer
     texts = [begun(prompt) + text for prompt, text in zip(prompted, out.text, strict=True)]
     grades = graded_together(task, problems, texts)
     task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])  # fp32

@@ -2,12 +2,12 @@
 
 import copy
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpo.keyed_random import derive
 from diffpo.likelihood.score import score
@@ -37,7 +37,7 @@ class Trainer:
         self.lengths = completion_lengths(task, config.rollout.gen_length, config.rollout.block_length)
         self.rule, self.evaluation_rule = config.rollout.rules(model, self.lengths.gen_length, config.trains_threshold)
         if config.trains_threshold:
-            wanted = (config.rollout.bins, self.rule.proxy)
+            wanted = (config.rollout.bins, config.rollout.threshold_order)
             if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_proxy) != wanted:
                 model.add_threshold(*wanted)
         anchored = algorithm.kl_coefficient > 0 and "model" in algorithm.train  # a frozen model cannot drift
@@ -50,7 +50,7 @@ class Trainer:
         self.update = 0
         self.skipped = self.skipped_in_a_row = 0
         self.denoiser_calls: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
@@ -163,7 +163,7 @@ class Trainer:
 
     def _rollout_metrics(self, rollout: Rollout) -> dict:
         trajectory = rollout.trajectory
-        metrics = {
+        metrics: dict[str, float | list[int]] = {
             "reward": rollout.reward.nanmean().item(),
             "task_reward": rollout.task_reward.nanmean().item(),
             "dropped_rewards": int(rollout.task_reward.isnan().sum()),
@@ -172,17 +172,18 @@ class Trainer:
             "gamma": trajectory.gamma.mean().item(),
             "length": trajectory.length.float().mean().item(),
         }
-        if "gamma" in trajectory.actions:
-            bins, chosen = len(self.model.threshold.gammas), trajectory.actions["gamma"].choice
+        threshold = self.model.threshold
+        if threshold is not None and "gamma" in trajectory.actions:
+            bins, chosen = len(threshold.gammas), trajectory.actions["gamma"].choice
             metrics["gamma_histogram"] = torch.bincount(chosen.clamp(min=0), minlength=bins).tolist()
         return metrics
 
     @contextmanager
-    def _phase(self, name: str):
+    def _phase(self, name: str) -> Iterator[None]:
         """Count the seconds and the denoiser calls (sequences through the network) of a phase."""
         started = time.perf_counter()
 
-        def count(module, arguments):
+        def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             self.denoiser_calls[name] += len(arguments[0])
 
         hooks = [model.register_forward_pre_hook(count) for model in (self.model, self.reference) if model is not None]
