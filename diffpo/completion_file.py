@@ -26,7 +26,7 @@ def completion_record(index: int, prompt: Prompt, completion: Generation, statis
     length, nfe, text, seconds = int(row.length), int(row.nfe), completion.text, completion.seconds
     assert text is not None
     assert seconds is not None
-    record = {
+    record: dict[str, object] = {
         "index": index,
         "prompt": prompt,
         "text": text[0],

@@ -95,11 +95,11 @@ def items(
     for chunk in chunks(_timed(rows, next_row), batch_size):
         indices = [index for (index, _), _ in chunk]
         asked = [problems[index] for index in indices]
-        texts = [begun(task.prompt(problem)) + row.text[0] for problem, ((_, row), _) in zip(asked, chunk, strict=True)]
+        texts = [begun(task.prompt(problem)) + _text(row) for problem, ((_, row), _) in zip(asked, chunk, strict=True)]
         for ((index, row), seconds), grade in zip(chunk, graded_together(task, asked, texts), strict=True):
             yield {
                 "index": index,
-                "completion": row.text[0],
+                "completion": _text(row),
                 "correct": grade.correct,
                 "reward": grade.reward,
                 "nfe": row.trajectory.nfe.item(),
@@ -108,6 +108,11 @@ def items(
                 "gamma": gamma_value(row.trajectory),
                 "seconds": seconds,
             }
+
+
+def _text(row: Generation) -> str:
+    assert row.text is not None  # a task's prompts take a tokenizer
+    return row.text[0]
 
 
 def chunks(source: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -267,7 +267,7 @@ class Run(command.Run):
     def _rows(self, model: MaskedDiffusionLM) -> Iterator[tuple[int, Generation]]:
         """Place among the missing prompts and completion of each row as it finishes."""
         config = self.config
-        if config.chat and model.tokenizer.chat_template is None:
+        if config.chat and (model.tokenizer is None or model.tokenizer.chat_template is None):
             raise ValueError(f"chat: the tokenizer of {config.model} has no chat template: leave --chat out")
         keep_freed_memory()
         try:

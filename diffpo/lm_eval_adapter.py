@@ -63,9 +63,9 @@ class DiffpoLM(TemplateLM):
         self.model = load(model, choose_device(device or "auto"), self.config.dtype, revision)
         rule, steps = protocol_rule(self.config, self.model, gen_length)
         self.config = self.config.model_copy(update={"rule": rule, "steps": steps})
-        self.tokenizer = self.model.tokenizer
-        if self.tokenizer is None:
+        if self.model.tokenizer is None:
             raise ValueError(f"model {model!r} has no tokenizer, which lm-eval needs")
+        self.tokenizer = self.model.tokenizer
 
     @property
     def eot_token_id(self) -> int | None:

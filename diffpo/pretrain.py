@@ -72,9 +72,11 @@ def build_model(task: CompactTask, size: ModelSize) -> MaskedDiffusionLM:
 def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Prompt ids [count, P] and completion ids [count, gen_length] of fresh training examples."""
     examples = task.examples(count, seed)
-    ending = f" {model.tokenizer.eos_token}" if task.ends_with_eos else ""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # it knows the task's words
+    ending = f" {tokenizer.eos_token}" if task.ends_with_eos else ""
     texts = [prompt for prompt, _ in examples], [completion + ending for _, completion in examples]
-    ids = [model.tokenizer(column)["input_ids"] for column in texts]
+    ids = [tokenizer(column)["input_ids"] for column in texts]
     return torch.tensor(ids[0]), torch.tensor(ids[1])
 
 

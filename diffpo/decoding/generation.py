@@ -51,7 +51,7 @@ def generate(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -
     parts = list(_decoded(*_queued(model, prompts, options)))
     order = torch.tensor([index for part in parts for index in part.ids]).argsort().to(model.device)
     trajectory = Trajectory.concatenate([part.trajectory for part in parts])[order]
-    return Generation(decode_text(model, trajectory, checked_strings(options.stop)), trajectory)
+    return Generation(_text(model, trajectory, checked_strings(options.stop)), trajectory)
 
 
 @takes(CallOptions)
@@ -70,7 +70,7 @@ def _rows(
     for part in parts:
         for place, index in enumerate(part.ids):
             one = part.trajectory[place : place + 1]
-            yield index, Generation(decode_text(model, one, stop), one, part.seconds[place])
+            yield index, Generation(_text(model, one, stop), one, part.seconds[place])
 
 
 def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> tuple[Engine, list[int], float]:
@@ -104,9 +104,11 @@ def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[Fin
             raise FloatingPointError(not_finite([event.key for event in failed], cfg_scale))
 
 
-def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str] | None:
-    """Completions up to the first EOS or before the first stop string, special tokens removed; None without a tokenizer."""
-    if model.tokenizer is None:
-        return None
+def _text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str]) -> list[str] | None:
+    return None if model.tokenizer is None else decode_text(model, trajectory, stop)
+
+
+def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str]:
+    """Completions up to the first EOS or before the first stop string, special tokens removed. The model has a tokenizer."""
     rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
     return [text for text, _ in StopText(model.tokenizer, stop).cut(rows)]

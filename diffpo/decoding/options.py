@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, wraps
 from numbers import Real
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffpo.decoding.cache import check_cache
+from diffpo.decoding.prompts import Prompts
 from diffpo.decoding.rules import FixedSchedule, Rule
 from diffpo.decoding.stopping import check_stop, checked_strings
 from diffpo.models.transformer import MaskedDiffusionLM
@@ -21,8 +22,7 @@ from diffpo.models.transformer import MaskedDiffusionLM
 P = ParamSpec("P")
 Options = TypeVar("Options")
 Part = TypeVar("Part", "DecodingOptions", "EngineOptions")
-Subject = TypeVar("Subject")
-Result = TypeVar("Result")
+Result = TypeVar("Result", covariant=True)
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -195,19 +195,22 @@ def _check_int64(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an int of 64 bits, got {value!r}")
 
 
+class Call(Protocol[P, Result]):
+    """A function of prompts and of what makes options."""
+
+    def __call__(self, model: MaskedDiffusionLM, prompts: Prompts, *args: P.args, **kwargs: P.kwargs) -> Result: ...
+
+
 def takes(
     options: Callable[P, Options],
-) -> Callable[
-    [Callable[[MaskedDiffusionLM, Subject, Options], Result]],
-    Callable[Concatenate[MaskedDiffusionLM, Subject, P], Result],
-]:
+) -> Callable[[Callable[[MaskedDiffusionLM, Prompts, Options], Result]], Call[P, Result]]:
     """A decorator: the function's last parameter becomes the parameters that make such options, in its signature and in its help."""
 
     make: Callable[..., Options] = options
 
     def decorate(
-        function: Callable[[MaskedDiffusionLM, Subject, Options], Result],
-    ) -> Callable[Concatenate[MaskedDiffusionLM, Subject, P], Result]:
+        function: Callable[[MaskedDiffusionLM, Prompts, Options], Result],
+    ) -> Call[P, Result]:
         name, own = function.__name__, inspect.signature(function)
         parameters = inspect.signature(options).parameters
         signature = own.replace(parameters=[*list(own.parameters.values())[:-1], *parameters.values()])
@@ -221,7 +224,8 @@ def takes(
                 given = signature.bind(*positional, **named).arguments
             except TypeError as error:
                 raise TypeError(f"{name}(): {error}") from None
-            return function(*(given.pop(own_name) for own_name in list(own.parameters)[:-1]), make(**given))
+            model, subject = (given.pop(own_name) for own_name in list(own.parameters)[:-1])
+            return function(model, subject, make(**given))
 
         called.__signature__ = signature  # type: ignore[attr-defined]  # inspect and help look for it
         called.__doc__ = (inspect.getdoc(function) or "").replace("{options}", _meanings(options))

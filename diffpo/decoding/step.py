@@ -246,12 +246,14 @@ def _predict(
         own_N = position_N - each(terms.begin) if isinstance(terms.begin, Tensor) or terms.begin else position_N
         uniform_N = uniform(each(terms.seed), _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, own_N)
     hidden_ND = [part.at(row_N, position_N) for part in (hidden, unconditional) if part is not None]
-    by_position = [*hidden_ND, uniform_N, each(terms.temperature)]
+    temperature_N = each(terms.temperature)
     size = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     parts = []
     for at in range(0, max(len(row_N), 1), size):
-        *some_ND, draw, temperature = (v[at : at + size] if isinstance(v, Tensor) else v for v in by_position)
-        parts.append(_predict_chunk(model, some_ND, draw, temperature, scale))
+        some = slice(at, at + size)
+        draw_N = None if uniform_N is None else uniform_N[some]
+        temperature = temperature_N[some] if isinstance(temperature_N, Tensor) else temperature_N
+        parts.append(_predict_chunk(model, [part_ND[some] for part_ND in hidden_ND], draw_N, temperature, scale))
     return parts[0] if len(parts) == 1 else _Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

@@ -129,7 +129,7 @@ class Part:
         )
 
     def _action_logprobs(self, model: MaskedDiffusionLM, hidden_uLD: Tensor) -> Tensor | None:
-        if self.acting is None:
+        if self.acting is None or model.threshold is None:
             return None
         rollout_M, source_M = self.acting
         chosen_M = self.trajectory.actions["gamma"].choice[rollout_M]
@@ -141,7 +141,7 @@ class Part:
         """``scores`` with this part's values in their places."""
         logprob = scores.logprob.to(logprob_N.dtype).index_put(tuple(self.scored.unbind(dim=1)), logprob_N)
         actions = scores.actions
-        if action_M is not None:
+        if action_M is not None and self.acting is not None:
             actions = {"gamma": actions["gamma"].to(action_M.dtype).index_put((self.acting[0],), action_M)}
         return Scores(scores.latents, scores.rollouts, logprob, actions)
 

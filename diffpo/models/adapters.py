@@ -5,13 +5,17 @@ peft is never imported here: a model that holds its modules has done so.
 
 import copy
 from collections.abc import Iterator
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
 from diffpo.models.sharding import is_shard, whole
 
+Peft = Any  # an object of one of peft's classes
+Model = TypeVar("Model", bound=nn.Module)
 
-def without_wrapper(model: nn.Module) -> nn.Module:
+
+def without_wrapper(model: Model) -> Model:
     """The model inside of a peft.PeftModel, whose layers the adapters are; any other model itself."""
     return model.get_base_model() if _is(model, "PeftModel") else model
 
@@ -25,7 +29,7 @@ def replacement(module: nn.Module) -> nn.Module:
     return module.modules_to_save[module.active_adapters[0]]
 
 
-def adapted_weight(layer: nn.Module, name: str) -> Tensor:
+def adapted_weight(layer: Peft, name: str) -> Tensor:
     """The weight of a linear layer with its active LoRA adapters in it; differentiable. ``name``: what an error calls the layer.
 
     ValueError for what is no sum of weight and LoRA's product: other kinds of adapters, DoRA, a bias, dropout while training.
@@ -65,7 +69,7 @@ def merged_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             raise ValueError(f"the adapter on {name}, a {type(module).__name__}, cannot be merged into its weights")
 
 
-def _merged(layer: nn.Module) -> nn.Module:
+def _merged(layer: Peft) -> nn.Module:
     if layer.disable_adapters:
         if layer.merged:
             layer.unmerge()
@@ -103,10 +107,10 @@ def _not_plain_lora(layer: nn.Module) -> str | None:
     return None
 
 
-def _active(layer: nn.Module) -> list[str]:
+def _active(layer: Peft) -> list[str]:
     return [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
 
 
-def _is(module: nn.Module, kind: str) -> bool:
+def _is(module: nn.Module, kind: str) -> TypeGuard[Peft]:
     """Whether a module is of one of peft's classes."""
     return any(base.__name__ == kind and base.__module__.startswith("peft.") for base in type(module).__mro__)

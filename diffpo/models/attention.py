@@ -68,6 +68,7 @@ def attend(q_BQHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor, visible: Padding | Te
         visible = Padding(visible[:, None] if visible.dim() == 3 else visible)
     if visible is not None and visible.key_bounds is not None:
         kernel = variable_length_kernel(q_BQHd.device.type, q_BQHd.dtype)
+        assert kernel is not None  # bounds are made only where there is one
         q, k, v = (x.flatten(0, 1) for x in (q_BQHd, k_BSKd, v_BSKd))
         return kernel(q, k, v, visible.query_bounds, visible.key_bounds, q_BQHd.shape[1], k_BSKd.shape[1]).view_as(
             q_BQHd
@@ -99,7 +100,16 @@ def variable_length_kernel(device_type: str, dtype: torch.dtype) -> Callable | N
     return functools.partial(_torch_variable_length, torch_kernel)
 
 
-def _torch_variable_length(kernel, q, k, v, query_bounds, key_bounds, longest_query, longest_key) -> Tensor:
+def _torch_variable_length(
+    kernel: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_bounds: Tensor,
+    key_bounds: Tensor,
+    longest_query: int,
+    longest_key: int,
+) -> Tensor:
     options = {}
     if q.shape[1] != k.shape[1]:
         if "enable_gqa" in inspect.signature(kernel).parameters:

@@ -17,6 +17,8 @@ from diffpo.models.checkpoints import load
 from diffpo.models.formats import FORMATS
 from diffpo.models.transformer import MaskedDiffusionLM
 
+DeviceMap = str | int | torch.device | None
+
 
 class _CheckpointConfig(PreTrainedConfig):
     """The keys of config.json as attributes; what they mean is decided by the format when a model is built."""
@@ -52,11 +54,11 @@ class _Loader:
         name_or_path: str | os.PathLike,
         *,
         config: PreTrainedConfig,
-        dtype=None,
-        torch_dtype=None,
-        device_map=None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap | dict[str, DeviceMap] = None,
         revision: str | None = None,
-        **others,
+        **others: object,
     ) -> MaskedDiffusionLM:
         """``diffpo.load`` in transformers' words. dtype "auto" or None: as stored; device_map: one device.
 
@@ -71,7 +73,9 @@ class _Loader:
         return load(name_or_path, _one_device(device_map), None if dtype == "auto" else dtype, revision)
 
     @classmethod
-    def _from_config(cls, config: PreTrainedConfig, dtype=None, **others) -> MaskedDiffusionLM:
+    def _from_config(
+        cls, config: PreTrainedConfig, dtype: torch.dtype | None = None, **others: object
+    ) -> MaskedDiffusionLM:
         """A model with random weights."""
         if others:
             raise TypeError(f"AutoModel of a diffpo model does not take {', '.join(sorted(others))}")
@@ -101,7 +105,7 @@ def _refuse_overrides(asked: PreTrainedConfig, stored: PreTrainedConfig) -> None
         raise TypeError(f"AutoModel of a diffpo model does not take {', '.join(changed)}; edit config.json instead")
 
 
-def _one_device(device_map):
+def _one_device(device_map: DeviceMap | dict[str, DeviceMap]) -> str | torch.device:
     if isinstance(device_map, dict):
         if set(device_map) != {""}:
             raise ValueError(f"device_map {device_map}: a diffpo model is put on one device")

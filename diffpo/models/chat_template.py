@@ -13,6 +13,10 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _CPU_SECONDS = 1  # and one more for every hundred chats, each of which takes about a hundredth of that
 _WALL_SECONDS = 60  # only for a process that hangs without working
@@ -30,7 +34,7 @@ class ChatTemplateError(ValueError):
         self.index, self.reason = index, reason
 
 
-def render_chats(tokenizer, chats: Sequence[Chat]) -> list[str]:
+def render_chats(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> list[str]:
     """Each chat in the template, up to where the assistant's answer begins. Special tokens are spelled out in it.
 
     A last message of the assistant is a turn already begun: its content follows the opened turn, as TRL continues it.
@@ -45,7 +49,7 @@ def render_chats(tokenizer, chats: Sequence[Chat]) -> list[str]:
     return texts
 
 
-def _outcomes(tokenizer, chats: Sequence[Chat]) -> list[dict[str, str]]:
+def _outcomes(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> list[dict[str, str]]:
     """{"text": ...} of each chat up to the first that fails, which is {"error": what the template does}."""
 
     read_end, write_end = os.pipe()
@@ -78,7 +82,9 @@ def _read_until(source: int, deadline: float) -> list[bytes]:
     return bytes(received).split(b"\n")[:-1]
 
 
-def _render_and_exit(tokenizer, chats: Sequence[Chat], read_end: int, write_end: int) -> None:
+def _render_and_exit(
+    tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat], read_end: int, write_end: int
+) -> None:
     """In the child. Leaves without the interpreter's clean-up, which belongs to the parent."""
     try:
         os.close(read_end)
@@ -104,7 +110,7 @@ def _limit_resources(chats: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _outcome(tokenizer, chat: Chat) -> dict[str, str]:
+def _outcome(tokenizer: "PreTrainedTokenizerBase", chat: Chat) -> dict[str, str]:
     try:
         text = _render(tokenizer, chat)
     except MemoryError:
@@ -118,7 +124,7 @@ def _outcome(tokenizer, chat: Chat) -> dict[str, str]:
     return {"text": text}
 
 
-def _render(tokenizer, chat: Chat) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", chat: Chat) -> str:
     begun = chat[-1]["content"] if chat[-1]["role"] == "assistant" else None
     turns = chat if begun is None else chat[:-1]
     if not turns:

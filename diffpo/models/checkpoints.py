@@ -166,7 +166,7 @@ def _shapes(config: ModelConfig, most_layers: int, folder: Path) -> dict[str, to
         raise ValueError(f"{folder}: the config asks for {layers} layers, the files hold {most_layers} tensors")
     with torch.device("meta"):
         single = MaskedDiffusionLM(config.model_copy(update={"num_hidden_layers": 1}))
-    shapes = {}
+    shapes: dict[str, torch.Size] = {}
     for name, tensor in weights(single).items():
         repeated = range(layers) if name.startswith("layers.0.") else [0]
         shapes |= {name.replace("layers.0.", f"layers.{layer}.", 1): tensor.shape for layer in repeated}

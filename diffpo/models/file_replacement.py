@@ -3,7 +3,7 @@
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -37,7 +37,7 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
         raise
 
 
-def write_atomically(target: Path, write) -> None:
+def write_atomically(target: Path, write: Callable[[str], object]) -> None:
     """Call ``write(path)`` on a temporary file beside ``target``, flush it to disk, then rename it over ``target``."""
     start = target.name[:50]  # a long name and more would be longer than a file's name may be
     temporary = target.with_name(f".{start}.{secrets.token_hex(4)}")

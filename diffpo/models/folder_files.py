@@ -78,7 +78,7 @@ def parse_json(content: bytes | str, where: str) -> dict:
     return fields
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """repr, cut to a length that fits into one line of a message."""
     return _SHORT.repr(value)
 
@@ -98,13 +98,16 @@ def _without_repetition(pairs: list[tuple]) -> dict:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)} stands there twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {shown(key)} stands there twice")
+            seen.add(key)
     return fields
 
 
 def _refuse_depth(fields: dict, where: str) -> None:
-    level, depth = [fields], 0
+    level: list[dict | list] = [fields]
+    depth = 0
     while level:
         depth += 1
         if depth > JSON_DEPTH:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 _TOO_LARGE = 2**30  # no size or id of a model reaches it; two of them multiplied, in bytes, still fit into 64 bits
 _UNKNOWN_TOLD = 5  # finding the nearest names takes time, and a file may hold any number of keys
 
+Proxy = Literal["entropy", "confidence", "margin"]
+
 # From a value as it was given to the value that is kept; ValueError, without the field's name, for one that does not fit.
 Check = Callable[[Any], Any]
 
@@ -19,7 +21,7 @@ def _integer(least: int) -> Check:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError("Input should be a valid integer")
-        if not least <= value < _TOO_LARGE:
+        if value < least or not value < _TOO_LARGE:
             raise ValueError(f"Input should be at least {least} and below 2^30")
         return int(value)
 
@@ -118,9 +120,7 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = _checked(_ids, None)
     pad_token_id: int | None = _checked(_integer(0), None)
     threshold_gammas: tuple[float, ...] | None = _checked(_bins, None)
-    threshold_proxy: Literal["entropy", "confidence", "margin"] = _checked(
-        _one_of("entropy", "confidence", "margin"), "entropy"
-    )
+    threshold_proxy: Proxy = _checked(_one_of("entropy", "confidence", "margin"), "entropy")  # noqa: RUF009
 
     def __init__(self, /, **values: Any):
         known = {one.name: one for one in fields(self)}
@@ -195,6 +195,6 @@ def _unknown(name: str, known: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     """The value in a few characters, whatever its size or depth."""
-    if isinstance(value, Integral) and not -(2**64) < value < 2**64:
+    if isinstance(value, Integral) and abs(int(value)) >= 2**64:
         return f"an integer of {int(value).bit_length()} bits"
     return reprlib.repr(value)

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -18,10 +19,13 @@ from diffpo.models.threshold_file import THRESHOLD, write_threshold
 from diffpo.models.tokenizer_files import TOKENIZER_FILES
 from diffpo.models.weights import POLICY, whole_weights
 
+if TYPE_CHECKING:
+    from diffpo.models.transformer import MaskedDiffusionLM
+
 SHARD_BYTES = 5 * 10**9  # as transformers writes them
 
 
-def save_checkpoint(model, folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
+def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the checkpoint in the format of ``model.config.model_type``, in shards if it is larger than ``shard_bytes``.
 
     model: a MaskedDiffusionLM, or one in a peft.PeftModel. Active adapters are merged into the weights that are written (those of disabled
@@ -41,7 +45,7 @@ def save_checkpoint(model, folder: str | os.PathLike, shard_bytes: int = SHARD_B
             _write(model, tensors, folder, shard_bytes)
 
 
-def _write(model, tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+def _write(model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
     damaged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if damaged:
         raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")
@@ -49,14 +53,15 @@ def _write(model, tensors: dict[str, Tensor], folder: Path, shard_bytes: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
         new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir(), old.mkdir()
+        new.mkdir()
+        old.mkdir()
         _write_weights(model, tensors, new, shard_bytes)
         _write_published_files(model, new)
         (new / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         replace_files(new, folder, old, stale=_checkpoint_files(folder), last=CONFIG)
 
 
-def _config_fields(model, dtype: torch.dtype) -> dict:
+def _config_fields(model: "MaskedDiffusionLM", dtype: torch.dtype) -> dict:
     if model.config.model_type not in FORMATS:
         raise ValueError(f"model_type {model.config.model_type!r} is not supported; supported: {', '.join(FORMATS)}")
     fields = FORMATS[model.config.model_type].fields(model.config, model.source.config if model.source else None)
@@ -64,7 +69,7 @@ def _config_fields(model, dtype: torch.dtype) -> dict:
     return fields | {key: stored for key in ("torch_dtype", "dtype") if key in fields}
 
 
-def _write_weights(model, tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+def _write_weights(model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
     from huggingface_hub import split_torch_state_dict_into_shards
 
     known = FORMATS[model.config.model_type]
@@ -83,7 +88,7 @@ def _write_weights(model, tensors: dict[str, Tensor], folder: Path, shard_bytes:
         write_threshold(own, model.config, folder / THRESHOLD)
 
 
-def _write_published_files(model, folder: Path) -> None:
+def _write_published_files(model: "MaskedDiffusionLM", folder: Path) -> None:
     files = model.source.files if model.source else None
     if files is not None and files.describe(model.tokenizer):
         carried = files.tokenizer | files.others

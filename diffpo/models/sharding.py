@@ -6,13 +6,18 @@ shards, or still whole between a forward and the backward pass.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
-def is_shard(tensor: Tensor) -> bool:
+
+def is_shard(tensor: Tensor) -> TypeGuard["DTensor"]:
     """Whether a tensor is spread over processes."""
     if not (distributed.is_available() and distributed.is_initialized()):  # no shard without a process group
         return False
@@ -23,7 +28,8 @@ def is_shard(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, without its graph; all of a shard's, for which every process has to ask."""
-    return tensor.detach().full_tensor() if is_shard(tensor) else tensor.detach()
+    values = tensor.detach()
+    return values.full_tensor() if is_shard(values) else values
 
 
 def whole_weight(parameter: Tensor, like: Tensor) -> Tensor:
@@ -81,9 +87,10 @@ def one_writer(tensors: Iterable[Tensor]) -> Iterator[bool]:
     if mesh is None:
         yield True
         return
-    error = None
+    error: Exception | None = None
     try:
-        yield not any(mesh.get_coordinate())
+        place = mesh.get_coordinate()
+        yield place is not None and not any(place)
     except Exception as raised:
         error = raised
     if _any_failed(mesh, error is not None) and error is None:
@@ -92,7 +99,7 @@ def one_writer(tensors: Iterable[Tensor]) -> Iterator[bool]:
         raise error
 
 
-def _any_failed(mesh, failed: bool) -> bool:
+def _any_failed(mesh: "DeviceMesh", failed: bool) -> bool:
     from torch.distributed.tensor import DTensor, Partial
 
     own = torch.tensor([float(failed)], device=mesh.device_type)

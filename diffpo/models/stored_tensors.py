@@ -143,7 +143,8 @@ def _refuse_header_size(path: Path) -> None:
 
 def _portions(stored: Mapping[str, StoredTensor], names: Mapping[str, Tensor]) -> Iterator[tuple[Path, list[str]]]:
     """Runs of names of one file whose bytes stay below a bound (a larger tensor comes alone)."""
-    portion, size = [], 0
+    portion: list[str] = []
+    size = 0
     for name in sorted(names, key=lambda name: (stored[name].file, name)):
         entry = stored[name]
         bytes_ = _bytes(entry)
@@ -189,7 +190,7 @@ def _shards(folder: Path) -> Stored:
         raise FileNotFoundError(
             f"{folder} lacks {len(missing)} of its {len(contents)} shards: {', '.join(missing[:5])}"
         )
-    found = {}
+    found: Stored = {}
     for shard, expected in sorted(contents.items()):
         tensors = read_headers(folder / shard)
         lost = {name for name in expected - set(tensors) if not is_derived(name)}

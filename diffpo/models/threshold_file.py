@@ -39,7 +39,7 @@ def stored_threshold(config: ModelConfig, folder: Path) -> Stored:
     path = find(folder, THRESHOLD)
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {THRESHOLD}, the model has a learned threshold")
-    bins, stored = len(config.threshold_gammas), read_headers(path)
+    bins, stored = len(config.threshold_gammas or ()), read_headers(path)
     expected = {"linear.weight": torch.Size([bins, config.hidden_size]), "linear.bias": torch.Size([bins])}
     if {name: tensor.shape for name, tensor in stored.items()} != expected:
         raise ValueError(f"{path} holds another threshold: {[(n, list(t.shape)) for n, t in stored.items()][:4]}")

@@ -4,10 +4,14 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffpo.models.folder_files import find, parse_json, read_bytes
 from diffpo.models.model_config import ModelConfig
 from diffpo.models.tokenizer_staging import staged, tokenizer_content
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -18,7 +22,9 @@ _MOST_CARRIED = 64
 _CARRIED_BYTES = 2**20  # of one file; modeling_llada.py has 70 kB
 
 
-def read_tokenizer(folder: Path, config: ModelConfig, mask_token: str | None = None):
+def read_tokenizer(
+    folder: Path, config: ModelConfig, mask_token: str | None = None
+) -> "PreTrainedTokenizerBase | None":
     """The folder's transformers tokenizer, or None when it holds none.
 
     tokenizer.json is read as it is; vocab.json with merges.txt (Dream) is Qwen2's byte-level BPE, which the remote code named
@@ -61,7 +67,7 @@ def _declared_ids(content: Mapping[str, bytes]) -> list[int]:
     return [int(token_id) for token_id in [*(settings.get("added_tokens_decoder") or {}), *added.values()]]
 
 
-def _load(content: Mapping[str, bytes], folder: Path):
+def _load(content: Mapping[str, bytes], folder: Path) -> "PreTrainedTokenizerBase":
     try:
         with staged(content) as copy:
             if "tokenizer.json" in content:
@@ -92,7 +98,9 @@ class PublishedFiles:
     _state: tuple | None
 
     @classmethod
-    def read(cls, folder: Path, tokenizer, others: tuple[str, ...]) -> "PublishedFiles":
+    def read(
+        cls, folder: Path, tokenizer: "PreTrainedTokenizerBase | None", others: tuple[str, ...]
+    ) -> "PublishedFiles":
         """The tokenizer's files, and those that match the glob patterns ``others``."""
         names = sorted({path.name for pattern in others for path in folder.glob(pattern)})
         if len(names) > _MOST_CARRIED:
@@ -105,12 +113,12 @@ class PublishedFiles:
             _state=_state(tokenizer),
         )
 
-    def describe(self, tokenizer) -> bool:
+    def describe(self, tokenizer: "PreTrainedTokenizerBase | None") -> bool:
         """Whether ``tokenizer`` is still what the files hold: no token added, no template changed."""
         return tokenizer is not None and _state(tokenizer) == self._state
 
 
-def _state(tokenizer) -> tuple | None:
+def _state(tokenizer: "PreTrainedTokenizerBase | None") -> tuple | None:
     if tokenizer is None:
         return None
     names = sorted(tokenizer.special_tokens_map.items(), key=str)

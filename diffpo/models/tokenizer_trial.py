@@ -9,6 +9,11 @@ import json
 import os
 import string
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def main(folder: str, megabytes: str, seconds: str) -> None:
@@ -34,7 +39,7 @@ def main(folder: str, megabytes: str, seconds: str) -> None:
     print("ok")
 
 
-def refuse_other_ids(tokenizer, path: str) -> None:
+def refuse_other_ids(tokenizer: "Tokenizer", path: str) -> None:
     """The library gives a token that was added another id than the file says, when the ids before it are not in use."""
     with open(path, encoding="utf-8") as file:
         added = json.load(file).get("added_tokens") or []
@@ -58,7 +63,7 @@ def limit(memory: int, seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
 
 
-def probes():
+def probes() -> Iterator[str]:
     """Texts that make an expression with nested repetitions try every way to match: one for every character, with an end that holds
     whatever the expression may look for next."""
     yield "The 2 quick foxes' caf\u00e9, \u4f60\u597d \U0001f642.\n\n  x = [1, 2];\t"

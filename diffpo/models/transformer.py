@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,16 @@ from torch import Tensor, nn
 from diffpo.models.attention import Padding, attend, check_mask, left_padding
 from diffpo.models.head import Head, Targets, logprobs
 from diffpo.models.layout import Full
-from diffpo.models.model_config import ModelConfig
+from diffpo.models.model_config import ModelConfig, Proxy
 from diffpo.models.saving import save_checkpoint
 from diffpo.models.sharding import is_shard
 from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from diffpo.models.checkpoints import Source
 
 T = TypeVar("T")
 
@@ -101,9 +106,10 @@ class MaskedDiffusionLM(nn.Module):
     generation_config.json.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer=None):
+    def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None" = None):
         super().__init__()
-        self.config, self.tokenizer, self.source = config, tokenizer, None
+        self.config, self.tokenizer = config, tokenizer
+        self.source: Source | None = None
         self.layout = Full()
         self.generation_eos_ids: tuple[int, ...] = ()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -143,7 +149,7 @@ class MaskedDiffusionLM(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def add_threshold(self, gammas: tuple[float, ...], proxy: str = "entropy") -> None:
+    def add_threshold(self, gammas: tuple[float, ...], proxy: Proxy = "entropy") -> None:
         """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
         if any(map(is_shard, self.parameters())):
             raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
@@ -177,7 +183,8 @@ class MaskedDiffusionLM(nn.Module):
         S = tokens_BL.shape[1] if cache is None else cache.width
         self._check_positions(S, positions)
         columns_BL = torch.arange(S, device=tokens_BL.device)[None] if cache is None else cache.columns
-        real_BL, keys, positions_BL = None, None, columns_BL
+        real_BL, positions_BL = None, columns_BL
+        keys: Padding | Tensor | None = None
         if attention_mask is not None and attention_mask.dim() != 2:
             self._check_mask(attention_mask, tokens_BL.shape[1], S)
             keys = attention_mask

@@ -1,14 +1,19 @@
 """The tensors of a model that a checkpoint holds, by their names in the model."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from diffpo.models.adapters import adapted_modules, merged_modules
 from diffpo.models.sharding import whole
 
+if TYPE_CHECKING:
+    from diffpo.models.transformer import MaskedDiffusionLM
+
 POLICY = "threshold."  # the learned threshold's tensors; beside a published format they have a file of their own
 
 
-def weights(model) -> dict[str, Tensor]:
+def weights(model: "MaskedDiffusionLM") -> dict[str, Tensor]:
     """The model's own tensors: all, except a head tied to the embedding. ValueError for a model with adapters."""
     adapted = adapted_modules(model)
     if adapted:
@@ -16,7 +21,7 @@ def weights(model) -> dict[str, Tensor]:
     return _untied(model, dict(model.state_dict()))
 
 
-def whole_weights(model, here: bool) -> dict[str, Tensor]:
+def whole_weights(model: "MaskedDiffusionLM", here: bool) -> dict[str, Tensor]:
     """What a checkpoint of the model holds: adapters merged, shards whole and on the CPU, for which every process has to ask.
 
     here: whether they are wanted in this process; elsewhere the result is empty. ValueError for a tied head that an adapter has parted from
@@ -29,7 +34,7 @@ def whole_weights(model, here: bool) -> dict[str, Tensor]:
             f"the head is tied to the embedding, and the adapter on {apart[0]} changes one of the two: a checkpoint cannot say so; "
             "load the model with tie_word_embeddings false before adding it"
         )
-    kept = {}
+    kept: dict[str, Tensor] = {}
     for name, tensor in _untied(model, dict(model.state_dict())).items():
         if not any(name.startswith(f"{module}.") for module in adapted):
             _keep(kept, name, tensor, here)
@@ -45,7 +50,7 @@ def _keep(kept: dict[str, Tensor], name: str, tensor: Tensor, here: bool) -> Non
         kept[name] = values if values.data_ptr() == tensor.data_ptr() else values.cpu()
 
 
-def _untied(model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _untied(model: "MaskedDiffusionLM", tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
     return tensors

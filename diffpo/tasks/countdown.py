@@ -7,7 +7,7 @@ import itertools
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class Countdown(CompactTask[CountdownQuestion], PublishedTask[CountdownQuestion]
             raise ValueError(f"numbers must be {self.count} integers in 1..{MAX_NUMBER}, got {numbers}")
         return CountdownProblem(numbers, operator.index(target))
 
-    def problem_from_row(self, row: dict[str, Any]) -> CountdownQuestion:
+    def problem_from_row(self, row: Mapping[str, Any]) -> CountdownQuestion:
         numbers, target = _published(row)
         try:
             return self.problem(numbers, target)
@@ -157,7 +157,7 @@ class Countdown(CompactTask[CountdownQuestion], PublishedTask[CountdownQuestion]
         return Grade(1.0 if correct else 0.1 if answer else 0.0, correct)
 
 
-def _published(row: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+def _published(row: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
     """Numbers and target of a row in either published format."""
     if row.get("nums") is not None and row.get("target") is not None:
         numbers, target, names = row["nums"], row["target"], "nums and target"

@@ -30,7 +30,7 @@ class Rows(Protocol):
     columns: tuple[str, ...]
     hub_file: tuple[str, str] | None
 
-    def problem_from_row(self, row: dict[str, Any]) -> Any: ...
+    def problem_from_row(self, row: Mapping[str, Any]) -> Any: ...
 
 
 def local_problems(task: Rows, path: str | Path) -> tuple[list, str]:

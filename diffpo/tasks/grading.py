@@ -98,7 +98,7 @@ def _reward(task: Task, value: Any) -> float | None:
     if not isinstance(value, Real):
         raise TaskError(f"task {task.name}: a reward must be a number or None, got {_shown(value)}")
     # false for NaN; compared as it is, because an integer can be beyond every float
-    return float(value) if abs(value) <= _LARGEST else None
+    return float(value) if value <= _LARGEST and not value < -_LARGEST else None
 
 
 def _verdict(task: Task, value: Any) -> bool | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -57,7 +57,7 @@ class GSM8K(PublishedTask[GSM8KProblem]):
     hub_file = ("openai/gsm8k", "main/test-00000-of-00001.parquet")
     instruction = BOXED_FORMAT
 
-    def problem_from_row(self, row: dict[str, Any]) -> GSM8KProblem:
+    def problem_from_row(self, row: Mapping[str, Any]) -> GSM8KProblem:
         _, mark, answer = str(row["answer"]).rpartition("####")
         answer = answer.strip()
         match = _GOLD.fullmatch(answer.replace("\u2212", "-"))

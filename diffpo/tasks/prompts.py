@@ -56,15 +56,18 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, task: Task, problems: 
     ValueError for a problem that cannot be asked, or a tokenizer that cannot read it.
     """
     prompts = _each(task.prompt, problems)
-    chats = bool(prompts) and isinstance(prompts[0], list)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    chats = [prompt for prompt in prompts if isinstance(prompt, list)]
+    if chats and texts:
+        raise ValueError(f"task {task.name}: its prompts must all be texts or all be chats")
     if chats:
         if tokenizer is None or tokenizer.chat_template is None:
             raise ValueError("the model's tokenizer has no chat template: use a model that is tuned for chat")
         try:
-            prompts = render_chats(tokenizer, prompts)
+            texts = render_chats(tokenizer, chats)
         except ChatTemplateError as error:
             raise ValueError(f"problem {error.index}: {error.reason}") from error
-    return _each(lambda text: torch.tensor(encode_text(tokenizer, text, add_special_tokens=not chats)), prompts)
+    return _each(lambda text: torch.tensor(encode_text(tokenizer, text, add_special_tokens=not chats)), texts)
 
 
 def check_context(prompts: Sequence[Tensor], gen_length: int, model: MaskedDiffusionLM) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from .data import hub_problems, local_problems
@@ -43,7 +44,7 @@ class PublishedTask(Task[ProblemT]):
         self.protocol, self.data = protocol, data
 
     @abstractmethod
-    def problem_from_row(self, row: dict[str, Any]) -> ProblemT:
+    def problem_from_row(self, row: Mapping[str, Any]) -> ProblemT:
         """The problem in one row of the published data, which has all of `columns`. ValueError if a value does not fit."""
 
     @abstractmethod

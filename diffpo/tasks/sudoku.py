@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class Sudoku(CompactTask[SudokuProblem], PublishedTask[SudokuProblem]):
             raise ValueError(f"a puzzle needs exactly one solution, {puzzle!r} has {len(solutions)}")
         return SudokuProblem(puzzle, solutions[0])
 
-    def problem_from_row(self, row: dict[str, Any]) -> SudokuProblem:
+    def problem_from_row(self, row: Mapping[str, Any]) -> SudokuProblem:
         # a reader that took the puzzle for a number has dropped its leading zeros
         return SudokuProblem(str(row["Puzzle"]).zfill(CELLS), str(row["Solution"]))
 

@@ -28,6 +28,7 @@ from diffpo.config import (
 )
 from diffpo.decoding.rules import PromptThreshold, Rule
 from diffpo.decoding_config import RuleConfig
+from diffpo.models.model_config import Proxy
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, AlgorithmConfig
 from diffpo.objectives.diffpo import DiffpoConfig
@@ -44,7 +45,7 @@ else:
         ),
     ]
 BINS = (2.0, 3.0, 4.0, 6.0)
-ROLLOUT_PROXY = "confidence"
+ROLLOUT_PROXY: Proxy = "confidence"
 
 
 class RolloutConfig(RuleConfig):
@@ -78,7 +79,7 @@ class RolloutConfig(RuleConfig):
         return self.threshold_gammas or BINS
 
     @property
-    def threshold_order(self) -> str:
+    def threshold_order(self) -> Proxy:
         """The order of commitment with which a threshold is trained."""
         return self.proxy or ROLLOUT_PROXY
 

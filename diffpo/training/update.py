@@ -72,10 +72,13 @@ def _replayed(model: MaskedDiffusionLM, plan: Plan, old: Scores | None, loss_of:
     slopes = replace(new, logprob=tokens, actions=dict(zip(actions, drawn, strict=True)))
     for part in plan:
         # a score without a slope plays no part in the loss, one without a graph is a frozen model's
-        pairs = zip(part.evaluate(model), part.of(slopes), strict=True)
-        pairs = [(value, slope) for value, slope in pairs if slope is not None and value.requires_grad]
+        pairs = [
+            (value, slope)
+            for value, slope in zip(part.evaluate(model), part.of(slopes), strict=True)
+            if value is not None and slope is not None and value.requires_grad
+        ]
         if pairs:
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
     return loss, new
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from diffpo.models.folder_files import read_json, shown
-from diffpo.models.formats.diffpo import DIFFPO
+from diffpo.models.formats.diffpo import DIFFPO, DiffpoFormat
 from diffpo.models.formats.dream import DREAM
 from diffpo.models.formats.llada import LLADA
 from diffpo.models.formats.published import PublishedFormat
@@ -12,10 +12,10 @@ from diffpo.models.formats.unsupported import refuse_unsupported_family
 __all__ = ["CONFIG", "FORMATS", "PublishedFormat", "format_of", "read_json"]
 
 CONFIG = "config.json"
-FORMATS = {known.model_type: known for known in (DIFFPO, LLADA, DREAM)}
+FORMATS: dict[str, DiffpoFormat | PublishedFormat] = {known.model_type: known for known in (DIFFPO, LLADA, DREAM)}
 
 
-def format_of(fields: dict, where: str | Path):
+def format_of(fields: dict, where: str | Path) -> DiffpoFormat | PublishedFormat:
     """The format of a config.json by its model_type; ValueError for a family that does not load, with the reason."""
     model_type = fields.get("model_type")
     refuse_unsupported_family(fields, where)

@@ -1,6 +1,7 @@
 """The keys of a config.json that no family reads: which ones change nothing, and which are refused because they would."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from diffpo.models.folder_files import shown
 
@@ -37,19 +38,19 @@ _INERT_STARTS = ("_", "unsloth_", "initializer_", "init_", "dropout_")
 _INERT_ENDS = ("dropout", "_dropout_prob", "_dropout_p", "_pdrop", "_dropout_rate")
 
 
-def _full_attention(value) -> bool:
+def _full_attention(value: object) -> bool:
     return isinstance(value, list) and all(kind == "full_attention" for kind in value)
 
 
-def _one(value) -> bool:
+def _one(value: object) -> bool:
     return not isinstance(value, bool) and value == 1
 
 
-def _yes(value) -> bool:
+def _yes(value: object) -> bool:
     return value is True
 
 
-def _silu(value) -> bool:
+def _silu(value: object) -> bool:
     return value in ("silu", "swish")
 
 
@@ -72,7 +73,7 @@ def is_inert(key: str) -> bool:
     return key in INERT or key.startswith(_INERT_STARTS) or key.endswith(_INERT_ENDS)
 
 
-def refuse_keys_that_act(fields: dict, known: Collection[str], family: str, where) -> None:
+def refuse_keys_that_act(fields: dict, known: Collection[str], family: str, where: str | Path) -> None:
     """ValueError, naming the key, for one outside of ``known`` that changes the network, or that may."""
     for key, value in fields.items():
         if key in known or is_inert(key) or value is None:
@@ -92,7 +93,7 @@ def refuse_keys_that_act(fields: dict, known: Collection[str], family: str, wher
             )
 
 
-def with_rope_theta(fields: dict, where) -> dict:
+def with_rope_theta(fields: dict, where: str | Path) -> dict:
     """The fields with rope_theta as a top-level key; transformers 5 writes rotary settings as a dictionary.
 
     ValueError for a rotary embedding other than the default one.

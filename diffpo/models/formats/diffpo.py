@@ -1,5 +1,7 @@
 """diffpo's own format: config.json holds the fields of ModelConfig, and tensors carry the names of the modules."""
 
+from pathlib import Path
+
 from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
 from diffpo.models.model_config import FIELDS, ModelConfig
 
@@ -8,7 +10,7 @@ class DiffpoFormat:
     model_type = "diffpo"
     mask_token = None  # the tokenizer names it
 
-    def config(self, fields: dict, where) -> ModelConfig:
+    def config(self, fields: dict, where: str | Path) -> ModelConfig:
         """The ModelConfig in the fields of a config.json; ValueError for one that is unknown or does not fit."""
         fields = with_rope_theta(fields, where)
         refuse_keys_that_act(fields, FIELDS, self.model_type, where)

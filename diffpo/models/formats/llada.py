@@ -1,10 +1,12 @@
 """LLaDA-8B-Base, -Instruct and 1.5 (arXiv 2502.09992, 2505.19223): model_type "llada", an OLMo-style config."""
 
+from pathlib import Path
+
 from diffpo.models.folder_files import shown
 from diffpo.models.formats.published import PublishedFormat
 
 
-def _resolve(fields: dict, where) -> dict:
+def _resolve(fields: dict, where: str | Path) -> dict:
     """embedding_size rows are stored (vocab_size, padded); without mlp_hidden_size, mlp_ratio gives the inner size."""
     fields = dict(fields)
     for key in ("embedding_size", "vocab_size", "mlp_ratio", "d_model"):

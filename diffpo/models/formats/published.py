@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diffpo.models.folder_files import shown
 from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
@@ -31,9 +32,9 @@ class PublishedFormat:
     layer_modules: Mapping[str, str]
     mask_token: str
     template: Mapping[str, object]
-    resolve: Callable[[dict, object], dict] = field(default=lambda fields, where: fields)
+    resolve: Callable[[dict, str | Path], dict] = field(default=lambda fields, where: fields)
 
-    def config(self, fields: dict, where) -> ModelConfig:
+    def config(self, fields: dict, where: str | Path) -> ModelConfig:
         """The ModelConfig that the keys of a config.json ask for. ValueError, naming the key: one that is missing, has the
         wrong type, or asks for a network other than the one implemented. ``where``: what the message starts with."""
         fields = with_rope_theta(fields, where)
@@ -83,7 +84,7 @@ class PublishedFormat:
             return f"{self.layers}.{index}.{self.layer_modules[module]}.{kind}"
         return f"{self.modules[module]}.{kind}"
 
-    def _refuse_what_changes_the_network(self, fields: dict, where) -> None:
+    def _refuse_what_changes_the_network(self, fields: dict, where: str | Path) -> None:
         for key, honoured in self.fixed.items():
             if key in fields and fields[key] not in honoured:
                 values = " or ".join(repr(value) for value in honoured)

@@ -1,5 +1,7 @@
 """What is recognised and refused by name: families whose networks are not implemented, and quantised weights."""
 
+from pathlib import Path
+
 from diffpo.models.folder_files import shown
 
 _MIXTURE = "a mixture of experts (LLaDA-MoE, LLaDA2)"
@@ -16,7 +18,7 @@ _BY_KEY = {
 }
 
 
-def refuse_unsupported_family(fields: dict, where) -> None:
+def refuse_unsupported_family(fields: dict, where: str | Path) -> None:
     """ValueError if model_type, architectures or the keys of a config.json (LLaDA-MoE calls itself "llada") show one."""
     architectures = fields.get("architectures") or []
     for name in (fields.get("model_type"), *(architectures if isinstance(architectures, list) else [architectures])):
