@@ -1,42 +1,13 @@
-"""One kernel and one way of launching it, for ahead-of-time compilation: what tests/aot compiles, measures and puts into the table.
-
-`python -m diffpo_kernels.ahead_of_time [--out FILE]` prints that table, without a GPU and without a driver.
-"""
+"""`python -m diffpo_kernels.ahead_of_time [--out FILE]`: what every GPU kernel takes, as a table, without a GPU and without a driver."""
 
 import argparse
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-
-@dataclass(frozen=True)
-class AotCase:
-    """name: a row of the table. signature: argument name -> triton type ("*bf16", "i32", "fp32", "constexpr"). constexprs: name -> value.
-
-    elements: how many elements one program handles, to state instructions per element; 0 where that says nothing.
-    tensor_cores: matrix instructions must be present (bf16 HMMA on sm_80, HGMMA on sm_90, tcgen05/UTCHMMA on sm_100).
-    max_spills, max_shared: bytes. No architecture is allowed more shared memory than it has.
-    divisible: pointer and integer arguments that are multiples of 16 at launch (allows vector loads).
-    """
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int = 4
-    num_stages: int = 3
-    elements: int = 0
-    tensor_cores: bool = False
-    max_registers: int = 128
-    max_shared: int = 48 * 1024
-    max_spills: int = 0
-    divisible: tuple[str, ...] = field(default=())
+from diffpo_kernels import resource_usage
 
 
 def main() -> None:
     """Compile every kernel for every architecture, print the table, and keep it as JSON where `--out` says. Fails where a budget breaks."""
-    from diffpo_kernels import resource_usage  # which imports AotCase from here
-
     parser = argparse.ArgumentParser(prog="python -m diffpo_kernels.ahead_of_time", description=main.__doc__)
     parser.add_argument("--out", type=Path, help="JSON file, such as benchmarks/results/aot/<name>.json")
     if not resource_usage.report(parser.parse_args().out):

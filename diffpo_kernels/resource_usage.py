@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from diffpo_kernels import backends
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 
 CUDA_ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 ARCHITECTURES = (*CUDA_ARCHITECTURES, "gfx942")  # Triton's; the last is AMD's MI300

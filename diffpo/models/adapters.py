@@ -56,13 +56,14 @@ def adapted_modules(model: nn.Module) -> list[str]:
 
 
 def merged_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each adapted module's name and what it is with its active adapters merged, a copy with whole weights; the model stays as it is.
+    """Each adapted module's name and what it is with its active adapters merged: a copy with whole weights, or the trained module that runs
+    in its place. The model stays as it is.
 
     A shard's values are gathered, so every process has to go through all of them. ValueError for a module that peft cannot merge.
     """
     for name, module in _outermost(model):
         if _is(module, "ModulesToSaveWrapper"):
-            yield name, _whole_copy(replacement(module))
+            yield name, replacement(module)
         elif _is(module, "BaseTunerLayer") and hasattr(module, "merge"):
             yield name, _merged(_whole_copy(module))
         else:

@@ -44,18 +44,16 @@ def _bounds(padding_B: Tensor, width: int) -> Tensor:
     return torch.cat([inner, first_B[-1:] + width]).int()
 
 
-def check_mask(mask: Tensor, queries: int, keys: int) -> None:
-    """ValueError unless a mask says for each row and query which keys it sees: bool [B, Q, S] or [B, 1, Q, S]; a B of 1 is for all rows."""
-    shape = [queries, keys]
-    if (
-        mask.dtype != torch.bool
-        or list(mask.shape[-2:]) != shape
-        or mask.dim() not in (3, 4)
-        or mask.shape[1:-2] not in ((), (1,))
-    ):
+def check_mask(mask: Tensor, rows: int, queries: int, keys: int) -> None:
+    """ValueError unless a mask is [B, S], which tokens are real, or bool [B, Q, S] or [B, 1, Q, S], which keys each query sees (a B of 1
+    is for all rows)."""
+    if mask.dim() == 2 and mask.shape == (rows, keys):
+        return
+    inner = ((queries, keys), (1, queries, keys))
+    if mask.dtype != torch.bool or mask.dim() < 3 or mask.shape[0] not in (1, rows) or mask.shape[1:] not in inner:
         raise ValueError(
-            f"an attention mask must be [B, {keys}] (which tokens are real), or bool [B, {queries}, {keys}] or "
-            f"[B, 1, {queries}, {keys}] (which keys each query sees), got {mask.dtype} {list(mask.shape)}"
+            f"attention_mask must be [{rows}, {keys}] (which tokens are real), or bool [{rows}, {queries}, {keys}] or "
+            f"[{rows}, 1, {queries}, {keys}] (which keys each query sees), got {mask.dtype} {list(mask.shape)}"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffpo.models.adapters import without_wrapper
 from diffpo.models.file_replacement import replace_files
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat
-from diffpo.models.sharding import one_writer
+from diffpo.models.sharding import one_writer, reshard
 from diffpo.models.stored_tensors import INDEX, SHARDS, WEIGHTS
 from diffpo.models.threshold_file import THRESHOLD, write_threshold
 from diffpo.models.tokenizer_files import TOKENIZER_FILES
@@ -39,6 +39,7 @@ def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard
     if not os.fspath(folder):
         raise ValueError("folder: the name is empty; give the folder to save into")
     model, folder = without_wrapper(model), Path(folder)
+    reshard(model)
     with one_writer(model.parameters()) as writes:
         tensors = whole_weights(model, writes)
         if writes:

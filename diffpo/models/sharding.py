@@ -63,15 +63,23 @@ def fill(destination: Tensor, source: Tensor) -> None:
     destination.copy_(source)
 
 
-def refuse_unsharded_parameters(model: nn.Module) -> None:
-    """ValueError if some trainable parameters are shards and others not: those would be trained apart in each process."""
-    if not any(map(is_shard, model.parameters())):
-        return
+def reshard(model: nn.Module) -> bool:
+    """Whether the model is sharded. If so, all its weights are shards from here on: the root's stay whole after a forward, and would be
+    old ones after an optimizer's step."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
     from torch.distributed.fsdp import FSDPModule
 
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward the root's weights are whole
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in parts:
+        module.reshard()
+    return bool(parts)
+
+
+def refuse_unsharded_parameters(model: nn.Module) -> None:
+    """ValueError if some trainable parameters are shards and others not: those would be trained apart in each process."""
+    if not reshard(model):
+        return
     apart = [name for name, weight in model.named_parameters() if weight.requires_grad and not is_shard(weight)]
     if apart:
         raise ValueError(

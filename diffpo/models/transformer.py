@@ -20,7 +20,7 @@ from diffpo.models.head import Head, Targets, logprobs
 from diffpo.models.layout import Full
 from diffpo.models.model_config import ModelConfig, Proxy
 from diffpo.models.saving import save_checkpoint
-from diffpo.models.sharding import is_shard
+from diffpo.models.sharding import reshard
 from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
 
@@ -101,9 +101,9 @@ class MaskedDiffusionLM(nn.Module):
     """Predicts the masked tokens of a sequence. The forward pass returns hidden states; ``head`` turns chosen rows into logits.
 
     Everything that needs the head or the threshold, with a gradient, is computed inside of a forward, by ``read``: there the weights of a
-    sharded model are whole. ``layout``: how prompt and completion lie in an input. ``tokenizer`` is a transformers tokenizer or None; ``threshold`` is the prompt-dependent threshold policy or None;
-    ``source`` says what it was loaded from (name, hub revision), or is None; ``generation_eos_ids`` are those of its
-    generation_config.json.
+    sharded model are whole. ``layout``: how prompt and completion lie in an input. ``tokenizer`` is a transformers tokenizer or None;
+    ``threshold`` is the prompt-dependent threshold policy or None; ``source`` says what it was loaded from (name, hub revision), or is
+    None; ``generation_eos_ids`` are those of its generation_config.json.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None" = None):
@@ -151,7 +151,7 @@ class MaskedDiffusionLM(nn.Module):
 
     def add_threshold(self, gammas: tuple[float, ...], proxy: Proxy = "entropy") -> None:
         """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
-        if any(map(is_shard, self.parameters())):
+        if reshard(self):
             raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
         policy = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
         self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_proxy=proxy)
@@ -181,12 +181,12 @@ class MaskedDiffusionLM(nn.Module):
         read: f(hidden states), called where the weights of the head and the threshold are whole; returned is what it returns.
         """
         S = tokens_BL.shape[1] if cache is None else cache.width
-        self._check_positions(S, positions)
+        self._check_positions(tokens_BL, S, positions)
+        self._check_mask(attention_mask, tokens_BL, S, padding, cache)
         columns_BL = torch.arange(S, device=tokens_BL.device)[None] if cache is None else cache.columns
         real_BL, positions_BL = None, columns_BL
         keys: Padding | Tensor | None = None
         if attention_mask is not None and attention_mask.dim() != 2:
-            self._check_mask(attention_mask, tokens_BL.shape[1], S)
             keys = attention_mask
         elif attention_mask is not None:
             real_BL = attention_mask.bool()
@@ -206,16 +206,29 @@ class MaskedDiffusionLM(nn.Module):
             hidden_BLD = hidden_BLD.gather(1, previous_position(tokens_BL, real_BL)[..., None].expand_as(hidden_BLD))
         return hidden_BLD if read is None else read(hidden_BLD)
 
-    def _check_positions(self, S: int, positions: Tensor | None) -> None:
+    def _check_positions(self, tokens_BL: Tensor, S: int, positions: Tensor | None) -> None:
+        B, L = tokens_BL.shape
+        if positions is not None and (positions.dtype != torch.int64 or positions.shape not in ((B, L), (1, L))):
+            raise ValueError(
+                f"positions must be int64 [{B}, {L}] or [1, {L}], got {positions.dtype} {list(positions.shape)}"
+            )
         longest = S if positions is None else int(positions.max()) + 1
         if self.config.max_position_embeddings < longest:
             raise ValueError(
                 f"sequence of {longest} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}"
             )
 
-    def _check_mask(self, mask: Tensor, queries: int, keys: int) -> None:
-        check_mask(mask, queries, keys)
-        if self.config.logit_shift:
+    def _check_mask(
+        self, mask: Tensor | None, tokens_BL: Tensor, S: int, padding: Tensor | None, cache: Cache | None
+    ) -> None:
+        if mask is None:
+            return
+        if padding is not None:
+            raise ValueError("attention_mask and padding exclude each other: give one of them")
+        check_mask(mask, *tokens_BL.shape, S)
+        if mask.dim() == 2 and cache is not None:
+            raise ValueError("attention_mask must be [B, L, S] with a cache; say with padding what is padding")
+        if mask.dim() != 2 and self.config.logit_shift:
             raise ValueError(
                 "attention_mask must be [B, L] for a model with logit_shift: another one does not say which token precedes which"
             )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from diffpo.models.adapters import adapted_modules, merged_modules
-from diffpo.models.sharding import whole
+from diffpo.models.sharding import is_shard, whole
 
 if TYPE_CHECKING:
     from diffpo.models.transformer import MaskedDiffusionLM
@@ -22,7 +22,7 @@ def weights(model: "MaskedDiffusionLM") -> dict[str, Tensor]:
 
 
 def whole_weights(model: "MaskedDiffusionLM", here: bool) -> dict[str, Tensor]:
-    """What a checkpoint of the model holds: adapters merged, shards whole and on the CPU, for which every process has to ask.
+    """What a checkpoint of the model holds: adapters merged, and shards whole, which takes every process.
 
     here: whether they are wanted in this process; elsewhere the result is empty. ValueError for a tied head that an adapter has parted from
     the embedding, and for adapters that cannot be merged.
@@ -37,17 +37,15 @@ def whole_weights(model: "MaskedDiffusionLM", here: bool) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     for name, tensor in _untied(model, dict(model.state_dict())).items():
         if not any(name.startswith(f"{module}.") for module in adapted):
-            _keep(kept, name, tensor, here)
+            values = whole(tensor)  # in every process
+            if here:
+                kept[name] = values.cpu() if is_shard(tensor) else values
     for name, module in merged_modules(model):
         for inner, tensor in module.state_dict().items():
-            _keep(kept, f"{name}.{inner}", tensor, here)
+            values = whole(tensor)
+            if here:
+                kept[f"{name}.{inner}"] = values.cpu()
     return kept
-
-
-def _keep(kept: dict[str, Tensor], name: str, tensor: Tensor, here: bool) -> None:
-    values = whole(tensor)  # in every process
-    if here:
-        kept[name] = values if values.data_ptr() == tensor.data_ptr() else values.cpu()
 
 
 def _untied(model: "MaskedDiffusionLM", tensors: dict[str, Tensor]) -> dict[str, Tensor]:

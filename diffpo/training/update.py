@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.score import Plan
-from diffpo.models.sharding import refuse_unsharded_parameters
+from diffpo.models.sharding import refuse_unsharded_parameters, reshard
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives.objective import Batch, Loss, Objective
 
@@ -43,6 +43,7 @@ def accumulate_gradient(
     plan = Plan(model, batch.trajectory, latents, tokens_at_once)
     gradient_of = _at_once if len(plan) <= 1 else _part_by_part if objective.separable else _replayed
     loss, new = gradient_of(model, plan, old, lambda new, old: objective.loss(batch, signal, new, old, reference))
+    reshard(model)  # for the optimizer, where the last pass was one without a gradient
     return Loss(loss.value.detach(), loss.metrics), new.detach()
 
 

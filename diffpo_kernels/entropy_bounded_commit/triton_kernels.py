@@ -14,7 +14,7 @@ is exact in any order, and then equals the reference's bit by bit; otherwise the
 import triton
 import triton.language as tl
 
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 
 RULE_CODE = {"joint": 0, "ranked": 1}
 _CHUNK = tl.constexpr(128)

@@ -23,27 +23,13 @@ Shapes: N scored rows, M rows of all hidden tensors, D hidden size, V vocabulary
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffpo_kernels.linear_logprob.rows import Rows
+
 GRADIENT_OF_HIDDEN, LOGITS, NOTHING = "hidden_gradient", "logits", "nothing"  # what forward keeps
-
-
-class Rows(NamedTuple):
-    """What is known about each row, all [N], contiguous; target int64, the rest float32."""
-
-    target: Tensor
-    temperature: Tensor
-    logprob: Tensor
-    entropy: Tensor
-    max: Tensor
-    log_sum: Tensor
-
-    def part(self, begin: int, end: int) -> "Rows":
-        whole = begin == 0 and end == len(self.target)
-        return self if whole else Rows(*(values_N[begin:end] for values_N in self))
 
 
 def forward(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffpo_kernels.linear_logprob import chunked
-from diffpo_kernels.linear_logprob.chunked import GRADIENT_OF_HIDDEN, LOGITS, NOTHING, Rows
+from diffpo_kernels.linear_logprob.chunked import GRADIENT_OF_HIDDEN, LOGITS, NOTHING
+from diffpo_kernels.linear_logprob.rows import Rows
 from diffpo_kernels.validation import as_row_tensor
 
 _FORWARD = "diffpo_kernels::linear_logprob_forward"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffpo_kernels import backends
-from diffpo_kernels.linear_logprob.chunked import Rows
+from diffpo_kernels.linear_logprob.rows import Rows
 
 _DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum class Dtype in csrc/row_statistics.h
 _ROW_GROUP = 64  # kRowGroup in csrc/linear_logprob.h

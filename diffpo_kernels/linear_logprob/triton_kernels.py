@@ -11,7 +11,7 @@ from dataclasses import replace
 import triton
 import triton.language as tl
 
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 
 # What changes from call to call, with the number of rows or where a chunk of them begins. One kernel serves all.
 _PER_ROW = ["temperature", "target", "logprob", "entropy", "max", "log_sum"]

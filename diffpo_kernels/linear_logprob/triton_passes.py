@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from diffpo_kernels.linear_logprob import triton_kernels as kernels
-from diffpo_kernels.linear_logprob.chunked import Rows
+from diffpo_kernels.linear_logprob.rows import Rows
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

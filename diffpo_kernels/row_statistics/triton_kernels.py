@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 
 _GRID_LIMIT = 2**31 - 1
 _LOG2_E = tl.constexpr(1.4426950408889634)

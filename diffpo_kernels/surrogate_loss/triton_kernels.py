@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 from diffpo_kernels.surrogate_loss.diagnostics import HISTOGRAM_SIZE, SCALARS
 from diffpo_kernels.surrogate_loss.reference import LARGEST_EXPONENT
 

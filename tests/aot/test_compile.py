@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffpo_kernels import resource_usage
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 from diffpo_kernels.resource_usage import ARCHITECTURES, CUDA_ARCHITECTURES, CUDA_BUDGET, CUDA_SOURCES, Usage
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from diffpo_kernels import ahead_of_time, resource_usage
-from diffpo_kernels.ahead_of_time import AotCase
+from diffpo_kernels.aot_case import AotCase
 from diffpo_kernels.resource_usage import ARCHITECTURES, Usage
 
 triton = pytest.importorskip("triton")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffpo
-from diffpo.models import checkpoints
+from diffpo.models import checkpoints, saving
 from diffpo.models.word_tokenizer import word_tokenizer
 
 WORDS = [str(n) for n in range(10)] + list("+-*/=")
@@ -254,7 +254,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_intact(word_model, tmp_pa
         raise InterruptionError
 
     if when == "writing":
-        monkeypatch.setattr(checkpoints, "save_file", interrupt)
+        monkeypatch.setattr(saving, "save_file", interrupt)
     else:
         monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(InterruptionError):
@@ -267,7 +267,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_intact(word_model, tmp_pa
 
 
 def test_an_interrupted_first_save_is_no_checkpoint(word_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "save_file", lambda *a, **k: (_ for _ in ()).throw(InterruptionError()))
+    monkeypatch.setattr(saving, "save_file", lambda *a, **k: (_ for _ in ()).throw(InterruptionError()))
     with pytest.raises(InterruptionError):
         word_model().save(tmp_path)
     with pytest.raises(FileNotFoundError):

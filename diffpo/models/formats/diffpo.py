@@ -21,7 +21,11 @@ class DiffpoFormat:
             raise ValueError(f"{where}: {error}") from error
 
     def fields(self, config: ModelConfig, original: dict | None = None) -> dict:
-        return config.model_dump()
+        """config.json. head_dim is left out where it follows from the others: older readers do not know it."""
+        fields = config.model_dump()
+        if config.head_dim * config.num_attention_heads == config.hidden_size:
+            del fields["head_dim"]
+        return fields
 
     def tensor_name(self, name: str) -> str:
         return name

@@ -1,0 +1,199 @@
+"""What each of two processes does in test_sharded.py: ``python sharded_processes.py RANK FOLDER``, the rendezvous in FOLDER."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_random_model
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+import diffpo
+from diffpo.models import saving
+from diffpo.models.checkpoints import read_weights, save_checkpoint
+from diffpo.objectives import OBJECTIVES, Batch
+from diffpo.training.update import accumulate_gradient
+
+PROMPTS = [torch.tensor([4, 5, 6]), torch.tensor([7, 8, 9, 10, 11])]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def sharded(model, mesh, **options):
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def decoded(model):
+    rule = diffpo.PromptThreshold(sample=True)
+    return diffpo.generate(model, PROMPTS, 6, 3, rule, temperature=0.8, seed=3).trajectory
+
+
+def optimizer_of(model):
+    """Made before any forward, as one does: after one the parameters of the root are whole."""
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+
+def updated(model, optimizer, trajectory, tokens_at_once, name="diffpo"):
+    """One step; the gradients before it, by name."""
+    advantage = torch.tensor([1.0, -0.5])
+    trained = ("model", "threshold") if name == "diffpo" else ("model",)
+    objective = OBJECTIVES[name](OBJECTIVES[name].Config(kl_coefficient=0, train=trained))
+    batch = Batch(trajectory, advantage, advantage)
+    latents = objective.latents(batch, 0)
+    signal = objective.signal(batch, None, None)
+    accumulate_gradient(model, objective, batch, latents, signal, None, None, tokens_at_once)
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    return {n: whole(gradient) for n, gradient in gradients.items()}
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys(), got.keys() ^ expected.keys()
+    for name in got:
+        torch.testing.assert_close(got[name], expected[name], **CLOSE)
+
+
+def weights(model):
+    return {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_alike(model, plain, trajectory):
+    """Decoded and scored alike, in either order of passes with and without a gradient."""
+    got, expected = decoded(model), decoded(plain)
+    assert torch.equal(got.tokens, expected.tokens)
+    assert torch.equal(got.gamma, expected.gamma)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            for boundaries in ([0], [0, 2]):
+                got = diffpo.trajectory_logprobs(model, trajectory, boundaries)
+                torch.testing.assert_close(got, diffpo.trajectory_logprobs(plain, trajectory, boundaries), **CLOSE)
+    torch.testing.assert_close(model.logits(PROMPTS[0][None]), plain.logits(PROMPTS[0][None]), **CLOSE)
+
+
+def refused(*words):
+    return pytest.raises(Exception, match=".*".join(words))
+
+
+def check_full(mesh, folder, rank, options, changes):
+    plain = build_random_model(1, threshold_gammas=(0.5, 2.0), **changes)
+    model = sharded(copy.deepcopy(plain), mesh, **options)
+    optimizer, plain_optimizer = optimizer_of(model), optimizer_of(plain)
+    trajectory = decoded(plain)
+    assert_alike(model, plain, trajectory)
+    for name, tokens in (("diffpo", None), ("diffpo", 11), ("espo", 11)):
+        decoded(model)  # after it, the root's weights are whole
+        optimizer.zero_grad(), plain_optimizer.zero_grad()
+        gradients = updated(model, optimizer, trajectory, tokens, name)
+        assert_same(gradients, updated(plain, plain_optimizer, trajectory, tokens, name))
+        assert_same(weights(model), weights(plain))
+        assert_alike(model, plain, trajectory)
+    with torch.no_grad():  # bit for bit: the same weights in both
+        for name, tensor in model.state_dict().items():
+            plain.state_dict()[name].copy_(whole(tensor))
+    decoded(model)
+    check_saved(model, plain, folder, rank)
+    before = weights(model)
+    updated(model, optimizer, trajectory, None)
+    read_weights(model, folder / "sharded")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
+    with refused("add_threshold", "fully_shard"):
+        model.add_threshold((0.1,))
+
+
+def check_saved(model, plain, folder, rank):
+    save_checkpoint(model, folder / "sharded")
+    if rank == 0:
+        plain.save(folder / "plain")
+        for path in (folder / "plain").iterdir():
+            assert (folder / "sharded" / path.name).read_bytes() == path.read_bytes(), path.name
+    distributed.barrier()
+    loaded = diffpo.load(folder / "sharded").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights(plain).items())
+
+
+def check_one_writer(mesh, folder, rank):
+    """One process writes; its failure is everyone's."""
+    model = sharded(build_random_model(1), mesh)
+    written, original = [], saving.save_file
+
+    def save_file(*arguments, **options):
+        written.append(1)
+        original(*arguments, **options)
+
+    saving.save_file = save_file
+    save_checkpoint(model, folder / "once")
+    assert len(written) == (rank == 0)
+    saving.save_file = lambda *a, **k: (_ for _ in ()).throw(OSError("the disk is full"))
+    with refused("the disk is full" if rank == 0 else "process that writes"):
+        save_checkpoint(model, folder / "never")
+    saving.save_file = original
+    assert not (folder / "never" / "config.json").exists()
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+    with refused("not finite" if rank == 0 else "process that writes"):
+        save_checkpoint(model, folder / "never")
+
+
+def check_adapters(mesh, folder, rank):
+    import peft
+
+    def build(base):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj", "lm_head"], modules_to_save=["threshold"])
+        torch.manual_seed(0)
+        wrapped = peft.get_peft_model(base, config).eval()
+        with torch.no_grad():
+            for parameter in wrapped.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.2 * torch.randn(parameter.shape))
+        return wrapped
+
+    plain = build(build_random_model(1, threshold_gammas=(0.5, 2.0)))
+    model = copy.deepcopy(plain)
+    sharded(model.get_base_model(), mesh)
+    optimizer, plain_optimizer = optimizer_of(model), optimizer_of(plain)
+    trajectory = decoded(plain)
+    assert_alike(model, plain, trajectory)
+    for tokens in (None, 11):
+        optimizer.zero_grad(), plain_optimizer.zero_grad()
+        gradients = updated(model, optimizer, trajectory, tokens)
+        assert all("lora_" in name or "modules_to_save" in name for name in gradients)
+        assert len(gradients) > 8
+        assert_same(gradients, updated(plain, plain_optimizer, trajectory, tokens))
+        assert_alike(model, plain, trajectory)
+    before = weights(model)
+    save_checkpoint(model, folder / "adapted")
+    assert_same(weights(model), before)
+    loaded = diffpo.load(folder / "adapted")
+    assert_same(loaded.state_dict(), copy.deepcopy(plain).merge_and_unload().state_dict())
+    assert isinstance(model.get_base_model(), FSDPModule)
+
+    late = sharded(build_random_model(1), mesh)
+    late = peft.get_peft_model(late, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with refused("not sharded", "lora_", "then call fully_shard"):
+        updated(late, optimizer_of(late), trajectory, None)
+
+
+def main(rank: int, folder: Path) -> None:
+    store = distributed.FileStore(str(folder / "rendezvous"), 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    check_full(mesh, folder / "apart", rank, {"reshard_after_forward": True}, {"logit_shift": True})
+    check_full(mesh, folder / "tied", rank, {}, {"tie_word_embeddings": True})
+    check_one_writer(mesh, folder, rank)
+    check_adapters(mesh, folder, rank)
+    distributed.destroy_process_group()
+    print("done", rank)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), Path(sys.argv[2]))
