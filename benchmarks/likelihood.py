@@ -24,13 +24,13 @@ from pathlib import Path
 from decoding_cases.random_models import Shape
 from likelihood_cases import peak_memory
 from likelihood_cases.updates import Case, Setting, Update, model_of, rollouts, with_behaviour
-from provenance import provenance
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.models.checkpoints import write_atomically
+from diffpo.runs.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4
@@ -44,7 +44,7 @@ OURS, BASELINE = list(VARIANTS)[:2]
 ONE_GROUP = Setting(Shape(128, 384, 4, 4))
 GROWING, COUNTS = replace(ONE_GROUP, sequences_at_once=8, correction=False), (8, 16, 32, 64, 128, 256)
 EXACT = Setting(
-    Shape(64, 192, 2, 4, vocabulary=1000), rollouts=64, prompt_length=16, gen_length=256, steps=256, m=0,
+    Shape(32, 96, 1, 2, vocabulary=1000), rollouts=64, prompt_length=16, gen_length=256, steps=256, m=0,
     correction=False, sequences_at_once=32,
 )  # fmt: skip
 TINY = Shape(32, 96, 1, 2, vocabulary=500)
