@@ -14,7 +14,7 @@ from diffpo.likelihood.latents import Latents
 from diffpo.trajectory import Trajectory
 from likelihood_cases.updates import GROUP, Case, Setting, model_of, rollouts
 
-
+_LIBC = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 18  # glibc's malloc.h; bytes
 
 
@@ -49,7 +49,7 @@ def set_allocator(keep_freed: bool) -> None:
     if keep_freed:
         keep_freed_memory()
     else:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        _LIBC.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def warm_up(setting: Setting, name: str, flags: dict) -> None:
@@ -60,6 +60,7 @@ def warm_up(setting: Setting, name: str, flags: dict) -> None:
 
 
 def of_call(call) -> int:
+    _LIBC.malloc_trim(0)  # what was freed before must not serve the call
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
     call()
