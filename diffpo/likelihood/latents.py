@@ -2,7 +2,7 @@
 
 Every estimator of the field is a choice of `Latents`: the mean-field family (mean_field.py), random masks (random_masks.py).
 
-Shapes: B rollouts, L completion positions, Q prompt positions, P latents.
+Shapes: B rollouts, L completion positions, Q prompt positions, P latents, N scored tokens.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ class Latents:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __getitem__(self, index: Tensor) -> Latents:
+        """Some of the latents, by index."""
+        prompt = None if self.prompt_masked is None else self.prompt_masked[index]
+        return Latents(self.row[index], self.masked[index], self.weight[index], prompt)
+
     @staticmethod
     def concatenate(first: Latents, second: Latents) -> Latents:
         """The latents of both; they must agree on whether prompts are masked."""
@@ -47,22 +52,31 @@ class Latents:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says about latents of B rollouts.
+    """What a model says about latents of B rollouts. Only what is scored takes memory: most latents score few of their L tokens.
 
-    logprob: fp32 [P, L], nats, unweighted, 0 where not scored
+    scored: int64 [N, 2], latent and position of each scored token, ascending
+    value: fp32 [N], nats, unweighted, their log-probs
     actions: fp32 [B] by name, nats: the log-prob of what the commit rule drew, 0 where nothing was drawn
     """
 
     latents: Latents
     rollouts: int
-    logprob: Tensor
+    scored: Tensor
+    value: Tensor
     actions: dict[str, Tensor]
+
+    @property
+    def logprob(self) -> Tensor:
+        """fp32 [P, L], nats, unweighted, 0 where not scored."""
+        return self.value.new_zeros(self.latents.masked.shape).index_put(self.scored.unbind(dim=1), self.value)
 
     def tokens(self) -> Tensor:
         """[B, L]: the estimate of each token's log-prob, the sum over a rollout's latents of weight * logprob."""
-        rows = self.latents.row
-        weighted = self.latents.weight * self.logprob
-        return weighted.new_zeros(self.rollouts, weighted.shape[1]).index_add(0, rows, weighted)
+        L = self.latents.masked.shape[1]
+        latent_N, position_N = self.scored.unbind(dim=1)
+        weighted_N = self.latents.weight[latent_N, position_N] * self.value
+        token_N = self.latents.row[latent_N] * L + position_N
+        return weighted_N.new_zeros(self.rollouts * L).index_add(0, token_N, weighted_N).view(self.rollouts, L)
 
     def sequence(self) -> Tensor:
         """[B]: the estimate of each rollout's log-prob."""
@@ -70,4 +84,4 @@ class Scores:
 
     def detach(self) -> Scores:
         detached = {name: value.detach() for name, value in self.actions.items()}
-        return replace(self, logprob=self.logprob.detach(), actions=detached)
+        return replace(self, value=self.value.detach(), actions=detached)

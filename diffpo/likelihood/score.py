@@ -6,7 +6,7 @@ Shapes: B rollouts, L completion positions, Q prompt positions, S = Q + L, P lat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 
-_HASH_TOKENS = 1 << 20  # inputs are compared by a hash, that of this many tokens at a time
+_HASH_TOKENS = 1 << 20  # inputs are compared by a hash, that of at most this many tokens at a time
 
 
 def score(
@@ -53,14 +53,14 @@ class Plan:
                 f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
             )
         self.acting = model.threshold is not None and "gamma" in trajectory.actions
-        inputs = with_first_latents(latents, B) if self.acting else latents
-        self.first_U, self.source_P = distinct_inputs(trajectory, inputs, model.layout)
-        self.inputs = inputs
-        self.size = tokens_at_once // width if tokens_at_once else max(len(self.first_U), 1)
-        scored_N2 = (latents.weight != 0).nonzero()
-        source_N = self.source_P[scored_N2[:, 0]]
-        order = source_N.argsort(stable=True)
-        self.scored_N2, self.source_N = scored_N2[order], source_N[order]
+        at_once = tokens_at_once // width if tokens_at_once else None
+        count = len(latents) + (B if self.acting else 0)
+        self.first_U, self.source_P = distinct_inputs(trajectory, latents, model.layout, count, at_once)
+        self.size = at_once or max(len(self.first_U), 1)
+        self.scored_N2 = latents.weight.nonzero()
+        source_N = self.source_P[self.scored_N2[:, 0]]
+        self.order = source_N.argsort(stable=True)  # of the scored tokens: by part
+        self.source_N = source_N[self.order]
 
     def __len__(self) -> int:
         return -(-len(self.first_U) // self.size)
@@ -72,13 +72,14 @@ class Plan:
         bounds = zip(*(torch.searchsorted(self.source_N, edge).tolist() for edge in (starts, ends)), strict=True)
         for start, (low, high) in zip(starts.tolist(), bounds, strict=True):
             first = self.first_U[start : start + self.size]
-            scored = self.scored_N2[low:high]
+            index = self.order[low:high]
             acting = None
             if self.acting:
                 source_B = self.source_P[len(self.latents) :] - start
                 acting = ((source_B >= 0) & (source_B < len(first))).nonzero()[:, 0]
                 acting = (acting, source_B[acting])
-            yield Part(self.trajectory, self.inputs, first, scored, self.source_N[low:high] - start, acting)
+            scored, source = self.scored_N2[index], self.source_N[low:high] - start
+            yield Part(self.trajectory, self.latents, first, index, scored, source, acting)
 
     def evaluate(self, model: MaskedDiffusionLM) -> Scores:
         """The scores of all parts."""
@@ -90,26 +91,27 @@ class Plan:
     def empty(self) -> Scores:
         """Scores of zeros, for the parts to fill."""
         rollouts, device = len(self.trajectory), self.trajectory.tokens.device
-        logprob = torch.zeros(self.latents.masked.shape, device=device)
+        value = torch.zeros(len(self.scored_N2), device=device)
         actions = {"gamma": torch.zeros(rollouts, device=device)} if self.trajectory.actions else {}
-        return Scores(self.latents, rollouts, logprob, actions)
+        return Scores(self.latents, rollouts, self.scored_N2, value, actions)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the distinct inputs: latents whose input they are, int64 [u]; the tokens scored from them, (latent, position) [N, 2], and
-    from which of the u; and the rollouts whose action is read from them [M], with which of the u."""
+    """Some of the distinct inputs: latents whose input they are, int64 [u]; the tokens scored from them, their index among all that are
+    scored [N], (latent, position) [N, 2], and from which of the u; and the rollouts whose action is read from them [M], with which of the u."""
 
     trajectory: Trajectory
-    inputs: Latents
+    latents: Latents
     first: Tensor
+    index: Tensor
     scored: Tensor
     source: Tensor
     acting: tuple[Tensor, Tensor] | None
 
     def evaluate(self, model: MaskedDiffusionLM) -> tuple[Tensor, Tensor | None]:
         """Log-probs fp32 [N] of the tokens and [M] of the actions (None without any)."""
-        arrangement = model.layout.arrange(network_inputs(self.trajectory, self.inputs, self.first))
+        arrangement = model.layout.arrange(network_inputs(self.trajectory, self.latents, self.first))
 
         def read(hidden_uSD: Tensor) -> tuple[Tensor, Tensor | None]:
             hidden_uLD = arrangement.states(hidden_uSD)
@@ -122,7 +124,7 @@ class Part:
         latent_N, position_N = self.scored.unbind(dim=1)
         return model.logprobs(
             hidden_uLD.flatten(0, 1),
-            t.tokens[self.inputs.row[latent_N], position_N],
+            t.tokens[self.latents.row[latent_N], position_N],
             temperature=t.temperature or 1.0,
             banned_ids=[model.mask_id],
             rows=self.source * L + position_N,
@@ -139,17 +141,17 @@ class Part:
 
     def filled(self, scores: Scores, logprob_N: Tensor, action_M: Tensor | None) -> Scores:
         """``scores`` with this part's values in their places."""
-        logprob = scores.logprob.to(logprob_N.dtype).index_put(tuple(self.scored.unbind(dim=1)), logprob_N)
+        value = scores.value.to(logprob_N.dtype).index_copy(0, self.index, logprob_N)
         actions = scores.actions
         if action_M is not None and self.acting is not None:
             actions = {"gamma": actions["gamma"].to(action_M.dtype).index_put((self.acting[0],), action_M)}
-        return Scores(scores.latents, scores.rollouts, logprob, actions)
+        return replace(scores, value=value, actions=actions)
 
     def of(self, scores: Scores) -> tuple[Tensor, Tensor | None]:
-        """This part's values out of ``scores`` [N] and [M], or of anything of the same shapes; None where there are none."""
+        """This part's values out of ``scores`` [N] and [M]; None where there are none."""
         action = scores.actions.get("gamma")
         action_M = None if self.acting is None or action is None else action[self.acting[0]]
-        return scores.logprob[tuple(self.scored.unbind(dim=1))], action_M
+        return scores.value[self.index], action_M
 
 
 def check_same_model(model: MaskedDiffusionLM, trajectory: Trajectory) -> None:
@@ -169,33 +171,40 @@ def check_same_model(model: MaskedDiffusionLM, trajectory: Trajectory) -> None:
         )
 
 
-def with_first_latents(latents: Latents, rollouts: int) -> Latents:
-    """The latents and, behind them, z_0 of every rollout behind its whole prompt: from there a threshold is read."""
-    row = torch.arange(rollouts, device=latents.row.device)
-    masked = latents.masked.new_ones(rollouts, latents.masked.shape[1])
-    prompt = latents.prompt_masked
-    whole = None if prompt is None else prompt.new_zeros(rollouts, prompt.shape[1])
-    return Latents.concatenate(latents, Latents(row, masked, torch.zeros_like(masked, dtype=torch.float32), whole))
+def first_latents(rollouts: Tensor, like: Latents) -> Latents:
+    """z_0 of some rollouts, int64 [b], each behind its whole prompt."""
+    b = len(rollouts)
+    masked, weight = like.masked.new_ones(b, like.masked.shape[1]), like.weight.new_zeros(b, like.masked.shape[1])
+    prompt = like.prompt_masked
+    return Latents(rollouts, masked, weight, None if prompt is None else prompt.new_zeros(b, prompt.shape[1]))
 
 
 def network_inputs(trajectory: Trajectory, latents: Latents, index: Tensor) -> Texts:
-    """What the network is to read for the latents with these indices, int64 [u]."""
-    row, mask_id = latents.row[index], trajectory.mask_id
+    """What the network is to read for the latents with these indices, int64 [u]; P + b is z_0 of rollout b, from which a threshold is
+    read, and stands behind all others."""
+    of_latent = index < len(latents)
+    chosen = latents[index[of_latent]]
+    if len(chosen) < len(index):
+        chosen = Latents.concatenate(chosen, first_latents(index[~of_latent] - len(latents), latents))
+    row, mask_id = chosen.row, trajectory.mask_id
     prompt_ids, real = trajectory.prompt_ids[row], trajectory.prompt_mask[row]
-    if latents.prompt_masked is not None:
-        prompt_ids = prompt_ids.masked_fill(latents.prompt_masked[index] & real, mask_id)
-    return Texts(prompt_ids, real, trajectory.tokens[row].masked_fill(latents.masked[index], mask_id))
+    if chosen.prompt_masked is not None:
+        prompt_ids = prompt_ids.masked_fill(chosen.prompt_masked & real, mask_id)
+    return Texts(prompt_ids, real, trajectory.tokens[row].masked_fill(chosen.masked, mask_id))
 
 
-def distinct_inputs(trajectory: Trajectory, latents: Latents, layout: Full) -> tuple[Tensor, Tensor]:
-    """Index [U] of the first latent of each distinct network input, ascending, and each latent's place among them [P].
+def distinct_inputs(
+    trajectory: Trajectory, latents: Latents, layout: Full, count: int, at_once: int | None
+) -> tuple[Tensor, Tensor]:
+    """Index [U] of the first of each distinct network input, ascending, and the place among them of each of the first ``count``.
 
-    The members of a group share z_0, and often the first latents after it. Inputs are told apart by 128 bits of hash.
+    The members of a group share z_0, and often the first latents after it. Inputs are told apart by 128 bits of hash, which are computed
+    for ``at_once`` inputs at a time.
     """
     width = layout.width(trajectory.prompt_ids.shape[1], trajectory.tokens.shape[1])
-    rows = max(_HASH_TOKENS // max(width, 1), 1)
+    rows = min(max(_HASH_TOKENS // max(width, 1), 1), at_once or _HASH_TOKENS)
     keys = [torch.zeros(0, 2, dtype=torch.int64, device=latents.row.device)]
-    for index in torch.arange(len(latents), device=latents.row.device).split(rows):
+    for index in torch.arange(count, device=latents.row.device).split(rows):
         sequence = layout.identity(network_inputs(trajectory, latents, index))
         position = torch.arange(sequence.shape[1], device=sequence.device)
         keys.append(torch.stack([hashed(salt, position, sequence).sum(dim=1) for salt in (0, 1)], dim=1))

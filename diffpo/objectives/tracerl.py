@@ -42,15 +42,16 @@ class TraceRL(Objective[TraceRLConfig]):
         return mean_field(batch.trajectory, range(0, int(batch.trajectory.nfe.max()), self.config.merged_steps))
 
     def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
-        row, eps = new.latents.row, self.config.clip
-        scored = (new.latents.weight > 0) & batch.trajectory.scored[row]
-        count = scored.sum(dim=1, keepdim=True)
-        difference = torch.where(scored, new.logprob - old.logprob, 0.0)
-        ratio, advantage = difference.exp(), signal[row][:, None]
+        (latent, position), eps = new.scored.unbind(dim=1), self.config.clip
+        row = new.latents.row[latent]
+        scored = batch.trajectory.scored[row, position]
+        count = torch.zeros(len(new.latents), device=row.device).index_add(0, latent, scored.float())
+        difference = torch.where(scored, new.value - old.value, 0.0)
+        ratio, advantage = difference.exp(), signal[row]
         clipped = torch.minimum(ratio * advantage, ratio.clamp(1 - eps, 1 + eps) * advantage)
         kl = ((-difference).exp() + difference - 1) * scored
         latents = (count > 0).sum().clamp(min=1)
-        surrogate = (clipped * scored / count.clamp(min=1)).sum() / latents
+        surrogate = (clipped * scored / count[latent].clamp(min=1)).sum() / latents
         kl = kl.sum() / latents
         metrics = {"ratio_mean": ratio[scored].mean(), "ratio_max": ratio[scored].max(), "kl": kl}
         return Loss(self.config.kl_coefficient * kl - surrogate, {k: v.detach() for k, v in metrics.items()})

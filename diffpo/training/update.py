@@ -67,10 +67,10 @@ def _replayed(model: MaskedDiffusionLM, plan: Plan, old: Scores | None, loss_of:
     with torch.no_grad():
         known = plan.evaluate(model)
     actions = {name: value.requires_grad_() for name, value in known.actions.items()}
-    new = replace(known, logprob=known.logprob.requires_grad_(), actions=actions)
+    new = replace(known, value=known.value.requires_grad_(), actions=actions)
     loss = loss_of(new, old or new.detach())
-    tokens, *drawn = torch.autograd.grad(loss.value, [new.logprob, *actions.values()], allow_unused=True)
-    slopes = replace(new, logprob=tokens, actions=dict(zip(actions, drawn, strict=True)))
+    tokens, *drawn = torch.autograd.grad(loss.value, [new.value, *actions.values()], allow_unused=True)
+    slopes = replace(new, value=tokens, actions=dict(zip(actions, drawn, strict=True)))
     for part in plan:
         # a score without a slope plays no part in the loss, one without a graph is a frozen model's
         pairs = [
