@@ -23,6 +23,7 @@ from diffpo.tasks.task import Lengths, NoSplitError, begun, completion_lengths
 
 T = TypeVar("T")
 
+GRADED_TOGETHER = 32  # rows at most: what a kill can lose
 SWEEP_GAMMAS = (0.01, 0.1, 0.5, 1.0)
 Item = dict[str, Any]  # of one problem, as JSON values; see `items`
 Row = tuple[int, Generation]
@@ -86,13 +87,13 @@ def items(
 ) -> Iterator[Item]:
     """What became of each problem, as rows finish: index, completion, correct, reward, nfe, tokens, prompt_tokens, gamma, seconds.
 
-    prompts: ids int64 [P_i] of each problem, as `prompt_ids` gives them. At most ``batch_size`` rows are graded together. tokens: up to and
+    prompts: ids int64 [P_i] of each problem, as `prompt_ids` gives them. At most ``batch_size`` rows, and 32, are graded together. tokens: up to and
     including the first EOS; gamma: nats, "inf" or None; seconds: of decoding, since the row before. next_row: takes the next row from
     the decoding, for a caller that must know when the network is at work; options: of ``stream``. Whatever error ends the decoding, an
     interrupt too, is raised after the items of the rows that had finished.
     """
     rows = stream(model, prompts, *lengths, rule, batch_size=batch_size, **options)
-    for chunk in chunks(_timed(rows, next_row), batch_size):
+    for chunk in chunks(_timed(rows, next_row), min(batch_size, GRADED_TOGETHER)):
         indices = [index for (index, _), _ in chunk]
         asked = [problems[index] for index in indices]
         texts = [begun(task.prompt(problem)) + _text(row) for problem, ((_, row), _) in zip(asked, chunk, strict=True)]

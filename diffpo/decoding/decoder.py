@@ -173,7 +173,8 @@ class Decoder:
     def ended(self) -> tuple[Tensor, Tensor]:
         """The rows that are done and those that failed, bool [A] on the CPU, as far as is known yet."""
         none = torch.zeros(len(self.ids), dtype=torch.bool)
-        lag = 0 if self._stopping() else self.mode.lag
+        # steps of rows that differ run one after the other: none comes after the last row's end
+        lag = 0 if self._stopping() or self.terms is None or not self.terms.agree else self.mode.lag
         popped = self.pending.pop(lag)
         if popped is None:
             return none, none

@@ -194,9 +194,9 @@ class Engine:
         entering = list(itertools.islice(self.waiting, decoder.free))
         if entering:
             jobs = [self.open[row] for row in entering]
-            decoder.admit(jobs if self.version == 0 else [replace(job, version=self.version) for job in jobs])
-            for row in entering:
+            for row in entering:  # before memory can run out
                 del self.waiting[row]
+            decoder.admit(jobs if self.version == 0 else [replace(job, version=self.version) for job in jobs])
         if len(decoder.ids) == 0:
             return Outcome([], [])
         decoder.step()

@@ -49,14 +49,23 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         check_lengths(self.gen_length, self.gen_length if self.block_length is None else self.block_length)
+        self._as("gen_length", operator.index)
+        if self.block_length is not None:
+            self._as("block_length", operator.index)
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise ValueError(f"rule must be a commit rule such as diffpo.EntropyBounded(0.1), got {self.rule!r}")
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and not value < 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+            self._as(name, float)
         _check_int64("seed", self.seed)
+        self._as("seed", operator.index)
         checked_strings(self.stop)
+
+    def _as(self, name: str, kind: Callable[[Any], int | float]) -> None:
+        """Keep a number of another type, such as numpy's, as Python's: rows are compared by them."""
+        object.__setattr__(self, name, kind(getattr(self, name)))
 
     def resolved(self, model: MaskedDiffusionLM, prompts: int = 1) -> "ResolvedOptions":
         """The same with everything filled in that the lengths and the model decide. ValueError if the model cannot decode like that."""
@@ -129,8 +138,11 @@ class CallOptions(DecodingOptions, EngineOptions):
         DecodingOptions.__post_init__(self)
         EngineOptions.__post_init__(self)
         check_guidance(self.cfg_scale, self.cache)
-        if self.batch_size is not None and operator.index(self.batch_size) < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.batch_size is not None:
+            _check_int64("batch_size", self.batch_size)
+            self._as("batch_size", operator.index)
+            if self.batch_size < 1:
+                raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def of(self, kind: type[Part]) -> Part:
         """The part of the options that is of a row, or of the engine."""
@@ -191,7 +203,7 @@ def check_guidance(cfg_scale: float, cache: str) -> None:
 
 
 def _check_int64(name: str, value: int) -> None:
-    if not hasattr(value, "__index__") or operator.index(value) not in _INT64:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) not in _INT64:
         raise ValueError(f"{name} must be an int of 64 bits, got {value!r}")
 
 

@@ -225,7 +225,8 @@ class MaskedDiffusionLM(nn.Module):
             return
         if padding is not None:
             raise ValueError("attention_mask and padding exclude each other: give one of them")
-        check_mask(mask, *tokens_BL.shape, S)
+        B, L = tokens_BL.shape
+        check_mask(mask, B, L, S)
         if mask.dim() == 2 and cache is not None:
             raise ValueError("attention_mask must be [B, L, S] with a cache; say with padding what is padding")
         if mask.dim() != 2 and self.config.logit_shift:

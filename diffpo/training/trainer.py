@@ -55,7 +55,7 @@ class Trainer:
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
         threshold = list(model.threshold.parameters()) if model.threshold else []
-        trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.")]
+        trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.") and p.requires_grad]
         groups = []
         for name, parameters, lr in (("model", trunk, settings.lr), ("threshold", threshold, settings.threshold_lr)):
             for parameter in parameters:
