@@ -189,7 +189,7 @@ def test_what_is_saved_is_the_merged_model(random_model, tmp_path, settings, dis
     before = state(model)
     with model.disable_adapter() if disabled else nullcontext():
         save_checkpoint(model, tmp_path / "wrapped")
-        model.get_base_model().save(tmp_path / "inner")
+        model.save(tmp_path / "inner")
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
