@@ -31,6 +31,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "pooled": (f"{_EXPERIMENTS}/estimators.json", "together"),
     "estimator_base": (f"{_EXPERIMENTS}/estimators.json", "untrained"),
     "first_run": ("benchmarks/results/train/countdown-default-seed0.json",),
+    "keyed": ("benchmarks/results/train/keyed-draws.json",),
     "loop": ("benchmarks/results/decoding_cpu.json", "against_loops"),
 }
 
@@ -38,6 +39,7 @@ QUOTES = (
     "**{countdown[joint-long][accuracy][mean]:.1%}** of them in **{countdown[joint-long][nfe][mean]:.2f}** evaluations",
     "{untrained[best][accuracy]:.1%} in {untrained[best][nfe]:.2f}",
     "{first_run[trained][accuracy]:.1%} in {first_run[trained][nfe]:.2f} evaluations",
+    "{keyed[countdown][accuracy][least]:.1%} to {keyed[countdown][accuracy][most]:.1%}, in the mean {keyed[countdown][accuracy][mean]:.1%}",
 )
 
 
