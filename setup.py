@@ -4,6 +4,7 @@ Everything else about the package is in pyproject.toml. The outcome of the build
 `python -m diffpo_kernels` prints. Environment: DIFFPO_CUDA=0 leaves the CUDA kernels out even where nvcc is found.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,16 +20,18 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake; a failure becomes a line of the build report, never a failed install."""
+    """Runs CMake; a failure becomes a line of the build report, never a failed install.
+
+    What was built before goes only when there is something newer, or when it is of other sources: those must not be loaded.
+    """
 
     def run(self) -> None:
         in_place = self.inplace or getattr(self, "editable_mode", False)
         package = (ROOT if in_place else Path(self.build_lib)) / "diffpo_kernels"
         package.mkdir(parents=True, exist_ok=True)
-        for stale in package.glob("_native.*"):
-            stale.unlink()
-        report = build_extension(package)
-        (package / "_build_report.json").write_text(json.dumps(report, indent=2) + "\n")
+        with tempfile.TemporaryDirectory() as folder:
+            report = build_extension(Path(folder)) | {"sources": sources_digest()}
+            replace_extension(package, list(Path(folder).glob("_native.*")), report)
         print("diffpo_kernels:", json.dumps(report))
 
     def get_outputs(self) -> list[str]:
@@ -36,6 +39,30 @@ class CMakeBuild(build_ext):
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
+
+
+def replace_extension(package: Path, built: list[Path], report: dict[str, str]) -> None:
+    """Put what was built, and the report, into `package`; without anything built, keep an earlier extension of the same sources."""
+    written = package / "_build_report.json"
+    before = json.loads(written.read_text()) if written.exists() else {}
+    earlier = list(package.glob("_native.*"))
+    if earlier and not built and before.get("sources") == report["sources"]:
+        reason = report["native"]
+        report |= {"native": f"kept from an earlier build of the same sources: {reason}", "cuda": before["cuda"]}
+    else:
+        for stale in earlier:
+            stale.unlink()
+    for module in built:
+        shutil.copy2(module, package / module.name)
+    written.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def sources_digest() -> str:
+    """Of all that the extension is compiled from."""
+    digest = hashlib.sha256()
+    for path in [ROOT / "CMakeLists.txt", *sorted((ROOT / "csrc").glob("*"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def build_extension(package: Path) -> dict[str, str]:
@@ -107,4 +134,5 @@ def explain(output: str) -> str:
     return " | ".join((errors or lines[-3:])[:3])[:400]
 
 
-setup(ext_modules=[Extension("diffpo_kernels._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("diffpo_kernels._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -13,6 +13,8 @@ def main() -> None:
     native, report = backends.native_module(), backends.build_report()
     if native is not None:
         console.print(f"compiled extension: loaded, CPU instruction set [bold]{native.instruction_set}[/]")
+        if report.get("native", "built") != "built":
+            console.print(f"  {report['native']}", highlight=False, markup=False)
     else:
         console.print(f"compiled extension: [bold]missing[/], {backends.missing_extension_reason()}", highlight=False)
         console.print(

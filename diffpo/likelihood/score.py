@@ -131,8 +131,9 @@ class Part:
         )
 
     def _action_logprobs(self, model: MaskedDiffusionLM, hidden_uLD: Tensor) -> Tensor | None:
-        if self.acting is None or model.threshold is None:
+        if self.acting is None:
             return None
+        assert model.threshold is not None
         rollout_M, source_M = self.acting
         chosen_M = self.trajectory.actions["gamma"].choice[rollout_M]
         logprob_MG = model.threshold(hidden_uLD)[source_M]

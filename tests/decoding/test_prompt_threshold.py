@@ -88,6 +88,11 @@ def test_threshold_draws_and_token_draws_are_independent(random_model, random_pr
     assert chi_square(torch.bincount(cell, minlength=16), joint) > 1e-3
 
 
+def test_without_an_order_nothing_is_planned():
+    with pytest.raises(ValueError, match=r"resolve\(model\)"):
+        diffpo.PromptThreshold().plan(None)
+
+
 def test_model_without_a_threshold(random_model, random_prompts, forward_rows):
     model = random_model()
     with forward_rows(model) as rows, pytest.raises(ValueError, match="no learned threshold"):

@@ -49,6 +49,12 @@ def test_examples_are_correct_and_varied():
     assert set(first_operands) == {0, 1, 2}
 
 
+def test_a_question_without_a_compact_form_has_no_solution():
+    question = TASK.problem_from_row({"nums": [1, 2, 3, 4], "target": 6})
+    with pytest.raises(ValueError, match="no compact form"):
+        TASK.solution(question, np.random.default_rng(0))
+
+
 def test_solutions_cover_every_way():
     rng = np.random.default_rng(0)
     found = {TASK.solution(TASK.problem((1, 2, 3), 6), rng) for _ in range(500)}
