@@ -1,5 +1,7 @@
 """Prompts in every accepted form, and one clear error for everything else."""
 
+import math
+
 import pytest
 import torch
 
@@ -67,8 +69,12 @@ def test_chats_go_through_the_tokenizers_template(word_model):
 def test_a_prompt_may_be_empty(random_model, random_prompts):
     for shift in (False, True):
         model = random_model(logit_shift=shift)
-        # drawn, as all positions of an empty prompt's completion are alike at first: greedily, rounding would decide the order
-        empty, options = torch.zeros(0, dtype=torch.int64), {"rule": diffpo.FixedSchedule(3), "temperature": 1.0}
+        # whole blocks, drawn: all positions of an empty prompt's completion are alike at first, and rounding would decide an order
+        empty, options = (
+            torch.zeros(0, dtype=torch.int64),
+            {"rule": diffpo.EntropyBounded(math.inf), "temperature": 1.0},
+        )
+        options["block_length"] = 3
         alone = diffpo.generate(model, [empty, empty], 6, **options)
         assert alone.trajectory.prompt_ids.shape == (2, 0)
         padded = diffpo.generate(model, [empty, *random_prompts(model, [5])], 6, **options)

@@ -96,7 +96,7 @@ def test_a_fault_stops_with_what_was_done(run, chat_flags, tmp_path, monkeypatch
 
     monkeypatch.setattr(diffpo.evaluation, "stream", broken)
     assert run(*chat_flags) == 1
-    assert f"1 of 5 problems: {fault}" in capsys.readouterr().out
+    assert f"1 of 5 problems: {fault}" in capsys.readouterr().err
     assert len(items_in(tmp_path / "run")) == 1
     assert summary_in(tmp_path / "run")["done"] == 1
 

@@ -23,7 +23,7 @@ from diffpo.evaluate import main
         (["--batch-size", "99999999999999"], "batch_size"),
         (["--gamma", "nan", "--rule", "eb"], "gamma"),
         (["--model", "m" * 300], "neither a folder nor a shipped model"),
-        (["--data", "d" * 300 + ".jsonl"], "File name too long"),
+        (["--data", "d" * 300 + ".jsonl"], "data: there is no file ddd"),
     ],
 )
 def test_a_mistake_is_found_before_the_folder_is_made(run, tmp_path, capsys, flags, message):
