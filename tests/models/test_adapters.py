@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 
 import diffpo
 from diffpo.models.checkpoints import read_weights, save_checkpoint
-from diffpo.objectives import OBJECTIVES, Batch
-from diffpo.training.update import accumulate_gradient
 
 peft = pytest.importorskip("peft", reason="needs the extra diffpo[lora]")
 
@@ -157,6 +155,10 @@ def test_the_gradient_is_that_through_the_merged_weights(random_model, settings,
     plain = merged(model).requires_grad_()
     trajectory = decoded(plain).trajectory
     advantage = torch.tensor([1.0, -0.5])
+    # here, as they need pydantic, which a machine that only decodes may lack
+    from diffpo.objectives import OBJECTIVES, Batch
+    from diffpo.training.update import accumulate_gradient
+
     objective = OBJECTIVES["diffpo"](OBJECTIVES["diffpo"].Config(kl_coefficient=0))
     batch = Batch(trajectory, advantage, advantage)
     latents = objective.latents(batch, 0)
