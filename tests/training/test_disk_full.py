@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-import diffpo.models.checkpoints
+import diffpo.models.saving
 import diffpo.training.checkpointing
 from diffpo.runs.json_lines import JsonLines, own_file
 from diffpo.runs.tensor_board import TensorBoard
@@ -138,7 +138,7 @@ def test_the_type_that_safetensors_has_for_a_full_disk(train, monkeypatch, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(diffpo.training.checkpointing, "save_file", full)
-        patch.setattr(diffpo.models.checkpoints, "save_file", full)
+        patch.setattr(diffpo.models.saving, "save_file", full)
         assert train() == 1
     captured = capsys.readouterr()
     assert captured.out.count("training goes on") == 4

@@ -8,14 +8,14 @@ import torch
 
 from diffpo.config import ModelSize
 from diffpo.pretrain import build_model
-from diffpo.tasks import Grade, Task
+from diffpo.tasks import CompactTask, Grade
 from diffpo.training.config import TrainConfig
 from diffpo.training.trainer import Trainer
 
 DIGITS = "0123"
 
 
-class Echo(Task[str]):
+class Echo(CompactTask[str]):
     """Repeat a prompt of two digits; the reward is the fraction of right tokens, less than 0.25 by luck alone."""
 
     name = "echo"
@@ -34,9 +34,6 @@ class Echo(Task[str]):
 
     def solution(self, problem, rng):
         return self.prompt(problem)
-
-    def question(self, problem):
-        return f"Repeat {problem}."
 
     def grade(self, problem, text):
         reward = sum(a == b for a, b in zip(problem, text.split(), strict=False)) / 2
