@@ -1,0 +1,66 @@
+"""Options as users write them: integers for temperatures, numpy's numbers, rules of their own; and rows that differ under a lag."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import diffpo
+from diffpo import DecodingOptions, Engine, Request
+from diffpo.decoding.decoder import StepMode
+from diffpo.decoding.engine import Finished
+from diffpo.decoding.rules import Plan, Rule
+
+PROMPT = torch.tensor([4, 5, 6])
+
+
+def finished(engine: Engine) -> dict:
+    events = []
+    while len(engine):
+        events += engine.step()
+    return {event.id: event.trajectory for event in events if isinstance(event, Finished)}
+
+
+def test_whole_numbers_as_temperatures_in_one_batch(random_model):
+    model = random_model(0).double()
+    mixed = Engine(model, 2, 3, 4)
+    for temperature in (0, 1):
+        mixed.submit(Request(PROMPT, DecodingOptions(4, temperature=temperature), key=5))
+    for id, found in finished(mixed).items():
+        alone = Engine(model, 1, 3, 4)
+        alone.submit(Request(PROMPT, DecodingOptions(4, temperature=float(id)), key=5))
+        assert torch.equal(found.tokens, finished(alone)[0].tokens)
+
+
+def test_numbers_of_numpy(random_model, random_prompts):
+    model = random_model(0)
+    prompts = random_prompts(model, [3, 5, 2])
+    wanted = diffpo.generate(model, prompts, 4, temperature=1.0, seed=3, batch_size=2)
+    got = diffpo.generate(
+        model, prompts, np.int64(4), temperature=np.float32(1), seed=np.int64(3), batch_size=np.int64(2)
+    )
+    assert torch.equal(got.tokens, wanted.tokens)
+
+
+@dataclass
+class OneAtATime(Rule):
+    """A dataclass that compares by value has no hash."""
+
+    steps: int = 4
+
+    def plan(self, step):
+        return Plan(step.doubt(), torch.ones_like(step.entropy), torch.zeros_like(step.gamma))
+
+
+def test_a_rule_without_a_hash(random_model):
+    out = diffpo.generate(random_model(0), [PROMPT], 4, rule=OneAtATime())
+    assert out.nfe.tolist() == [4]
+
+
+def test_rows_that_differ_end_together_under_a_lag(random_model):
+    """As on a GPU, where the host learns a step late which rows are done."""
+    engine = Engine(random_model(0), 2, 3, 4)
+    engine.mode = StepMode(static=True, graphs=False, lag=1)
+    for scale in (0.0, 1.0):
+        engine.submit(Request(PROMPT, DecodingOptions(4, cfg_scale=scale)))
+    assert sorted(finished(engine)) == [0, 1]
