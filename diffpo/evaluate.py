@@ -4,7 +4,7 @@ In format chat it decodes as d1 does: no examples, one user turn of format instr
 <reasoning>, temperature 0, blocks of 32. A model that has learned a threshold is decoded by it, any other with a fixed schedule of gen_length / 2
 steps, as d1 does. The instruction is ours unless --instruction gives a paper's, verdicts
 and rewards are mathematical ones unless --protocol d1 asks for those of d1's own scripts. Writes runs/<name>/: items.jsonl, a line per problem as soon as it is
-done, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything done saved; ``--resume`` continues.
+graded, at most 32 together, and summary.json. Ctrl-C or SIGTERM stops with exit code 0 and everything done saved; ``--resume`` continues.
 """
 
 import hashlib
@@ -26,8 +26,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleConfig, RuleName
 from diffpo.dependencies import require
 from diffpo.device import choose_device
-from diffpo.evaluation import items as evaluation_items
-from diffpo.evaluation import summarise as evaluation_of
+from diffpo.evaluation import evaluated, summarise
 from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
@@ -253,8 +252,8 @@ class Run(command.Run):
         if not todo:
             return
         problems, prompts = ([given[index] for index in todo] for given in (evaluation.problems, evaluation.prompts))
-        found = evaluation_items(evaluation.model, evaluation.task, problems, prompts, evaluation.lengths, evaluation.rule,
-                                 next_row=self._next, **config.stream_options())  # fmt: skip
+        found = evaluated(evaluation.model, evaluation.task, problems, prompts, evaluation.lengths, evaluation.rule,
+                          next_row=self._next, **config.stream_options())  # fmt: skip
         for item in found:
             problem = problems[item["index"]]
             fields = asdict(problem) if is_dataclass(problem) and not isinstance(problem, type) else problem
@@ -271,7 +270,7 @@ class Run(command.Run):
         """The summary of all that is done."""
         if not self.log.items:
             return
-        summary = summarise(self.evaluation, list(self.log.items.values()))
+        summary = settings_and_numbers(self.evaluation, list(self.log.items.values()))
         summary["provenance"] = {
             **provenance(command=module_command("diffpo.evaluate", self.arguments)),
             **{f"{name}_revision": digest for name, digest in self.evaluation.inputs.items()},
@@ -281,14 +280,14 @@ class Run(command.Run):
         self.console.print(f"items.jsonl and summary.json are in {self.folder.path}")
 
 
-def summarise(evaluation: Prepared, items: list[dict]) -> dict:
+def settings_and_numbers(evaluation: Prepared, items: list[dict]) -> dict:
     """The numbers of the problems done so far, and the settings that they belong to."""
     config = evaluation.config
     settings = json.loads(config.model_dump_json(exclude={"name", "runs", "resume", "overwrite", "dry_run"}))
     return {
         "config": settings | {name: portable(getattr(config, name)) for name in ("model", "data", "instruction")},
         "problems": len(evaluation.problems),
-        **evaluation_of(evaluation.rule, items).asdict(),
+        **summarise(evaluation.rule, items).asdict(),
     }
 
 

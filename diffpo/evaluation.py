@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 GRADED_TOGETHER = 32  # rows at most: what a kill can lose
 SWEEP_GAMMAS = (0.01, 0.1, 0.5, 1.0)
-Item = dict[str, Any]  # of one problem, as JSON values; see `items`
+Item = dict[str, Any]  # of one problem, as JSON values; see `evaluated`
 Row = tuple[int, Generation]
 
 
@@ -71,10 +71,10 @@ def evaluate(
     rule = rule.resolve(model)
     prompts = prompt_ids(model.tokenizer, task, problems)
     lengths = lengths or completion_lengths(task)
-    return summarise(rule, list(items(model, task, problems, prompts, lengths, rule, batch_size)))
+    return summarise(rule, list(evaluated(model, task, problems, prompts, lengths, rule, batch_size)))
 
 
-def items(
+def evaluated(
     model: MaskedDiffusionLM,
     task: Task,
     problems: Sequence,

@@ -14,8 +14,8 @@ from diffpo.decoding.rules import EntropyBounded, FixedSchedule, PromptThreshold
 from diffpo.evaluation import (
     chunks,
     evaluate,
+    evaluated,
     fixed_problems,
-    items,
     one_at_a_time,
     parallel_rules,
     summarise,
@@ -94,7 +94,7 @@ def test_gamma_is_the_mean_of_the_thresholds(gammas, written):
     learned.add_threshold(gammas)
     problems = fixed_problems(TASK, 6)
     ids, lengths = prompt_ids(learned.tokenizer, TASK, problems), completion_lengths(TASK)
-    found = list(items(learned, TASK, problems, ids, lengths, PromptThreshold().resolve(learned), 4))
+    found = list(evaluated(learned, TASK, problems, ids, lengths, PromptThreshold().resolve(learned), 4))
     assert all(item["gamma"] == written if written else item["gamma"] in gammas for item in found)
     mean = summarise(PromptThreshold(), found).gamma
     assert mean == math.inf if written else min(gammas) <= mean <= max(gammas)
@@ -131,7 +131,7 @@ def test_rows_that_had_finished_are_graded_before_an_error_is_raised(model, monk
     monkeypatch.setattr(diffpo.evaluation, "stream", broken)
     task, problems, found = Watched(), fixed_problems(TASK, 6), []
     ids = prompt_ids(model.tokenizer, task, problems)
-    left = items(model, task, problems, ids, completion_lengths(task), FixedSchedule(1), 6)
+    left = evaluated(model, task, problems, ids, completion_lengths(task), FixedSchedule(1), 6)
     found += [next(left)["index"] for _ in range(3)]
     with pytest.raises(type(error)):
         next(left)

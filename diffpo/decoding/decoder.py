@@ -57,7 +57,7 @@ class Job:
     version: int = 0
 
 
-class Finished(NamedTuple):
+class FinishedRows(NamedTuple):
     """Rows of one kind of trajectory that ended together. seconds: wall-clock from each one's entering the batch to now; the prompts are
     padded to all columns before the completion."""
 
@@ -186,7 +186,7 @@ class Decoder:
             done |= self._stopped()
         return done & ~failed, failed
 
-    def finished(self, done: Tensor) -> list[Finished]:
+    def finished(self, done: Tensor) -> list[FinishedRows]:
         """The trajectories of these rows, bool [A], which stay where they are."""
         now, ids = perf_counter(), self.ids[done].tolist()
         leaving = self.rows[done.nonzero()[:, 0].to(self.model.device)]
@@ -206,7 +206,7 @@ class Decoder:
             rows = leaving if len(groups) == 1 else leaving[torch.tensor(places, device=self.model.device)]
             jobs = [self.jobs[ids[place]] for place in places]
             seconds = [now - self.entered[job.id] for job in jobs]
-            parts.append(Finished([job.id for job in jobs], self._trajectory(jobs, rows), seconds))
+            parts.append(FinishedRows([job.id for job in jobs], self._trajectory(jobs, rows), seconds))
         return parts
 
     def remove(self, leaving: Tensor) -> None:

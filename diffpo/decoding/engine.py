@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffpo.decoding.decoder import Committed, Decoder, Job, StepMode
-from diffpo.decoding.decoder import Finished as FinishedTogether
+from diffpo.decoding.decoder import Committed, Decoder, FinishedRows, Job, StepMode
 from diffpo.decoding.options import DecodingOptions, EngineOptions, Request, ResolvedOptions, check_guidance
+from diffpo.decoding.step import RuleError
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 
@@ -25,7 +25,7 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A row has left without a result: FloatingPointError, its logits were not finite, or torch.OutOfMemoryError, it fits not even alone.
+    """A row has left without a result: FloatingPointError, its logits were not finite; torch.OutOfMemoryError, it fits not even alone; or what its rule raised.
     key: of its draws."""
 
     id: int
@@ -34,7 +34,7 @@ class Failed(NamedTuple):
 
 
 class Restarted(NamedTuple):
-    """Memory ran out: the row waits again, and what it had committed is void. It draws the same anew."""
+    """Memory ran out, or another row's rule raised: the row waits again, and what it had committed is void. It draws the same anew."""
 
     id: int
 
@@ -45,7 +45,7 @@ Event = Committed | Finished | Failed | Restarted
 class Outcome(NamedTuple):
     """What a step did: the rows that ended, those of one kind together, and the rest as events."""
 
-    finished: list[FinishedTogether]
+    finished: list[FinishedRows]
     events: list[Event]
 
 
@@ -134,7 +134,8 @@ class Engine:
     def step(self) -> list[Event]:
         """One denoising step of all rows in flight, after waiting requests have taken free rows. What each row committed comes before its end.
 
-        An error of a rule or of the model itself leaves the requests open; those in flight begin anew.
+        An error in a rule's own code is the failure of its rows; the others in flight begin anew. An error of the model itself is raised and
+        leaves the requests open; those in flight begin anew.
         """
         finished, events = self.advance(report=True)
         return events + [
@@ -151,6 +152,8 @@ class Engine:
             outcome = self._advance(report)
         except torch.OutOfMemoryError as error:
             memory_error = str(error)  # not the error itself, which would keep the tensors of its frames alive
+        except RuleError as error:
+            outcome = Outcome([], self._without_rule(error))
         except BaseException:
             self._restart()
             raise
@@ -224,6 +227,16 @@ class Engine:
         self._restarted += in_flight
         self.decoder = None
         return in_flight
+
+    def _without_rule(self, error: RuleError) -> list[Event]:
+        """The rows in flight of a rule whose code raises have failed; the others begin anew."""
+        cause = error.__cause__
+        assert isinstance(cause, Exception)
+        jobs = [self.open[row] for row in self._restart()]
+        failed = [job for job in jobs if job.options.rule.family == error.family]
+        for job in failed:
+            self.cancel(job.id)
+        return [Failed(job.id, job.key, cause) for job in failed]
 
     def _with_less_memory(self, error: str) -> list[Event]:
         """Half as many rows; a single one that does not fit has failed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffpo.decoding.decoder import Finished
+from diffpo.decoding.decoder import FinishedRows
 from diffpo.decoding.engine import Engine, Failed, not_finite
 from diffpo.decoding.options import CallOptions, DecodingOptions, EngineOptions, Request, takes
 from diffpo.decoding.options import check_lengths as check_lengths
@@ -65,7 +65,7 @@ def stream(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> 
 
 
 def _rows(
-    model: MaskedDiffusionLM, parts: Iterator[Finished], stop: tuple[str, ...]
+    model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: tuple[str, ...]
 ) -> Iterator[tuple[int, Generation]]:
     for part in parts:
         for place, index in enumerate(part.ids):
@@ -91,16 +91,16 @@ def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) ->
     return engine, order, options.cfg_scale
 
 
-def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[Finished]:
+def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[FinishedRows]:
     """Rows as they finish, by the prompts' indices. FloatingPointError or torch.OutOfMemoryError when one fails."""
     while len(engine):
         finished, events = engine.advance()
         for part in finished:
             yield part._replace(ids=[order[number] for number in part.ids])
         failed = [event for event in events if isinstance(event, Failed)]
-        if len(failed) == 1:
-            raise failed[0].error
-        if failed:  # several are never out of memory
+        if len(failed) == 1 or any(not isinstance(event.error, FloatingPointError) for event in failed):
+            raise failed[0].error  # those of one rule, or the one that is out of memory, have one error
+        if failed:
             raise FloatingPointError(not_finite([event.key for event in failed], cfg_scale))
 
 

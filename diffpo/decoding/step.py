@@ -6,7 +6,8 @@ runs at all positions of the active blocks instead of the masked ones.
 Shapes: A rows, U distinct ones among them, L completion positions, Q evaluated positions, N positions at which the head runs, W of a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from diffpo.decoding.options import ResolvedOptions
 from diffpo.decoding.rows import Rows
-from diffpo.decoding.rules import Plan, StepPredictions
+from diffpo.decoding.rules import Plan, Rule, StepPredictions
 from diffpo.decoding.terms import Number, Terms
 from diffpo.keyed_random import uniform
 from diffpo.models.shared_pass import distinct_rows
@@ -97,7 +98,9 @@ def set_thresholds(
     """The thresholds that rows draw in their first step, from its hidden states. drawn: rows of one rule and length together."""
     for options, chosen in drawn:
         seed_k = seed[chosen] if isinstance(seed, Tensor) else seed
-        threshold = options.rule.thresholds(model, hidden.last(chosen, options.gen_length), rows.row_id[chosen], seed_k)
+        hidden_kLD = hidden.last(chosen, options.gen_length)
+        with _asking(options.rule):
+            threshold = options.rule.thresholds(model, hidden_kLD, rows.row_id[chosen], seed_k)
         for kept, value in zip((rows.gamma, rows.gamma_bin, rows.gamma_logprob), threshold, strict=True):
             kept[chosen] = value.to(kept.dtype)
 
@@ -138,15 +141,38 @@ def commit(
     rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
 
 
+class RuleError(RuntimeError):
+    """A rule's own code has raised its cause, before the step changed a row but for thresholds, which are drawn the same again.
+    family: of the rule."""
+
+    def __init__(self, rule: Rule, cause: Exception):
+        super().__init__(str(cause))
+        self.family = rule.family
+
+
+@contextmanager
+def _asking(rule: Rule) -> Iterator[None]:
+    """Errors of the rule's code are told from those of the machine and the model."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise RuleError(rule, error) from error
+
+
 def _planned(terms: Terms, step: StepPredictions) -> list[tuple[Plan, Tensor | None]]:
     """What to commit, at most one plan for each way of holding costs against budgets, with its rows (bool [A], None: all)."""
     if len(terms.rules) == 1:
-        return [(terms.rules[0][0].plan(step), None)]
+        rule = terms.rules[0][0]
+        with _asking(rule):
+            return [(rule.plan(step), None)]
     order, cost, budget = torch.zeros_like(step.entropy), torch.zeros_like(step.entropy), torch.zeros_like(step.gamma)
     rows_of: dict[str, Tensor] = {}
     for rule, rows in terms.rules:
-        plan = rule.plan(step if rows is None else step[rows])
-        order[rows], cost[rows], budget[rows] = plan.order, plan.cost, plan.budget
+        with _asking(rule):
+            plan = rule.plan(step if rows is None else step[rows])
+            order[rows], cost[rows], budget[rows] = plan.order, plan.cost, plan.budget
         rows_of.setdefault(plan.rule, torch.zeros_like(step.gamma, dtype=torch.bool))[rows] = True
     whole = len(rows_of) == 1
     return [(Plan(order, cost, budget, name), None if whole else rows) for name, rows in rows_of.items()]

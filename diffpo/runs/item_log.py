@@ -1,4 +1,4 @@
-"""items.jsonl: one line per evaluated problem, written when it is done, so that nothing done is lost and nothing is done twice."""
+"""items.jsonl: one line per evaluated problem, written when it is graded, so that nothing done is lost and nothing is done twice."""
 
 from pathlib import Path
 

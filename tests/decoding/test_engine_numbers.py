@@ -1,14 +1,15 @@
-"""Options as users write them: integers for temperatures, numpy's numbers, rules of their own; and rows that differ under a lag."""
+"""Options as users write them: integers for temperatures, numpy's numbers, rules of their own, which may raise; and rows that differ under a lag."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 
 import diffpo
 from diffpo import DecodingOptions, Engine, Request
 from diffpo.decoding.decoder import StepMode
-from diffpo.decoding.engine import Finished
+from diffpo.decoding.engine import Failed, Finished, Restarted
 from diffpo.decoding.rules import Plan, Rule
 
 PROMPT = torch.tensor([4, 5, 6])
@@ -64,3 +65,32 @@ def test_rows_that_differ_end_together_under_a_lag(random_model):
     for scale in (0.0, 1.0):
         engine.submit(Request(PROMPT, DecodingOptions(4, cfg_scale=scale)))
     assert sorted(finished(engine)) == [0, 1]
+
+
+class Broken(Rule):
+    def plan(self, step):
+        raise KeyError("mine")
+
+
+def test_a_rule_that_raises_fails_its_own_rows(random_model):
+    model = random_model(0).double()
+    engine = Engine(model, 3, 3, 4)
+    for rule in (diffpo.FixedSchedule(4), Broken(), diffpo.EntropyBounded(0.5)):
+        engine.submit(Request(PROMPT, DecodingOptions(4, rule=rule, temperature=1.0), key=5))
+    events = []
+    while len(engine):
+        events += engine.step()
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.id == 1
+    assert isinstance(failed.error, KeyError)
+    assert {event.id for event in events if isinstance(event, Restarted)} == {0, 2}
+    for event in events:
+        if isinstance(event, Finished):
+            rule = (diffpo.FixedSchedule(4), None, diffpo.EntropyBounded(0.5))[event.id]
+            alone = diffpo.generate(model, [PROMPT], 4, rule=rule, temperature=1.0, row_ids=torch.tensor([5]))
+            assert torch.equal(event.trajectory.tokens, alone.tokens)
+
+
+def test_generate_raises_what_a_rule_raises(random_model):
+    with pytest.raises(KeyError, match="mine"):
+        diffpo.generate(random_model(0), [PROMPT, PROMPT], 4, rule=Broken())
