@@ -37,7 +37,7 @@ _SMALLEST_MASK_RATE = 1e-3  # keeps the 1/p weight finite, as LLaDA's reference 
 
 
 def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Tensor, *key: int) -> Tensor:
-    """Mean negative ELBO in nats per completion token; ``key`` seeds the masks."""
+    """Mean negative ELBO in nats per completion token; ``key`` seeds the masks. Prompts are padded on the left."""
     B, L = completion_BL.shape
     row_B1, position_L = (torch.arange(n, device=completion_BL.device) for n in (B, L))
     row_B1 = row_B1[:, None]
@@ -50,7 +50,9 @@ def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Te
     def read(hidden_BSD: Tensor) -> Tensor:
         return model.logprobs(hidden_BSD[:, -L:][masked_BL], completion_BL[masked_BL], banned_ids=[model.mask_id])
 
-    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), read=read)
+    padding_B = (prompt_ids_BP == model.config.pad_token_id).sum(dim=1)
+    padding = padding_B if padding_B.any() else None  # without any, the fastest attention kernel applies
+    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), padding=padding, read=read)
     weight_N = (1 / rate_B1).expand(B, L)[masked_BL]
     return -(weight_N * logprob_N).sum() / (B * L)
 
@@ -70,14 +72,13 @@ def build_model(task: CompactTask, size: ModelSize) -> MaskedDiffusionLM:
 
 
 def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Prompt ids [count, P] and completion ids [count, gen_length] of fresh training examples."""
-    examples = task.examples(count, seed)
+    """Prompt ids [count, P], padded on the left, and completion ids [count, gen_length], filled up with EOS, of fresh training examples."""
+    prompts, completions = zip(*task.examples(count, seed), strict=True)
     tokenizer = model.tokenizer
     assert tokenizer is not None  # it knows the task's words
-    ending = f" {tokenizer.eos_token}" if task.ends_with_eos else ""
-    texts = [prompt for prompt, _ in examples], [completion + ending for _, completion in examples]
-    ids = [tokenizer(column)["input_ids"] for column in texts]
-    return torch.tensor(ids[0]), torch.tensor(ids[1])
+    prompt_ids = tokenizer(list(prompts), padding=True, return_tensors="pt")["input_ids"]
+    L, eos = task.gen_length, model.config.eos_token_id
+    return prompt_ids, torch.tensor([(ids + [eos] * L)[:L] for ids in tokenizer(list(completions))["input_ids"]])
 
 
 def pretrain(

@@ -8,11 +8,12 @@ from typing import Any
 from .countdown import Countdown, CountdownProblem
 from .gsm8k import GSM8K, GSM8KProblem
 from .math import Math500, MathProblem
+from .medley import Medley, MedleyProblem
 from .published import Protocol, PublishedTask
 from .sudoku import Sudoku, SudokuProblem
 from .task import CompactTask, Grade, Split, Task
 
-_TASKS: dict[str, type[PublishedTask]] = {task.name: task for task in (Countdown, Sudoku, GSM8K, Math500)}
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown, Sudoku, Medley, GSM8K, Math500)}
 
 __all__ = [
     "GSM8K",
@@ -23,6 +24,8 @@ __all__ = [
     "Grade",
     "Math500",
     "MathProblem",
+    "Medley",
+    "MedleyProblem",
     "Protocol",
     "PublishedTask",
     "Split",
@@ -39,7 +42,7 @@ def task_names() -> list[str]:
     return sorted(_TASKS)
 
 
-def get_task(name: str, **options: Any) -> PublishedTask:
+def get_task(name: str, **options: Any) -> Task:
     """The task called `name`, constructed with `options`: format, protocol, data. ValueError if there is no such task or option."""
     if name not in _TASKS:
         nearest = difflib.get_close_matches(str(name), _TASKS, n=3) or sorted(_TASKS)
