@@ -19,6 +19,7 @@ from diffpo.config import Field, Fraction, Limit
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
+from diffpo.objectives.advantage import Advantage, group_advantage
 from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective, masked_prompts
 from diffpo_kernels import surrogate_loss
 
@@ -35,6 +36,8 @@ class DiffpoConfig(AlgorithmConfig):
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
     m: int = Field(2, ge=0, le=2**12)
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
+    threshold_advantage: Advantage = "mean"
+    """of the threshold, see advantage"""
     importance_correction: bool = True
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
     weight_cap: Limit = 2.0
@@ -69,30 +72,42 @@ class Diffpo(Objective[DiffpoConfig]):
         latents = mean_field(trajectory, boundaries)
         return masked_prompts(latents, batch, self.config.prompt_mask_probability, *key, _PROMPT_MASK)
 
+    def signal(self, batch: Batch, old: Scores | None, reference: Scores | None) -> Tensor:
+        """[B, 2]: the advantage of the tokens, and that of the threshold."""
+        config = self.config
+        threshold = group_advantage(batch.reward, config.group_size, config.threshold_advantage)
+        return torch.stack([batch.advantage, threshold], dim=1)
+
     def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         config, trajectory = self.config, batch.trajectory
-        drawn = trajectory.actions.get("gamma")
-        unknown = torch.zeros_like(trajectory.gamma)
-        new_gamma, old_gamma = (scores.actions.get("gamma", unknown) for scores in (new, old))
-        # token 0 is the threshold: its own log-prob as reference, so no KL; it belongs to no denoising step
-        quarter_BL = (trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None]
-        return Loss(*surrogate_loss(
-            logprob=first(new_gamma, new.tokens()),
-            old=first(old_gamma, old.tokens()),
-            advantage=signal,
-            mask=first(unknown.bool() if drawn is None else drawn.choice >= 0, trajectory.scored),
-            behaviour=first(unknown if drawn is None else drawn.logprob, trajectory.logprob),
-            reference=first(new_gamma, reference.tokens()) if reference else None,
+        advantage, threshold_advantage = signal.unbind(dim=1)
+        tokens = Loss(*surrogate_loss(
+            logprob=new.tokens(),
+            old=old.tokens(),
+            advantage=advantage,
+            mask=trajectory.scored,
+            behaviour=trajectory.logprob,
+            reference=reference.tokens() if reference else None,
             clip=config.clip,
             weight_cap=config.weight_cap,
             kl_coefficient=config.kl_coefficient if reference else 0.0,  # a frozen model has none
             normalisation=config.normalisation,
             importance_correction=config.importance_correction,
-            step_bin=first(torch.full_like(trajectory.nfe, -1), quarter_BL),
+            step_bin=(trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None],
             bins=QUARTERS,
         ))  # fmt: skip
-
-
-def first(gamma_value_B: Tensor, token_values_BL: Tensor) -> Tensor:
-    """[B, 1 + L]: the threshold is one more token, in front of the completion's."""
-    return torch.cat([gamma_value_B[:, None].to(token_values_BL.dtype), token_values_BL], dim=1)
+        drawn = trajectory.actions.get("gamma")
+        if drawn is None or "threshold" not in config.train:
+            return tokens
+        threshold, _ = surrogate_loss(
+            logprob=new.actions["gamma"][:, None],
+            old=old.actions["gamma"][:, None],
+            advantage=threshold_advantage,
+            mask=(drawn.choice >= 0)[:, None],
+            behaviour=drawn.logprob[:, None],
+            clip=config.clip,
+            weight_cap=config.weight_cap,
+            importance_correction=config.importance_correction,
+        )
+        L = trajectory.tokens.shape[1]
+        return tokens._replace(value=(L * tokens.value + threshold) / (L + 1))

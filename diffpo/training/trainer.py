@@ -13,10 +13,11 @@ from diffpo.keyed_random import derive
 from diffpo.likelihood.score import score
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, Batch
+from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
-from diffpo.training.rollout import Rollout, collect, group_advantage
+from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient
 
 MAX_CONSECUTIVE_SKIPS = 3

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpo.training.rollout import group_advantage, priced, speed
+from diffpo.objectives.advantage import group_advantage
+from diffpo.training.rollout import priced, speed
 
 NAN = math.nan
 KINDS = ["mean", "std", "leave_one_out"]
