@@ -10,6 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -35,10 +36,14 @@ from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.guard import Guard
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model")
+REMEDY = (
+    "See docs/threshold.md: a smaller bin in rollout.threshold_gammas, or an advantage that is fair to slow prompts."
+)
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
 
@@ -112,6 +117,8 @@ class Run(command.Run):
         self.problems = problems
         lengths = trainer.lengths
         self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
+        watched = trainer.task.problems("validation", config.guard.problems, seed=0) if config.guard.every else []
+        self.guard = Guard(trainer.task, watched, lengths, trainer.evaluation_rule, config.guard.tolerance)
         self.started = time.perf_counter()
         self.saved_update: int | None = None  # whose checkpoint is the newest
 
@@ -128,6 +135,8 @@ class Run(command.Run):
 
     def _work(self) -> None:
         base = self._base_evaluation()  # of the model as it came, so before a checkpoint's weights
+        if self.config.guard.every:
+            self.guard.see_base(self.trainer.model)
         if self.saved is not None:
             self.trainer.restore(restore(self.saved, self.trainer.model, self.trainer.optimizer))
             self.saved_update = self.trainer.update
@@ -186,6 +195,8 @@ class Run(command.Run):
                 trainer.update < config.updates and not self.interruption.requested and time.perf_counter() < deadline
             ):
                 metrics = trainer.step()
+                if config.guard.every and trainer.update % config.guard.every == 0:
+                    metrics |= self._watched()
                 log.write(metrics)
                 progress.update(bar, completed=trainer.update)
                 if trainer.update == 1 or trainer.update % 5 == 0:
@@ -196,6 +207,12 @@ class Run(command.Run):
                         self._save()
                     except OSError as error:  # the older checkpoint stays, the next save is tried
                         self.console.print(f"checkpoint not saved, training goes on: {error}")
+
+    def _watched(self) -> dict[str, float]:
+        """Accuracy by kind of problem; what has been lost is said at once."""
+        for loss in self.guard.check(self.trainer.model):
+            self.console.print(f"WARNING after update {self.trainer.update}: {loss}. {REMEDY}")
+        return {f"watched/{kind}": accuracy for kind, accuracy in self.guard.now.items()}
 
     def _save(self) -> None:
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
@@ -219,6 +236,7 @@ class Run(command.Run):
         summary = {
             "base": {"one_at_a_time": _point(base[0]), "best": {"rule": best.rule, **_point(best)}},
             "trained": {**_point(trained), "gamma": trained.gamma},
+            "lost": [asdict(loss) for loss in self.guard.lost.values()],
             "heldout": len(self.problems),
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,

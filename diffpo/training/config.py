@@ -103,6 +103,16 @@ class OptimizerConfig(Config):
     max_grad_norm: Limit = 1.0
 
 
+class GuardConfig(Config):
+    """Watches problems of the validation split, so that no kind of problem is ruined while the mean gets better."""
+
+    every: int = Field(50, ge=0, le=2**31 - 1)
+    """updates between checks; 0 = never"""
+    problems: Count = 128
+    tolerance: Fraction = 0.2
+    """a kind may lose this share of what the base model solves under the most careful bound that rollouts can choose"""
+
+
 class TrainConfig(Config):
     """Reinforcement learning of a masked diffusion LM: python -m diffpo.train [config.toml] [--flags]."""
 
@@ -143,6 +153,7 @@ class TrainConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _trained_alike(self) -> "TrainConfig":
