@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ class Medley(CompactTask[MedleyProblem]):
         if count > MOST:
             raise ValueError(f"the {split} split of medley holds {MOST} problems, {count} were asked for")
         found: dict[MedleyProblem, None] = {}
-        for problem in self._drawn({"test": (0, 0), "validation": (1, 1), "train": (2, 9)}[split], seed):
+        for problem in self._drawn(self.kinds, {"test": (0, 0), "validation": (1, 1), "train": (2, 9)}[split], seed):
             if len(found) == count:
                 break
             found[problem] = None
@@ -72,7 +73,8 @@ class Medley(CompactTask[MedleyProblem]):
     def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
         check_request("train", count)
         rng = np.random.default_rng(seed)
-        problems = [problem for problem, _ in zip(self._drawn((1, 9), seed), range(count), strict=False)]
+        kinds = [kind for kind in self.kinds for _ in range(kind.share)]
+        problems = itertools.islice(self._drawn(kinds, (1, 9), seed), count)
         return [(self.prompt(problem), self.solution(problem, rng)) for problem in problems]
 
     def prompt(self, problem: MedleyProblem) -> str:
@@ -86,11 +88,11 @@ class Medley(CompactTask[MedleyProblem]):
         correct = kind.right(problem.numbers, words)
         return Grade(1.0 if correct else 0.1 if kind.formed(problem.numbers, words) else 0.0, correct)
 
-    def _drawn(self, tenths: tuple[int, int], seed: int) -> Iterator[MedleyProblem]:
-        """Random problems without end, kinds in turn, whose hash modulo ten lies between `tenths`."""
-        rng, waiting = np.random.default_rng(seed), {kind.name: [] for kind in self.kinds}
+    def _drawn(self, kinds: list[Kind], tenths: tuple[int, int], seed: int) -> Iterator[MedleyProblem]:
+        """Random problems without end, of `kinds` in turn, whose hash modulo ten lies between `tenths`."""
+        rng, waiting = np.random.default_rng(seed), {kind.name: [] for kind in kinds}
         while True:
-            for kind in self.kinds:
+            for kind in kinds:
                 while not waiting[kind.name]:
                     waiting[kind.name] = self._batch(kind, tenths, rng)
                 yield waiting[kind.name].pop()

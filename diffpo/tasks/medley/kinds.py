@@ -22,6 +22,7 @@ class Kind(ABC):
     """trained, unseen: levels of difficulty; numbers: what a problem is about, each kind says what."""
 
     name: str
+    share: int = 1  # of the examples for pretraining, against the other kinds': harder ones take more
     trained: tuple[Level, ...]
     unseen: tuple[Level, ...]
 
@@ -53,8 +54,8 @@ class Kind(ABC):
 class Draw(Kind):
     """numbers: how often a number may be used, and the set, in the order shown; level: the size of the set."""
 
-    def __init__(self, name: str, most: int, trained: tuple[Level, ...], unseen: tuple[Level, ...]) -> None:
-        self.name, self.most, self.trained, self.unseen = name, most, trained, unseen
+    def __init__(self, name: str, most: int, share: int, trained: tuple[Level, ...], unseen: tuple[Level, ...]) -> None:
+        self.name, self.most, self.share, self.trained, self.unseen = name, most, share, trained, unseen
 
     def draw(self, level: Level, rng: np.random.Generator) -> Numbers:
         return self.most, *rng.choice(100, size=level, replace=False).tolist()
@@ -110,6 +111,7 @@ class Add(Kind):
     """numbers: the digits of both, the most significant first; level: how many digits each has."""
 
     name = "add"
+    share = 4
     trained, unseen = (2, 4, 6), (3, 5)
 
     def draw(self, level: Level, rng: np.random.Generator) -> Numbers:
@@ -135,6 +137,7 @@ class Make(Kind):
     """numbers: the target, and three numbers in the order shown; there is one level."""
 
     name = "countdown"
+    share = 6
     trained, unseen = (3,), ()
     task = Countdown()
 
@@ -164,8 +167,8 @@ class Make(Kind):
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Draw("independent", DRAWN, trained=(2, 5, 11), unseen=(3, 8)),
-        Draw("distinct", 1, trained=(11, 14, 20), unseen=(12, 17)),
+        Draw("independent", DRAWN, share=1, trained=(2, 5, 11), unseen=(3, 8)),
+        Draw("distinct", 1, share=4, trained=(11, 14, 20), unseen=(12, 17)),
         Copy(),
         Reverse(),
         Add(),
