@@ -44,13 +44,13 @@ QUOTES = (
 
 
 def sources(root: Path = ROOT) -> dict[str, Any]:
-    """What the names of a template stand for: `SOURCES`, and `kernel` by "operator, case". FileNotFoundError, KeyError."""
+    """What the names of a template stand for: `SOURCES`, `kernel` by "operator, case" and `update`. FileNotFoundError, KeyError."""
     found = {}
     for name, (path, *keys) in SOURCES.items():
         found[name] = json.loads((root / path).read_text(encoding="utf-8"))
         for key in keys:
             found[name] = found[name][key]
-    return found | {"kernel": kernels(root)}
+    return found | {"kernel": kernels(root), "update": updates(root)}
 
 
 def kernels(root: Path) -> dict[str, dict[str, Any]]:
@@ -66,6 +66,15 @@ def kernels(root: Path) -> dict[str, dict[str, Any]]:
         for row in rows
         if row["contestant"] == "native"
     }
+
+
+def updates(root: Path) -> dict[str, dict[str, Any]]:
+    """An update's measurements: by "update, variant", by "N rollouts" and by the latents of the exact likelihood; memory in MiB."""
+    sections = json.loads((root / "benchmarks/results/likelihood_cpu.json").read_text(encoding="utf-8"))
+    named = [(f"{row['update']}, {row['variant']}", row) for row in sections["update"]]
+    named += [(f"{row['rollouts']} rollouts", row) for row in sections["rollouts"]]
+    named += [(row["latents"], row) for row in sections["exact"]]
+    return {name: row | {"memory": row["peak_bytes"] / 2**20} for name, row in named}
 
 
 def filled(template: str, values: dict[str, Any]) -> str:
