@@ -121,7 +121,9 @@ class CompletionFile:
                     f"resume: {self.path} does not say what its rows were made with, as an older version wrote it: give another output, or "
                     "--overwrite"
                 )
-            before = row["settings"]
+            before = row["settings"] | {
+                "rule": str(row["settings"].get("rule")).replace("proxy=", "order=")
+            }  # its old name
             changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
             if changed:
                 changes = "; ".join(f"{name}: {before.get(name)} -> {settings.get(name)}" for name in changed)

@@ -195,13 +195,9 @@ def filled_in(
 
 
 def protocol_rule(config: RuleConfig, model: MaskedDiffusionLM, gen_length: int) -> tuple[RuleName, int | None]:
-    """Rule and steps with the defaults filled in. auto: the model's learned threshold; eb where its settings are given; else the fixed
-    schedule of gen_length / 2 steps, with which scores are published."""
-    rule = config.rule
-    if rule == "auto" and config.gamma is None and model.threshold is not None:
-        rule = "learned"
-    if rule == "auto":
-        rule = "fixed" if config.gamma is None and config.proxy is None else "eb"
+    """Rule and steps with the defaults filled in: where there is nothing else to go by, the fixed schedule of gen_length / 2 steps, with
+    which scores are published."""
+    rule = config.chosen(model.threshold is not None, otherwise="fixed")
     return rule, (config.steps or max(gen_length // 2, 1)) if rule == "fixed" else None
 
 
@@ -218,7 +214,7 @@ class Run(command.Run):
         config = evaluation.config
         self.folder = RunFolder(
             Path(config.runs) / config.name, "evaluate", json.loads(config.model_dump_json()), evaluation.inputs,
-            resume=config.resume, overwrite=config.overwrite, may_change=MayChange(_FREE_ON_RESUME),
+            resume=config.resume, overwrite=config.overwrite, may_change=MayChange(_FREE_ON_RESUME, renamed=EvaluateConfig.renamed),
         )  # fmt: skip
         items = self.folder.path / "items.jsonl"
         with self.folder.released_on_error():

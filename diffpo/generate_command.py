@@ -136,6 +136,7 @@ def _prompts_as_flag(arguments: list[str]) -> list[str]:
 def _values_of(flag: str) -> float:
     """How many words behind a flag belong to it: of a list all, up to the next flag."""
     name = flag.removeprefix("--").replace("-", "_")
+    name = GenerateConfig.renamed.get(name, name)
     if name not in GenerateConfig.model_fields:  # --no-chat, --gamma=1, or a mistake
         return 0
     kind = GenerateConfig.model_fields[name].annotation

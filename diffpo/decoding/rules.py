@@ -24,7 +24,7 @@ from torch import Tensor
 from diffpo.keyed_random import uniform
 from diffpo.models.transformer import MaskedDiffusionLM
 
-ORDERS = PROXIES = ("entropy", "confidence", "margin")
+ORDERS = ("entropy", "confidence", "margin")
 _ONE_IN_FLOAT64 = 2.0**-53  # 1 / (1 + odds) is 1 up to here
 _GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
 
@@ -250,7 +250,7 @@ class EntropyBounded(Rule):
         self.order = _checked_order(order if proxy is None else _by_its_old_name(proxy))
 
     def __repr__(self) -> str:
-        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, proxy={self.order})"
+        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, order={self.order})"
 
     @property
     def proxy(self) -> str:
@@ -288,7 +288,7 @@ class PromptThreshold(Rule):
         self.order, self.sample = order if order is None else _checked_order(order), sample
 
     def __repr__(self) -> str:
-        options = ([f"proxy={self.order}"] if self.order else []) + (["sample"] if self.sample else [])
+        options = ([f"order={self.order}"] if self.order else []) + (["sample"] if self.sample else [])
         return f"PromptThreshold({', '.join(options)})"
 
     @property
@@ -296,7 +296,7 @@ class PromptThreshold(Rule):
         return self.order
 
     def resolve(self, model: MaskedDiffusionLM) -> Rule:
-        return self if self.order else PromptThreshold(model.config.threshold_proxy, self.sample)
+        return self if self.order else PromptThreshold(model.config.threshold_order, self.sample)
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if model.threshold is None:
@@ -331,7 +331,7 @@ class PromptThreshold(Rule):
 
 def _checked_order(order: str) -> str:
     if order not in ORDERS:
-        raise ValueError(f"order (proxy) must be one of {', '.join(ORDERS)}, got {order!r}")
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     return order
 
 

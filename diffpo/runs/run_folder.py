@@ -42,11 +42,13 @@ class MayChange:
 
     free: settings that say where or whether to run, not what is computed, beside those of the folder itself. never: settings that
     cannot change, with the reason. others: all other settings and the inputs may, because the user said so. advice: what to do if not.
+    renamed: what settings of earlier versions are called now, in any table.
     """
 
     free: Collection[str] = ()
     never: Mapping[str, str] = field(default_factory=dict)
     others: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     advice: str = "; start again with --overwrite"
 
 
@@ -167,7 +169,8 @@ class RunFolder:
     def _check_same(self, marker: Marker) -> bool:
         """Whether anything differs from the run to resume, and may. ValueError if it may not."""
         may, free = self._may_change, {*_FREE, *self._may_change.free}
-        before, now = ({k: v for k, v in c.items() if k not in free} for c in (self._settings_before(), self._settings))
+        both = _by_their_names(self._settings_before(), may.renamed), self._settings
+        before, now = ({k: v for k, v in settings.items() if k not in free} for settings in both)
         settings, inputs = _differences(before, now), _differences(marker.inputs, self.inputs)
         reasons = {change: why for name, why in may.never.items() for change in settings if change.startswith(name)}
         if may.others and reasons:
@@ -201,6 +204,13 @@ def _locked(path: Path) -> FileIO:
     except BlockingIOError:
         raise ValueError(f"output folder {path} is in use by another run") from None
     return lock
+
+
+def _by_their_names(settings: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        renamed.get(name, name): _by_their_names(value, renamed) if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

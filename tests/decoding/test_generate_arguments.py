@@ -152,8 +152,8 @@ def test_a_bare_string_is_an_error_with_a_tokenizer_too(word_model):
         (lambda: diffpo.EntropyBounded(torch.tensor([0.1, float("nan")])), "gamma"),
         (lambda: diffpo.EntropyBounded(torch.tensor([0.1, -1.0])), "gamma"),
         (lambda: diffpo.EntropyBounded(torch.zeros(2, 2)), "gamma"),
-        (lambda: diffpo.EntropyBounded(0.1, proxy="entropie"), r"proxy.*entropy, confidence, margin.*'entropie'"),
-        (lambda: diffpo.PromptThreshold(proxy="random"), r"proxy.*'random'"),
+        (lambda: diffpo.EntropyBounded(0.1, order="entropie"), r"order.*entropy, confidence, margin.*'entropie'"),
+        (lambda: diffpo.PromptThreshold(order="random"), r"order.*'random'"),
     ],
 )
 def test_rules_that_cannot_be(build, message):
@@ -192,7 +192,7 @@ def test_order_was_called_proxy():
 
 def test_repr_of_the_rules():
     assert repr(diffpo.FixedSchedule(8)) == "FixedSchedule(steps=8)"
-    assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, proxy=entropy)"
+    assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, order=entropy)"
     assert repr(diffpo.ConfidenceThreshold(0.9)) == "ConfidenceThreshold(p=0.9)"
     assert repr(diffpo.FactorThreshold(1.5)) == "FactorThreshold(factor=1.5)"
     assert "sample" in repr(diffpo.PromptThreshold(sample=True))
