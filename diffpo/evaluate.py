@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffpo.config import Count, Device, FolderName, Rows, RunName, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.decoding.generation import Generation, check_lengths
+from diffpo.decoding.generation import check_lengths
 from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleConfig, RuleName
 from diffpo.dependencies import require
@@ -249,18 +249,13 @@ class Run(command.Run):
             return
         problems, prompts = ([given[index] for index in todo] for given in (evaluation.problems, evaluation.prompts))
         found = evaluated(evaluation.model, evaluation.task, problems, prompts, evaluation.lengths, evaluation.rule,
-                          next_row=self._next, **config.stream_options())  # fmt: skip
+                          next_row=self.interruption.next_of, **config.stream_options())  # fmt: skip
         for item in found:
             problem = problems[item["index"]]
             fields = asdict(problem) if is_dataclass(problem) and not isinstance(problem, type) else problem
             named = {"index": todo[item["index"]], "problem": fields}
             self.log.write(named | item | named)
             yield item
-
-    def _next(self, rows: Iterator) -> tuple[int, Generation]:
-        """The next finished row. An interrupt that came while rows were graded is raised here, with their lines written."""
-        with self.interruption.at_once():
-            return next(rows)
 
     def report(self) -> None:
         """The summary of all that is done."""

@@ -1,5 +1,6 @@
 """``diffpo.generate``: prompts in, text, tokens, NFE and trajectory out."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -61,16 +62,29 @@ def stream(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> 
     The arguments, those of ``generate``, are checked by the call itself, before the first item is asked for. When an error ends the
     decoding, every row that had finished has been yielded.
     """
-    return _rows(model, _decoded(*_queued(model, prompts, options)), checked_strings(options.stop))
+    return Stream(model, _decoded(*_queued(model, prompts, options)), checked_strings(options.stop))
 
 
-def _rows(
-    model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: tuple[str, ...]
-) -> Iterator[tuple[int, Generation]]:
-    for part in parts:
-        for place, index in enumerate(part.ids):
-            one = part.trajectory[place : place + 1]
-            yield index, Generation(_text(model, one, stop), one, part.seconds[place])
+class Stream(Iterator[tuple[int, Generation]]):
+    """What ``stream`` returns. ``ready``: how many rows have ended already, and come without another step of the network."""
+
+    def __init__(self, model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: Sequence[str]):
+        self._model, self._parts, self._stop = model, parts, stop
+        self._ended: deque[tuple[int, Trajectory, float]] = deque()
+
+    @property
+    def ready(self) -> int:
+        return len(self._ended)
+
+    def __next__(self) -> tuple[int, Generation]:
+        while not self._ended:
+            ids, trajectory, seconds = next(self._parts)
+            rows = (trajectory[place : place + 1] for place in range(len(ids)))
+            self._ended = deque(zip(ids, rows, seconds, strict=True))
+        index, row, spent = self._ended[0]
+        generation = Generation(_text(self._model, row, self._stop), row, spent)
+        self._ended.popleft()  # not before its text is there: an interrupt must not lose it
+        return index, generation
 
 
 def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> tuple[Engine, list[int], float]:

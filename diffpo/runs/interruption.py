@@ -4,6 +4,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,6 +36,18 @@ class Interruption:
             yield
         finally:
             self._at_once = False
+
+    def next_of(self, rows: Iterator[T]) -> T:
+        """The next item, for which whoever makes it works ``at_once``, unless he says (``ready``) that there are items: those are taken
+        whatever happens."""
+        if not getattr(rows, "ready", 0):
+            try:
+                with self.at_once():
+                    return next(rows)
+            except KeyboardInterrupt:
+                if not getattr(rows, "ready", 0):
+                    raise
+        return next(rows)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True  # no more: printing here would re-enter a print that the signal interrupted

@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import stat
@@ -20,6 +19,7 @@ from typing import Any
 
 from diffpo.models.file_replacement import write_atomically
 from diffpo.runs.faults import DISK_FAULTS
+from diffpo.runs.json_lines import claimed
 from diffpo.runs.run_files import (
     CONFIG,
     FORMAT,
@@ -171,7 +171,7 @@ class RunFolder:
         may, free = self._may_change, {*_FREE, *self._may_change.free}
         both = _by_their_names(self._settings_before(), may.renamed), self._settings
         before, now = ({k: v for k, v in settings.items() if k not in free} for settings in both)
-        settings, inputs = _differences(before, now), _differences(marker.inputs, self.inputs)
+        settings, inputs = differences(before, now), differences(marker.inputs, self.inputs)
         reasons = {change: why for name, why in may.never.items() for change in settings if change.startswith(name)}
         if may.others and reasons:
             raise ValueError(f"resume: {'; '.join(reasons)}: {'; '.join(dict.fromkeys(reasons.values()))}")
@@ -199,11 +199,7 @@ def _locked(path: Path) -> FileIO:
     lock = os.fdopen(handle, "rb+", buffering=0)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         raise ValueError(f"output folder {path}: {LOCK} is no file: remove it")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"output folder {path} is in use by another run") from None
-    return lock
+    return claimed(lock, f"output folder {path} is in use by another run")
 
 
 def _by_their_names(settings: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
@@ -213,13 +209,13 @@ def _by_their_names(settings: dict[str, Any], renamed: Mapping[str, str]) -> dic
     }
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """Values of nested tables that differ, as "name: old -> new"."""
     found = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             found.append(f"{prefix}{key}: {old} -> {new}")
     return found
