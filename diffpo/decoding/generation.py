@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diffpo.decoding.decoder import FinishedRows
 from diffpo.decoding.engine import Engine, Failed, not_finite
-from diffpo.decoding.options import CallOptions, DecodingOptions, EngineOptions, Request, takes
+from diffpo.decoding.options import CallOptions, Request, takes
 from diffpo.decoding.options import check_lengths as check_lengths
-from diffpo.decoding.prompts import Prompts, check_prompts, encode_prompts
+from diffpo.decoding.prompts import IdsError, PromptError, Prompts, encode_prompts
 from diffpo.decoding.stopping import StopText, checked_strings
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
@@ -52,7 +52,8 @@ def generate(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -
     parts = list(_decoded(*_queued(model, prompts, options)))
     order = torch.tensor([index for part in parts for index in part.ids]).argsort().to(model.device)
     trajectory = Trajectory.concatenate([part.trajectory for part in parts])[order]
-    return Generation(_text(model, trajectory, checked_strings(options.stop)), trajectory)
+    texts = None if model.tokenizer is None else decode_text(model, trajectory, checked_strings(options.stop))
+    return Generation(texts, trajectory)
 
 
 @takes(CallOptions)
@@ -82,32 +83,39 @@ class Stream(Iterator[tuple[int, Generation]]):
             rows = (trajectory[place : place + 1] for place in range(len(ids)))
             self._ended = deque(zip(ids, rows, seconds, strict=True))
         index, row, spent = self._ended[0]
-        generation = Generation(_text(self._model, row, self._stop), row, spent)
+        text = None if self._model.tokenizer is None else decode_text(self._model, row, self._stop)
         self._ended.popleft()  # not before its text is there: an interrupt must not lose it
-        return index, generation
+        return index, Generation(text, row, spent)
 
 
 def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> tuple[Engine, list[int], float]:
     """An engine that holds the prompts, the longest first, so that rows in flight have similar lengths; their order; and their guidance."""
-    prompt_ids, prompt_mask = encode_prompts(model, prompts)
-    B, P = prompt_ids.shape
-    check_prompts(model, prompt_ids, prompt_mask, options.gen_length)
-    keys, lengths = options.keys(B), prompt_mask.sum(dim=1).cpu()
-    of_row = options.of(DecodingOptions).resolved(model, B)
+    ids = encode_prompts(model, prompts)
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    longest, context = len(ids[order[0]]), model.config.max_position_embeddings
+    if longest + options.gen_length > context:
+        raise PromptError(
+            order[0],
+            f"the longest prompt ({longest} tokens) and gen_length {options.gen_length} exceed the model's context of {context}",
+        )
+    keys, of_row = options.keys(len(ids)), options.resolved(model, len(ids))
     engine = Engine(
-        model, min(options.batch_size or B, B), P, options.gen_length, **vars(options.of(EngineOptions))
+        model, min(options.batch_size or len(ids), len(ids)), longest, options.gen_length,
+        cache=options.cache, cache_refresh=options.cache_refresh, cuda_graph=options.cuda_graph,
     )  # fmt: skip
-    order, prompt_ids = lengths.argsort(descending=True, stable=True).tolist(), prompt_ids.cpu()
     for index in order:
         rule = of_row.rule.for_prompt(index)
         own = of_row if rule is of_row.rule else replace(of_row, rule=rule)
-        engine.submit(Request(prompt_ids[index, P - int(lengths[index]) :], own, keys[index]))
+        try:
+            engine.submit(Request(ids[index], own, keys[index]))
+        except IdsError as error:
+            raise PromptError(index, error.reason) from None
     return engine, order, options.cfg_scale
 
 
 def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[FinishedRows]:
     """Rows as they finish, by the prompts' indices. FloatingPointError or torch.OutOfMemoryError when one fails."""
-    while len(engine):
+    while engine.open:
         finished, events = engine.advance()
         for part in finished:
             yield part._replace(ids=[order[number] for number in part.ids])
@@ -118,11 +126,10 @@ def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[Fin
             raise FloatingPointError(not_finite([event.key for event in failed], cfg_scale))
 
 
-def _text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str]) -> list[str] | None:
-    return None if model.tokenizer is None else decode_text(model, trajectory, stop)
-
-
 def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str]:
     """Completions up to the first EOS or before the first stop string, special tokens removed. The model has a tokenizer."""
     rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
+    assert model.tokenizer is not None
+    if not stop:
+        return model.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [text for text, _ in StopText(model.tokenizer, stop).cut(rows)]

@@ -7,10 +7,11 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from diffpo.text_input import decode, parse_json
 
+FileT = TypeVar("FileT", bound=BinaryIO)
 _BOM = "\ufeff"
 
 
@@ -126,7 +127,7 @@ def own_file(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb+", buffering=0)
 
 
-def claimed(file: BinaryIO, taken: str) -> BinaryIO:
+def claimed(file: FileT, taken: str) -> FileT:
     """An open file, locked for this process until it is closed or the process ends, however it does. ValueError if another has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
