@@ -15,7 +15,7 @@ from torch import Tensor
 from diffpo.decoding.cache import KeyValueCache, due_for_refresh, whole_pass, window_pass
 from diffpo.decoding.graphs import Flags, StepGraphs
 from diffpo.decoding.options import EngineOptions, ResolvedOptions
-from diffpo.decoding.rows import Rows, filled_holes
+from diffpo.decoding.rows import Rows
 from diffpo.decoding.step import Hidden, commit, exact_hidden, first_position, set_thresholds, unconditional_hidden
 from diffpo.decoding.stopping import StopStrings
 from diffpo.decoding.terms import Terms
@@ -126,7 +126,8 @@ class Decoder:
     def step(self) -> None:
         """One step of all rows in flight, or, with a cache, of those due for a refresh if there are any."""
         A = len(self.ids)
-        terms = self.terms = self.terms or self._terms(self.jobs)
+        L, device, options = self.rows.gen_length, self.model.device, [job.options for job in self.jobs]
+        terms = self.terms = self.terms or Terms.of(options, L, device)
         static = self.mode.static and terms.agree
         count, columns = (_bucket(A, self.limit), self._width()) if static else (A, int(self.lengths.max()))
         index: Tensor | slice = slice(0, count)
@@ -135,22 +136,20 @@ class Decoder:
             due = self._due()
             if len(due):
                 A, count = len(due), _bucket(len(due), self.limit) if static else len(due)
-                index, terms = (
-                    self.index[:count],
-                    terms if terms.agree else self._terms([self.jobs[row] for row in due.tolist()]),
-                )
-                self.index[:count] = len(self.rows) - 1
-                self.index[:A] = due.to(self.index.device)
+                index = self.index[:count]
+                index.fill_(len(self.rows) - 1)
+                index[:A] = due.to(device)
+                terms = terms if terms.agree else Terms.of([options[row] for row in due.tolist()], L, device)
             else:
                 positions, columns = self._window_positions(terms), self.rows.sequence.shape[1] if static else columns
         padded = bool((self.lengths != columns).any())
-        fresh = self.jobs[len(self.jobs) - self.fresh :]
-        drawing = self._drawing(fresh, A - len(fresh)) if any(job.options.rule.draws_gamma for job in fresh) else []
+        fresh = options[len(options) - self.fresh :]
+        drawing = self._drawing(fresh, A - self.fresh) if any(row.rule.draws_gamma for row in fresh) else []
         step = partial(self._evaluate, index, columns, padded, positions, drawing, terms, static)
         if self.graphs is None or self.fresh or not static:
             step()
         else:
-            kind = self.jobs[0].options.kind
+            kind = options[0].kind
             self.graphs.run((count, columns, padded, positions, isinstance(index, slice), kind), step)
         self.fresh = 0
         self.pending.push(self.flags, self.ids)
@@ -218,7 +217,7 @@ class Decoder:
                 self.stops[job.options.stop].forget(job.id)
         if self.terms is not None and not self.terms.agree:
             self.terms = None
-        source, target = filled_holes(leaving)
+        source, target = self.rows.remove(leaving)
         for values in (self.ids, self.lengths):
             values[target] = values[source]
         for hole, last in zip(target.tolist(), source.tolist(), strict=True):
@@ -231,10 +230,8 @@ class Decoder:
         if self.host is not None:
             self.host[:, target] = self.host[:, source]
             self.host = self.host[:, :live]
-        source, target = source.to(self.model.device), target.to(self.model.device)
-        self.rows.move(source, target, live)
         if self.cache is not None:
-            self.cache.move(source, target)
+            self.cache.move(source.to(self.model.device), target.to(self.model.device))
 
     def clear_cache(self, rows: Tensor) -> None:
         """Forget what rows, bool [A], that are to be removed have kept: their numbers are not finite."""
@@ -284,18 +281,14 @@ class Decoder:
         hidden = self.model(sequence.gather(1, window.columns), padding=padding, cache=window)
         return Hidden(hidden, column=before - window.columns[:, 0])
 
-    def _terms(self, jobs: Sequence[Job]) -> Terms:
-        return Terms.of([job.options for job in jobs], self.rows.gen_length, self.model.device)
-
-    def _drawing(self, fresh: Sequence[Job], start: int) -> list[tuple[ResolvedOptions, Tensor]]:
+    def _drawing(self, fresh: Sequence[ResolvedOptions], start: int) -> list[tuple[ResolvedOptions, Tensor]]:
         """The new rows that draw a threshold, those of one rule and one length together, by their places in the step, from ``start`` on."""
         groups: dict[tuple, list[int]] = {}
-        for place, job in enumerate(fresh, start):
-            if job.options.rule.draws_gamma:
-                groups.setdefault((job.options.rule.family, job.options.gen_length), []).append(place)
+        for place, row in enumerate(fresh, start):
+            if row.rule.draws_gamma:
+                groups.setdefault((row.rule.family, row.gen_length), []).append(place)
         return [
-            (fresh[places[0] - start].options, torch.tensor(places, device=self.model.device))
-            for places in groups.values()
+            (fresh[places[0] - start], torch.tensor(places, device=self.model.device)) for places in groups.values()
         ]
 
     def _width(self) -> int:

@@ -12,7 +12,7 @@ from diffpo.decoding.engine import Engine, Failed, not_finite
 from diffpo.decoding.options import CallOptions, Request, takes
 from diffpo.decoding.options import check_lengths as check_lengths
 from diffpo.decoding.prompts import IdsError, PromptError, Prompts, encode_prompts
-from diffpo.decoding.stopping import StopText, checked_strings
+from diffpo.decoding.stopping import StopText
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 
@@ -52,7 +52,7 @@ def generate(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -
     parts = list(_decoded(*_queued(model, prompts, options)))
     order = torch.tensor([index for part in parts for index in part.ids]).argsort().to(model.device)
     trajectory = Trajectory.concatenate([part.trajectory for part in parts])[order]
-    texts = None if model.tokenizer is None else decode_text(model, trajectory, checked_strings(options.stop))
+    texts = None if model.tokenizer is None else decode_text(model, trajectory, options.stop)
     return Generation(texts, trajectory)
 
 
@@ -63,13 +63,13 @@ def stream(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> 
     The arguments, those of ``generate``, are checked by the call itself, before the first item is asked for. When an error ends the
     decoding, every row that had finished has been yielded.
     """
-    return Stream(model, _decoded(*_queued(model, prompts, options)), checked_strings(options.stop))
+    return Stream(model, _decoded(*_queued(model, prompts, options)), options.stop)
 
 
 class Stream(Iterator[tuple[int, Generation]]):
     """What ``stream`` returns. ``ready``: how many rows have ended already, and come without another step of the network."""
 
-    def __init__(self, model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: Sequence[str]):
+    def __init__(self, model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: Sequence[str] | None):
         self._model, self._parts, self._stop = model, parts, stop
         self._ended: deque[tuple[int, Trajectory, float]] = deque()
 
@@ -98,7 +98,8 @@ def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) ->
             order[0],
             f"the longest prompt ({longest} tokens) and gen_length {options.gen_length} exceed the model's context of {context}",
         )
-    keys, of_row = options.keys(len(ids)), options.resolved(model, len(ids))
+    keys = range(len(ids)) if options.row_ids is None else options.keys(len(ids))
+    of_row = options.resolved(model, len(ids))
     engine = Engine(
         model, min(options.batch_size or len(ids), len(ids)), longest, options.gen_length,
         cache=options.cache, cache_refresh=options.cache_refresh, cuda_graph=options.cuda_graph,
@@ -126,7 +127,7 @@ def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[Fin
             raise FloatingPointError(not_finite([event.key for event in failed], cfg_scale))
 
 
-def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str]:
+def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] | None = None) -> list[str]:
     """Completions up to the first EOS or before the first stop string, special tokens removed. The model has a tokenizer."""
     rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
     assert model.tokenizer is not None

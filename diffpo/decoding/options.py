@@ -69,23 +69,22 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         check_lengths(self.gen_length, self.gen_length if self.block_length is None else self.block_length)
-        self._as("gen_length", operator.index)
-        if self.block_length is not None:
-            self._as("block_length", operator.index)
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise ValueError(f"rule must be a commit rule such as diffpo.EntropyBounded(0.1), got {self.rule!r}")
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and not value < 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-            self._as(name, float)
         _check_int64("seed", self.seed)
-        self._as("seed", operator.index)
-        object.__setattr__(self, "stop", checked_strings(self.stop))
-
-    def _as(self, name: str, kind: Callable[[Any], int | float]) -> None:
-        """Keep a number of another type, such as numpy's, as Python's: rows are compared by them."""
-        object.__setattr__(self, name, kind(getattr(self, name)))
+        # numbers of other types, such as numpy's, are kept as Python's: rows are compared by them
+        vars(self).update(
+            gen_length=operator.index(self.gen_length),
+            block_length=None if self.block_length is None else operator.index(self.block_length),
+            temperature=float(self.temperature),
+            seed=operator.index(self.seed),
+            cfg_scale=float(self.cfg_scale),
+            stop=() if self.stop is None else checked_strings(self.stop),
+        )
 
     def resolved(self, model: MaskedDiffusionLM, prompts: int = 1) -> "ResolvedOptions":
         """The same with everything filled in that the lengths and the model decide. ValueError if the model cannot decode like that."""
@@ -166,15 +165,13 @@ class CallOptions(DecodingOptions, EngineOptions):
         DecodingOptions.__post_init__(self)  # those of the engine it checks itself
         if self.batch_size is not None:
             _check_int64("batch_size", self.batch_size)
-            self._as("batch_size", operator.index)
             if self.batch_size < 1:
                 raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+            vars(self).update(batch_size=operator.index(self.batch_size))
 
     def keys(self, prompts: int) -> list[int]:
-        """What keys each prompt's draws. ValueError where ``row_ids`` does not fit."""
+        """The ``row_ids`` that were given. ValueError where they do not fit."""
         row_ids = self.row_ids
-        if row_ids is None:
-            return list(range(prompts))
         if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64 or row_ids.shape != (prompts,):
             got = f"{row_ids.dtype} {list(row_ids.shape)}" if isinstance(row_ids, Tensor) else type(row_ids).__name__
             raise ValueError(f"row_ids must be an int64 tensor [{prompts}], one for each prompt, got {got}")

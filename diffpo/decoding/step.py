@@ -118,23 +118,17 @@ def commit(
     position_L = torch.arange(L, device=start.device)
     candidates = (rows.tokens == mask_id) & (position_L >= start[:, None]) & (position_L < end[:, None])
     row_N, position_N = _windows(start, terms.window, L) if static else candidates.nonzero(as_tuple=True)
-    row_N, position_N, predicted = _predict(model, rows, row_N, position_N, hidden, unconditional, terms)
-
-    def spread(values_N: Tensor) -> Tensor:
-        return values_N.new_zeros(candidates.shape).index_put_((row_N, position_N), values_N)
-
-    entropy = spread(predicted.entropy)
-    step = StepPredictions(candidates, entropy, spread(predicted.confidence), spread(predicted.top1), spread(predicted.top2),
-                           spread(predicted.odds), spread(predicted.top_odds), rows.block_step, rows.gamma,
+    at = _predict(model, rows, row_N, position_N, hidden, unconditional, terms)
+    step = StepPredictions(candidates, at.entropy, at.confidence, at.top1, at.top2, at.odds, at.top_odds, rows.block_step, rows.gamma,
                            terms.block_length, terms.blocks, terms.number)  # fmt: skip
     before = start.clone()
     committed = _commit_planned(
-        rows, _planned(terms, step), start, end, proposal=spread(predicted.token), mask_id=mask_id,
-        proposal_logprob=spread(predicted.logprob), max_window=terms.window,
+        rows, _planned(terms, step), start, end, proposal=at.token, mask_id=mask_id,
+        proposal_logprob=at.logprob, max_window=terms.window,
     )  # fmt: skip
-    rows.entropy.copy_(torch.where(committed, entropy, rows.entropy))
+    rows.entropy.copy_(torch.where(committed, at.entropy, rows.entropy))
     rows.block_step.copy_(torch.where(start == before, rows.block_step + 1, 0))
-    rows.failed.logical_or_((spread(~predicted.valid) & candidates).any(dim=1))
+    rows.failed.logical_or_((candidates & ~at.valid).any(dim=1))
     rows.done.logical_or_(rows.failed | _finished(rows.tokens, mask_id, eos_ids, terms))
     rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
 
@@ -212,7 +206,7 @@ def _windows(start: Tensor, block_length: int, L: int) -> tuple[Tensor, Tensor]:
 
 
 class _Predictions(NamedTuple):
-    """Of N positions: the proposed token and its log-prob, and the untempered distribution's statistics (``StepPredictions``)."""
+    """Of N positions, or of all [A, L]: the proposed token and its log-prob, and the untempered distribution's statistics (``StepPredictions``)."""
 
     token: Tensor
     logprob: Tensor
@@ -233,9 +227,9 @@ def _predict(
     hidden: Hidden,
     unconditional: Hidden | None,
     terms: Terms,
-) -> tuple[Tensor, Tensor, _Predictions]:
-    """These places, sorted by guidance where rows differ in it, and what is predicted there. In chunks, so that the logits of long blocks
-    do not stand in memory at once."""
+) -> _Predictions:
+    """What is predicted at these places, [A, L], 0 elsewhere. In chunks, so that the logits of long blocks do not stand in memory at once,
+    and of one guidance each."""
     if not isinstance(terms.cfg_scale, Tensor):
         places = [(terms.cfg_scale, row_N, position_N)]
     else:
@@ -249,7 +243,8 @@ def _predict(
             guide = unconditional if scale else None
             parts.append((row, position, *_predict_chunk(model, rows, row, position, hidden, guide, terms, scale)))
     row_N, position_N, *predicted = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    return row_N, position_N, _Predictions(*predicted)
+    shape = rows.commit_step.shape
+    return _Predictions(*(some.new_zeros(shape).index_put_((row_N, position_N), some) for some in predicted))
 
 
 def _predict_chunk(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpo.models.attention import Padding, attend, check_mask, left_padding
-from diffpo.models.head import Head, Targets, logprobs
+from diffpo.models.head import Head, logprobs
 from diffpo.models.layout import Full
 from diffpo.models.model_config import ModelConfig, Order
 from diffpo.models.saving import save_checkpoint
@@ -250,7 +250,8 @@ class MaskedDiffusionLM(nn.Module):
 
         To be called in ``read`` of a forward. ValueError for an adapter on the head that is no change of its weight.
         """
-        return logprobs(self.lm_head, hidden_MD, Targets(token_N, temperature, banned_ids, rows))
+        targets = {"target": token_N, "temperature": temperature, "banned_ids": banned_ids, "rows": rows}
+        return logprobs(self.lm_head, hidden_MD, targets)
 
     def logits(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of every position: for tests and small models only."""
