@@ -1,4 +1,4 @@
-"""Prompts as token ids: strings, chats or ids in, left-padded tensors out. What is wrong with a prompt is found here."""
+"""Prompts as token ids: strings, chats or ids in, a row of ids for each out."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar

@@ -38,7 +38,7 @@ class Interruption:
             self._at_once = False
 
     def next_of(self, rows: Iterator[T]) -> T:
-        """The next item, for which whoever makes it works ``at_once``, unless he says (``ready``) that there are items: those are taken
+        """The next item; making it is interrupted ``at_once``. Those that the iterator has made already (``ready``, how many) are taken
         whatever happens."""
         if not getattr(rows, "ready", 0):
             try:

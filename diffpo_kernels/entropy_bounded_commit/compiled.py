@@ -2,7 +2,7 @@
 
 import struct
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,12 +106,9 @@ def _run(*values: object) -> Tensor:
 
 
 def _launch_native(a: Arguments, committed: Tensor) -> None:
-    halves = {
-        name
-        for name in ("proxy", "entropy", "gamma")
-        if getattr(a, name) is not None and getattr(a, name).itemsize == 2
-    }
-    a = a._replace(**{name: getattr(a, name).float() for name in halves})
+    floats = {"proxy": a.proxy, "entropy": a.entropy, "gamma": a.gamma}
+    wide: dict[str, Any] = {name: x.float() for name, x in floats.items() if x is not None and x.itemsize == 2}
+    a = a._replace(**wide)
     backends.compiled_extension().entropy_bounded_commit_cpu(*_native_arguments(a, committed), torch.get_num_threads())
 
 
