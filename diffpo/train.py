@@ -81,6 +81,7 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
         free=_FREE_ON_RESUME,
         never={"algorithm.name": _OTHER_ALGORITHM, "algorithm.train": _OTHER_ALGORITHM},
         others=config.allow_config_change,
+        renamed=config.rollout.renamed,
         advice=" (--allow-config-change resumes all the same)",
     )
     settings = json.loads(config.model_dump_json())

@@ -1,15 +1,17 @@
 """An append-only file of JSON objects, one a line: a line is whole or absent, whatever fails, and always valid JSON."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from diffpo.text_input import decode, parse_json
 
+FileT = TypeVar("FileT", bound=BinaryIO)
 _BOM = "\ufeff"
 
 
@@ -123,6 +125,16 @@ def own_file(path: Path) -> BinaryIO:
         os.close(handle)
         raise ValueError(f"{path} is no file of its own, but a device, a pipe or a link to another file: remove it")
     return os.fdopen(handle, "rb+", buffering=0)
+
+
+def claimed(file: FileT, taken: str) -> FileT:
+    """An open file, locked for this process until it is closed or the process ends, however it does. ValueError if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(taken) from None
+    return file
 
 
 def finite(value: Any) -> Any:

@@ -38,7 +38,7 @@ class Trainer:
         self.rule, self.evaluation_rule = config.rollout.rules(model, self.lengths.gen_length, config.trains_threshold)
         if config.trains_threshold:
             wanted = (config.rollout.bins, config.rollout.threshold_order)
-            if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_proxy) != wanted:
+            if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_order) != wanted:
                 model.add_threshold(*wanted)
         anchored = algorithm.kl_coefficient > 0 and "model" in algorithm.train  # a frozen model cannot drift
         self.reference = copy.deepcopy(model).requires_grad_(False) if anchored else None

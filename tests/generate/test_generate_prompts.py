@@ -290,14 +290,14 @@ def test_no_prompt_at_all(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [
-        ({}, "EntropyBounded(gamma=0.1, proxy=entropy)"),
-        ({"gamma": 0.5, "proxy": "margin"}, "EntropyBounded(gamma=0.5, proxy=margin)"),
+        ({}, "EntropyBounded(gamma=0.1, order=entropy)"),
+        ({"gamma": 0.5, "order": "margin"}, "EntropyBounded(gamma=0.5, order=margin)"),
         ({"rule": "confidence", "p": 0.0}, "ConfidenceThreshold(p=0)"),
         ({"rule": "confidence"}, "ConfidenceThreshold(p=0.9)"),
         ({"rule": "factor", "factor": 1}, "FactorThreshold(factor=1)"),
         ({"rule": "fixed", "steps": 4}, "FixedSchedule(steps=4)"),
         ({"rule": "fixed"}, "FixedSchedule(steps=128)"),
-        ({"rule": "learned", "proxy": "margin"}, "PromptThreshold(proxy=margin)"),
+        ({"rule": "learned", "order": "margin"}, "PromptThreshold(order=margin)"),
     ],
 )
 def test_the_rule_that_the_settings_name(flags, rule, random_model):
