@@ -190,7 +190,7 @@ class Request:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "ids", as_ids(self.ids))
+            object.__setattr__(self, "ids", as_ids(self.ids).clone())  # what the caller does with its own later
         except ValueError as error:
             raise ValueError(f"ids {error}") from None
         if not isinstance(self.options, DecodingOptions):

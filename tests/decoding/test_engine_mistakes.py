@@ -105,3 +105,10 @@ def test_engines_that_cannot_be(random_model, arguments, message):
         Engine(random_model(), 1, 4, 4, cache="some")
     with pytest.raises(ValueError, match="cuda_graph=True needs a model on a GPU"):
         Engine(random_model(), 1, 4, 4, cuda_graph=True)
+
+
+def test_a_request_keeps_its_ids_whatever_becomes_of_the_buffer() -> None:
+    buffer = torch.tensor([5, 6, 7])
+    request = Request(buffer, DecodingOptions(8))
+    buffer.fill_(9)
+    assert request.ids.tolist() == [5, 6, 7]
