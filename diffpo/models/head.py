@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpo.models.adapters import adapted_weight, replacement
-from diffpo.models.sharding import whole_weight
+from diffpo.models.sharding import call
 from diffpo_kernels import linear_logprob, skinny_linear
 
 
@@ -37,10 +37,9 @@ class Head(nn.Linear):
 
     def forward(self, hidden: Tensor, targets: Targets | None = None) -> Tensor:
         """Logits, or with ``targets`` their log-probs, fp32 [N] in nats."""
-        weight_VD = whole_weight(self.weight, hidden)
         if targets is not None:
-            return targets.logprobs(hidden, weight_VD)
-        return skinny_linear(hidden, weight_VD) if hidden.dim() == 2 else F.linear(hidden, weight_VD)
+            return targets.logprobs(hidden, self.weight)
+        return skinny_linear(hidden, self.weight) if hidden.dim() == 2 else F.linear(hidden, self.weight)
 
 
 def logprobs(head: nn.Module, hidden_MD: Tensor, targets: Targets) -> Tensor:
@@ -49,7 +48,7 @@ def logprobs(head: nn.Module, hidden_MD: Tensor, targets: Targets) -> Tensor:
     ValueError for an adapter that is no change of the head's weight.
     """
     if isinstance(replacement(head), Head):
-        return head(hidden_MD, targets)
+        return call(head, hidden_MD, targets)
     return targets.logprobs(
         hidden_MD, adapted_weight(head, "lm_head")
     )  # what LoRA adds to logits, it cannot add to log-probs

@@ -143,7 +143,7 @@ def check_one_writer(mesh, folder, rank):
         save_checkpoint(model, folder / "never")
 
 
-def check_adapters(mesh, folder, rank):
+def check_adapters(mesh, folder, rank, options):
     import peft
 
     def build(base):
@@ -158,7 +158,7 @@ def check_adapters(mesh, folder, rank):
 
     plain = build(build_random_model(1, threshold_gammas=(0.5, 2.0)))
     model = copy.deepcopy(plain)
-    sharded(model.get_base_model(), mesh)
+    sharded(model.get_base_model(), mesh, **options)
     optimizer, plain_optimizer = optimizer_of(model), optimizer_of(plain)
     trajectory = decoded(plain)
     assert_alike(model, plain, trajectory)
@@ -189,7 +189,8 @@ def main(rank: int, folder: Path) -> None:
     check_full(mesh, folder / "apart", rank, {"reshard_after_forward": True}, {"logit_shift": True})
     check_full(mesh, folder / "tied", rank, {}, {"tie_word_embeddings": True})
     check_one_writer(mesh, folder, rank)
-    check_adapters(mesh, folder, rank)
+    check_adapters(mesh, folder / "lora", rank, {})
+    check_adapters(mesh, folder / "lora-apart", rank, {"reshard_after_forward": True})
     distributed.destroy_process_group()
     print("done", rank)
 

@@ -12,7 +12,7 @@ import torch
 import diffpo.train
 from diffpo.objectives.diffpo import Diffpo
 from diffpo.training import checkpointing
-from diffpo.training.checkpointing import checkpoints, load_state, save_state
+from diffpo.training.checkpointing import checkpoints, newest, restore, save_state
 
 
 def poison_loss(monkeypatch, calls: set[int]) -> None:
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, tmp_path
     damage(tmp_path / "000002" / name)
     fresh = make_trainer()
     with pytest.warns(UserWarning, match="000002 is not readable"):
-        state = load_state(tmp_path, fresh.model, fresh.optimizer)
+        state = restore(newest(tmp_path, fresh.model), fresh.model, fresh.optimizer)
     assert state["update"] == 1
     assert torch.equal(fresh.model.lm_head.weight, weights[0])
 
