@@ -1,10 +1,12 @@
 """Injected faults: a run survives them, or stops with everything that was good still there."""
 
 import errno
+import io
 import json
 import math
 import resource
 import shutil
+import sys
 
 import pytest
 import torch
@@ -65,6 +67,25 @@ def test_three_in_a_row_stop_with_the_last_good_checkpoint(
     assert train(*one, "--name", "clean") == 0
     assert train(*one, "--resume") == 0  # without the poison
     assert_same_weights(tmp_path / "clean/model", tmp_path / "run/model")
+
+
+def test_a_reader_that_leaves_stops_a_run_with_all_that_was_done(
+    train, monkeypatch, assert_same_weights, tmp_path, capsys
+):
+    class Leaving(io.StringIO):
+        def write(self, text):
+            if "update    1/" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Leaving())
+        assert train("--save-every", "100") == 1
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000001"]
+    assert train("--save-every", "100", "--resume") == 0
+    assert train("--name", "whole") == 0
+    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
 
 
 def truncate(path) -> None:
