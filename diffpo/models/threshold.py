@@ -7,9 +7,6 @@ from torch import Tensor, nn
 
 from diffpo.models.sharding import call
 
-# The grid of the Entropy-Bounded sampler's paper (arXiv 2505.24857), in nats.
-ENTROPY_BOUND_GRID = (0.0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
-
 
 class ThresholdPolicy(nn.Module):
     """A linear head on the mean hidden state of the masked completion; it starts uniform (zero weights).
