@@ -273,7 +273,9 @@ def main(rank: int, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
     check_full(mesh, folder / "apart", rank, {"reshard_after_forward": True}, {"logit_shift": True})
     check_full(mesh, folder / "tied", rank, {}, {"tie_word_embeddings": True})
-    check_one_writer(mesh, folder, rank)
+    check_one_writer(mesh, folder / "in line", rank)
+    copies = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copy", "shard"))
+    check_one_writer(copies, folder / "copies", rank)  # each process holds everything, and still one writes
     check_adapters(
         mesh, folder, rank, {"reshard_after_forward": True}
     )  # so decoding finds shards in the head's adapter
