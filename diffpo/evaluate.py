@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -31,9 +30,10 @@ from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
 from diffpo.runs.digests import model_inputs
+from diffpo.runs.faults import reader_may_leave
 from diffpo.runs.item_log import ItemLog
 from diffpo.runs.json_lines import finite
-from diffpo.runs.progress import progress_bar
+from diffpo.runs.progress import Console, progress_bar
 from diffpo.runs.provenance import module_command, portable, provenance
 from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import CompactTask, Protocol, PublishedTask, get_task
@@ -306,4 +306,5 @@ def summary_table(summary: dict) -> Table:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with reader_may_leave():
+        raise SystemExit(main())

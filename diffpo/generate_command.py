@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import get_origin
 
 import torch
-from rich.console import Console
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
 from diffpo.config import Field, model_validator, parse
@@ -25,7 +24,7 @@ from diffpo.prompt_file import Format, Prompt, as_chats, numbered_prompts, promp
 from diffpo.runs import command
 from diffpo.runs.command import carry_out
 from diffpo.runs.digests import model_inputs
-from diffpo.runs.progress import progress_bar
+from diffpo.runs.progress import Console, progress_bar
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpo.models.adapters import adapted_weight, replacement
-from diffpo.models.sharding import whole_weight
+from diffpo.models.sharding import call
 from diffpo_kernels import linear_logprob, skinny_linear
 
 
@@ -19,10 +19,9 @@ class Head(nn.Linear):
 
     def forward(self, hidden: Tensor, targets: dict[str, Any] | None = None) -> Tensor:
         """Logits, or the log-probs of ``targets``, fp32 [N] in nats: what `diffpo_kernels.linear_logprob` takes beside hidden and head."""
-        weight_VD = whole_weight(self.weight, hidden)
         if targets is not None:
-            return linear_logprob(hidden, weight_VD, **targets)
-        return skinny_linear(hidden, weight_VD) if hidden.dim() == 2 else F.linear(hidden, weight_VD)
+            return linear_logprob(hidden, self.weight, **targets)
+        return skinny_linear(hidden, self.weight) if hidden.dim() == 2 else F.linear(hidden, self.weight)
 
 
 def logprobs(head: nn.Module, hidden_MD: Tensor, targets: dict[str, Any]) -> Tensor:
@@ -31,6 +30,6 @@ def logprobs(head: nn.Module, hidden_MD: Tensor, targets: dict[str, Any]) -> Ten
     ValueError for an adapter that is no change of the head's weight.
     """
     if isinstance(replacement(head), Head):
-        return head(hidden_MD, targets)
+        return call(head, hidden_MD, targets)
     weight_VD = adapted_weight(head, "lm_head")  # what LoRA adds to logits, it cannot add to log-probs
     return linear_logprob(hidden_MD, weight_VD, **targets)

@@ -20,7 +20,7 @@ from diffpo.models.head import Head, logprobs
 from diffpo.models.layout import Full
 from diffpo.models.model_config import ModelConfig, Order
 from diffpo.models.saving import save_checkpoint
-from diffpo.models.sharding import reshard
+from diffpo.models.sharding import call, reshard
 from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
 
@@ -236,7 +236,7 @@ class MaskedDiffusionLM(nn.Module):
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of the requested rows. Of a sharded model with a gradient: only in ``read`` of a forward."""
-        return self.lm_head(hidden_ND)
+        return call(self.lm_head, hidden_ND)
 
     def logprobs(
         self,

@@ -9,7 +9,7 @@ import pytest
 import diffpo
 from diffpo import generate_command, text_input
 from diffpo.generate_command import GenerateConfig, main
-from diffpo.prompt_file import as_chats, read_prompts
+from diffpo.prompt_file import as_chats, numbered_prompts
 
 PROMPTS = ["7 3 11 -> 32", "5 5 5 -> 15", "2 9 4 -> 14", "3 8 2 -> 22"]
 SHORT = ["--gen-length", "12"]
@@ -26,6 +26,10 @@ def stops(code: int, arguments: list[str]) -> None:
 
 
 # ---- prompts
+
+
+def read_prompts(*arguments) -> list:
+    return [prompt for _, prompt in numbered_prompts(*arguments)]
 
 
 def test_prompts_from_text_and_jsonl(tmp_path, monkeypatch):
