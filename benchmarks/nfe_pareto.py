@@ -19,7 +19,7 @@ from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.rules import (
-    PROXIES,
+    ORDERS,
     ConfidenceThreshold,
     EntropyBounded,
     FixedSchedule,
@@ -65,7 +65,7 @@ def rules(lengths: Lengths, model: MaskedDiffusionLM, quick: bool) -> list[tuple
     gammas, confidences = (QUICK_GAMMAS, QUICK_CONFIDENCES) if quick else (GAMMAS, CONFIDENCES)
     return [
         *(("fixed schedule", FixedSchedule(s * blocks)) for s in divisors),
-        *((f"entropy-bounded, {p}", EntropyBounded(gamma, p)) for p in PROXIES for gamma in gammas),
+        *((f"entropy-bounded, {p}", EntropyBounded(gamma, p)) for p in ORDERS for gamma in gammas),
         *(("confidence threshold", ConfidenceThreshold(p)) for p in confidences),
         *([("learned threshold", PromptThreshold())] if model.threshold is not None else []),
     ]
@@ -155,7 +155,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     palette = ("#5A5A5A", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
     colours = {model: palette[i % len(palette)] for i, model in enumerate(models)}
     markers = {"fixed schedule": "s", "confidence threshold": "D", "learned threshold": "*"}
-    markers |= dict(zip((f"entropy-bounded, {proxy}" for proxy in PROXIES), ("o", "^", "v"), strict=True))
+    markers |= dict(zip((f"entropy-bounded, {order}" for order in ORDERS), ("o", "^", "v"), strict=True))
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
     with plt.rc_context(style):
         figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), sharey=True, layout="constrained")

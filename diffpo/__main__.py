@@ -5,6 +5,7 @@ import runpy
 import sys
 
 import diffpo
+from diffpo.runs.faults import reader_may_leave
 
 COMMANDS = {
     "train": ("diffpo.train", "reinforcement learning of a model, from a recipe or flags"),
@@ -17,6 +18,11 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command, which ends the program with its own exit code; 2 for an unknown one."""
+    with reader_may_leave():
+        _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> None:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if command in ("-h", "--help"):
         print(_help())

@@ -1,15 +1,16 @@
 """Completions as JSONL: one object per prompt, on disk as soon as its row is finished."""
 
-import fcntl
 import json
 import math
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from diffpo.decoding.generation import Generation
 from diffpo.prompt_file import Prompt
-from diffpo.runs.json_lines import JsonLines
+from diffpo.runs.json_lines import JsonLines, claimed
+from diffpo.runs.run_folder import differences
 from diffpo.trajectory import Trajectory
 
 _ROW_START = b'{"index": '  # of every line that `completion_record` makes
@@ -89,28 +90,18 @@ class CompletionFile:
             file = path.open("ab+", buffering=0)  # nothing is left to fail when it is closed
         except OSError as error:
             raise ValueError(f"output {path} is not writable: {error.strerror}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
-        except BlockingIOError:
-            file.close()
-            raise ValueError(f"output {path} is being written by another process") from None
+        claimed(file, f"output {path} is being written by another process")
         self._settings: dict[str, object] = {}
         fresh = self._new or not resume
         self._lines = JsonLines(
             file, f"output {path}", "completion of this command", "it cannot be resumed", _ROW_START, fresh
         )
-        for place, row in enumerate(self._lines.rows):
-            if reason := _fault(row):
-                raise self._lines.refused(place, reason)
-        self._check_indices()
-        self.earlier = tuple(self._lines.rows)
-
-    def _check_indices(self) -> None:
         seen: set[int] = set()
         for place, row in enumerate(self._lines.rows):
-            if row["index"] in seen:
-                raise self._lines.refused(place, f": it holds index {row['index']} twice")
+            if reason := _fault(row, seen):
+                raise self._lines.refused(place, reason)
             seen.add(row["index"])
+        self.earlier = tuple(self._lines.rows)
 
     def begin(self, settings: dict[str, object]) -> None:
         """What the rows to come are made with, as JSON values. ValueError if the rows before them were made with anything else."""
@@ -122,11 +113,10 @@ class CompletionFile:
                     "--overwrite"
                 )
             before = row["settings"]
-            changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-            if changed:
-                changes = "; ".join(f"{name}: {before.get(name)} -> {settings.get(name)}" for name in changed)
+            before = before | {"rule": str(before.get("rule")).replace("proxy=", "order=")}  # which was its name
+            if changes := differences(before, settings):
                 raise ValueError(
-                    f"resume: {self.path} was made with other settings: {changes}; give another output, or the same settings"
+                    f"resume: {self.path} was made with other settings: {'; '.join(changes)}; give another output, or the same settings"
                 )
 
     def write(self, record: dict) -> None:
@@ -139,8 +129,8 @@ class CompletionFile:
             self.path.unlink()
 
 
-def _fault(row: dict) -> str | None:
-    """Why a row is none of this command, for the end of a sentence; None if it is one."""
+def _fault(row: dict, seen: Collection[int]) -> str | None:
+    """Why a row behind those of the indices ``seen`` is none of this command, for the end of a sentence; None if it is one."""
     if not {"index", "prompt", "tokens", "commit_step"} <= row.keys():
         return ": it lacks a field"
     if type(row["index"]) is not int or not isinstance(row.get("settings", {}), dict):
@@ -148,7 +138,7 @@ def _fault(row: dict) -> str | None:
     for name in ("tokens", "commit_step"):
         if not isinstance(row[name], list) or any(type(value) is not int for value in row[name]):
             return f": {name} must be a list of integers"
-    return None
+    return f": it holds index {row['index']} twice" if row["index"] in seen else None
 
 
 def check_target(name: str, path: Path) -> None:

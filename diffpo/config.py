@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, get_type_hints
 
 from diffpo.dependencies import require
 from diffpo.runs.faults import fail
@@ -56,9 +56,23 @@ _MOST_FAULTS = 5  # in one message
 
 
 class Config(BaseModel):
-    """Base of all configurations: immutable, unknown keys are errors, true and false are no numbers, integers have 64 bits."""
+    """Base of all configurations: immutable, unknown keys are errors, true and false are no numbers, integers have 64 bits.
+
+    renamed: old name -> field, of what files and commands of earlier versions may say.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+    renamed: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_names(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for old, name in cls.renamed.items():
+            if old in given and name in given:
+                raise ValueError(f"{old} is now called {name}: give one of them")
+        return {cls.renamed.get(name, name): value for name, value in given.items()}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -150,6 +164,9 @@ def parse_flags(kind: type[T], values: dict[str, Any], flags: list[str]) -> T:
 def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> dict[str, Any]:
     """All values, those of flags as their types say and otherwise unchecked. A mistake ends the program in one line."""
     command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
+    renamed = _renamed_flags(kind)
+    named = (argument.partition("=") for argument in arguments)
+    arguments = [renamed.get(flag, flag) + equals + value for flag, equals, value in named]
     with redirect_stderr(io.StringIO()) as drawn:
         try:
             values: Any = tyro.cli(  # dicts, by _values
@@ -172,6 +189,15 @@ def _one_line(drawn: str, command: str) -> str:
     return f"{message}{'; nearest: ' + ', '.join(dict.fromkeys(nearest)) if nearest else ''}; see {command} --help"
 
 
+def _renamed_flags(kind: type[Config], prefix: str = "--") -> dict[str, str]:
+    """Old flag -> flag."""
+    flags = {f"{prefix}{old}": f"{prefix}{name}" for old, name in kind.renamed.items()}
+    for name, field in kind.model_fields.items():
+        if _is_config(field.annotation):
+            flags |= _renamed_flags(field.annotation, f"{prefix}{name}.")
+    return flags
+
+
 _VALUES = ConstructorRegistry()
 
 
@@ -190,6 +216,7 @@ def _values(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _unchecked(kind: type[Config], values: dict[str, Any]) -> Config:
+    values = {kind.renamed.get(name, name): value for name, value in values.items()}
     fields: dict[str, Any] = {
         name: _unchecked(field.annotation, values.get(name, {})) if _is_config(field.annotation) else values[name]
         for name, field in kind.model_fields.items()

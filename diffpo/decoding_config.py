@@ -1,6 +1,6 @@
 """The settings of decoding that the commands share, and what they say to ``diffpo.decoding.generation.stream``."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from diffpo.config import Config, Field, Nats, model_validator
 from diffpo.decoding.rules import (
@@ -15,12 +15,12 @@ from diffpo.models.transformer import MaskedDiffusionLM
 
 RuleName = Literal["auto", "eb", "confidence", "factor", "fixed", "learned"]
 _OF_RULE = {
-    "auto": {"gamma", "proxy"},
-    "eb": {"gamma", "proxy"},
+    "auto": {"gamma", "order"},
+    "eb": {"gamma", "order"},
     "confidence": {"p"},
     "factor": {"factor"},
     "fixed": {"steps"},
-    "learned": {"proxy"},
+    "learned": {"order"},
 }
 _DEFAULT_GAMMA = 0.1
 
@@ -28,13 +28,15 @@ _DEFAULT_GAMMA = 0.1
 class RuleConfig(Config):
     """Which tokens are committed in a step. A setting of another rule than the chosen one is an error."""
 
+    renamed: ClassVar[dict[str, str]] = {"proxy": "order"}
+
     rule: RuleName = "auto"
-    """which tokens are committed in a step: entropy-bounded (gamma, proxy), confidence (p), factor, fixed (steps) or the threshold that
-    the model has learned (proxy); auto: learned where the model has a threshold and no gamma is given, otherwise eb"""
+    """which tokens are committed in a step: entropy-bounded (gamma, order), confidence (p), factor, fixed (steps) or the threshold that
+    the model has learned (order); auto: learned where the model has a threshold and no gamma is given, otherwise eb"""
     gamma: Nats | None = None
     """of eb, nats; default 0.1"""
-    proxy: Literal["entropy", "confidence", "margin"] | None = None
-    """commit order of eb (default entropy) and learned (default the one it was trained with)"""
+    order: Literal["entropy", "confidence", "margin"] | None = None
+    """of commitment, of eb (default entropy) and learned (default the one it was trained with)"""
     p: float | None = Field(None, ge=0, le=1)
     """of confidence; default 0.9"""
     factor: Nats | None = None
@@ -44,7 +46,7 @@ class RuleConfig(Config):
 
     @model_validator(mode="after")
     def _settings_that_apply(self) -> "RuleConfig":
-        for name in ("gamma", "proxy", "p", "factor", "steps"):
+        for name in ("gamma", "order", "p", "factor", "steps"):
             if getattr(self, name) is not None and name not in _OF_RULE[self.rule]:
                 owners = ", ".join(rule for rule, names in _OF_RULE.items() if name in names and rule != "auto")
                 raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
@@ -52,15 +54,20 @@ class RuleConfig(Config):
             raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
         return self
 
+    def chosen(self, has_threshold: bool, otherwise: Literal["eb", "fixed"] = "eb") -> RuleName:
+        """The rule; for ``auto`` the learned threshold where there is one and no gamma is given, eb where a setting of it is, or ``otherwise``."""
+        if self.rule != "auto":
+            return self.rule
+        if has_threshold and self.gamma is None:
+            return "learned"
+        return otherwise if self.gamma is None and self.order is None else "eb"
+
     def commit_rule(self, model: MaskedDiffusionLM, gen_length: int) -> Rule:
         """The rule that the settings name; ``fixed`` without steps commits one token a step."""
-        name = self.rule
-        if name == "auto":
-            name = "learned" if model.threshold is not None and self.gamma is None else "eb"
-        match name:
+        match self.chosen(model.threshold is not None):
             case "eb":
                 gamma = _DEFAULT_GAMMA if self.gamma is None else self.gamma
-                return EntropyBounded(gamma, self.proxy or "entropy")
+                return EntropyBounded(gamma, self.order or "entropy")
             case "confidence":
                 return ConfidenceThreshold() if self.p is None else ConfidenceThreshold(self.p)
             case "factor":
@@ -68,8 +75,8 @@ class RuleConfig(Config):
                 return FactorThreshold(self.factor)
             case "fixed":
                 return FixedSchedule(self.steps or gen_length)
-            case "learned":
-                return PromptThreshold(self.proxy)
+            case _:
+                return PromptThreshold(self.order)
 
 
 class DecodingConfig(RuleConfig):

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from diffpo.config import Count, Device, FolderName, Rows, RunName, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.decoding.generation import Generation, check_lengths
+from diffpo.decoding.generation import check_lengths
 from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleConfig, RuleName
 from diffpo.dependencies import require
@@ -31,9 +30,10 @@ from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
 from diffpo.runs.digests import model_inputs
+from diffpo.runs.faults import reader_may_leave
 from diffpo.runs.item_log import ItemLog
 from diffpo.runs.json_lines import finite
-from diffpo.runs.progress import progress_bar
+from diffpo.runs.progress import Console, progress_bar
 from diffpo.runs.provenance import module_command, portable, provenance
 from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import CompactTask, Protocol, PublishedTask, get_task
@@ -195,13 +195,9 @@ def filled_in(
 
 
 def protocol_rule(config: RuleConfig, model: MaskedDiffusionLM, gen_length: int) -> tuple[RuleName, int | None]:
-    """Rule and steps with the defaults filled in. auto: the model's learned threshold; eb where its settings are given; else the fixed
-    schedule of gen_length / 2 steps, with which scores are published."""
-    rule = config.rule
-    if rule == "auto" and config.gamma is None and model.threshold is not None:
-        rule = "learned"
-    if rule == "auto":
-        rule = "fixed" if config.gamma is None and config.proxy is None else "eb"
+    """Rule and steps with the defaults filled in: where there is nothing else to go by, the fixed schedule of gen_length / 2 steps, with
+    which scores are published."""
+    rule = config.chosen(model.threshold is not None, otherwise="fixed")
     return rule, (config.steps or max(gen_length // 2, 1)) if rule == "fixed" else None
 
 
@@ -218,7 +214,7 @@ class Run(command.Run):
         config = evaluation.config
         self.folder = RunFolder(
             Path(config.runs) / config.name, "evaluate", json.loads(config.model_dump_json()), evaluation.inputs,
-            resume=config.resume, overwrite=config.overwrite, may_change=MayChange(_FREE_ON_RESUME),
+            resume=config.resume, overwrite=config.overwrite, may_change=MayChange(_FREE_ON_RESUME, renamed=EvaluateConfig.renamed),
         )  # fmt: skip
         items = self.folder.path / "items.jsonl"
         with self.folder.released_on_error():
@@ -253,18 +249,13 @@ class Run(command.Run):
             return
         problems, prompts = ([given[index] for index in todo] for given in (evaluation.problems, evaluation.prompts))
         found = evaluated(evaluation.model, evaluation.task, problems, prompts, evaluation.lengths, evaluation.rule,
-                          next_row=self._next, **config.stream_options())  # fmt: skip
+                          next_row=self.interruption.next_of, **config.stream_options())  # fmt: skip
         for item in found:
             problem = problems[item["index"]]
             fields = asdict(problem) if is_dataclass(problem) and not isinstance(problem, type) else problem
             named = {"index": todo[item["index"]], "problem": fields}
             self.log.write(named | item | named)
             yield item
-
-    def _next(self, rows: Iterator) -> tuple[int, Generation]:
-        """The next finished row. An interrupt that came while rows were graded is raised here, with their lines written."""
-        with self.interruption.at_once():
-            return next(rows)
 
     def report(self) -> None:
         """The summary of all that is done."""
@@ -315,4 +306,5 @@ def summary_table(summary: dict) -> Table:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with reader_may_leave():
+        raise SystemExit(main())

@@ -204,7 +204,7 @@ def parallel_rules(lengths: Lengths) -> list[Rule]:
     blocks = lengths.gen_length // lengths.block_length
     return [
         FixedSchedule(blocks * max(lengths.block_length // 2, 1)),
-        *(EntropyBounded(gamma, proxy) for proxy in ("entropy", "confidence") for gamma in SWEEP_GAMMAS),
+        *(EntropyBounded(gamma, order) for order in ("entropy", "confidence") for gamma in SWEEP_GAMMAS),
         ConfidenceThreshold(0.9),
     ]
 

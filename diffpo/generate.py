@@ -5,5 +5,7 @@
 
 if __name__ == "__main__":
     from diffpo.generate_command import main
+    from diffpo.runs.faults import reader_may_leave
 
-    raise SystemExit(main())
+    with reader_may_leave():
+        raise SystemExit(main())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import get_origin
 
 import torch
-from rich.console import Console
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
 from diffpo.config import Field, model_validator, parse
@@ -25,7 +24,7 @@ from diffpo.prompt_file import Format, Prompt, as_chats, numbered_prompts, promp
 from diffpo.runs import command
 from diffpo.runs.command import carry_out
 from diffpo.runs.digests import model_inputs
-from diffpo.runs.progress import progress_bar
+from diffpo.runs.progress import Console, progress_bar
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32
@@ -136,6 +135,7 @@ def _prompts_as_flag(arguments: list[str]) -> list[str]:
 def _values_of(flag: str) -> float:
     """How many words behind a flag belong to it: of a list all, up to the next flag."""
     name = flag.removeprefix("--").replace("-", "_")
+    name = GenerateConfig.renamed.get(name, name)
     if name not in GenerateConfig.model_fields:  # --no-chat, --gamma=1, or a mistake
         return 0
     kind = GenerateConfig.model_fields[name].annotation
@@ -239,8 +239,7 @@ class Run(command.Run):
         rows_on_terminal = self.config.output is None and sys.stdout.isatty() and not self.readable
         statistics = self.config.statistics or self.config.trace is not None
         with Reporter(self.console, len(self.missing), live=not rows_on_terminal) as reporter:
-            while (row := self._next()) is not None:
-                place, completion = row
+            for place, completion in iter(self._next, None):
                 index = self.missing[place]
                 record = completion_record(index, self.prompts[index], completion, statistics)
                 if self.readable:
@@ -252,8 +251,10 @@ class Run(command.Run):
                 reporter.row(record, time.perf_counter() - started)
 
     def _next(self) -> tuple[int, Generation] | None:
-        with self.interruption.at_once():
-            return next(self.rows, None)
+        try:
+            return self.interruption.next_of(self.rows)
+        except StopIteration:
+            return None
 
     def progress(self) -> str:
         return f"after {len(self.records)} of {len(self.missing)} prompts"

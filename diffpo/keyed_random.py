@@ -25,11 +25,6 @@ def hashed(*key: int | Tensor) -> Tensor:
     return state
 
 
-def integer(low: int, high: int, *key: int) -> int:
-    """One uniform integer in [low, high)."""
-    return min(low + int(uniform(*key).item() * (high - low)), high - 1)
-
-
 def derive(*key: int) -> int:
     """A 63-bit seed for another generator (numpy, torch) out of a key."""
     return int(_shift_right(hashed(*key), 1).item())

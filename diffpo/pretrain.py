@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from diffpo.config import ModelSize, PretrainConfig, parse
@@ -27,7 +26,8 @@ from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.runs import command
-from diffpo.runs.progress import progress_bar
+from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.progress import Console, progress_bar
 from diffpo.tasks import CompactTask, get_task
 from diffpo.tasks.prompts import check_vocabulary
 from diffpo.tasks.task import completion_lengths
@@ -205,14 +205,21 @@ class Run(command.Run):
     def work(self) -> None:
         config, started = self.config, time.perf_counter()
         self.model.train()
-        loss = pretrain(self.model, self.task, config, self._goes_on)
-        check_finite(self.model)
-        self.model.save(config.output)
-        self.saved = True
+        try:
+            loss = pretrain(self.model, self.task, config, self._goes_on)
+        except BrokenPipeError:
+            self._save()
+            raise
+        self._save()
         if not self.interruption.requested:
             card = model_card(self.model, self.task, config, loss, time.perf_counter() - started)
             (Path(config.output) / "README.md").write_text(card)
             print(card)
+
+    def _save(self) -> None:
+        check_finite(self.model)
+        self.model.save(self.config.output)
+        self.saved = True
 
     def _goes_on(self, steps: int) -> bool:
         self.steps = steps
@@ -226,4 +233,5 @@ class Run(command.Run):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with reader_may_leave():
+        raise SystemExit(main())

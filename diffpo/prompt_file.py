@@ -12,18 +12,13 @@ _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 _TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 
 
-def read_prompts(source: str, format: Format | None = None) -> list[Prompt]:
-    """The prompts of a file, or of standard input ("-"); blank lines are skipped.
+def numbered_prompts(source: str, format: Format | None = None) -> list[tuple[str, Prompt]]:
+    """The prompts of a file, or of standard input ("-"), each behind the words that name its place in a message; blank lines are skipped.
 
     Text holds a prompt in each line. JSONL (or an array) holds objects with ``prompt``, a string or the messages of a chat, or with
     ``messages``. ``format`` None: jsonl for a file named so and for content that looks like JSON, otherwise text.
     ValueError names the source and the line.
     """
-    return [prompt for _, prompt in numbered_prompts(source, format)]
-
-
-def numbered_prompts(source: str, format: Format | None = None) -> list[tuple[str, Prompt]]:
-    """(place, prompt): as ``read_prompts``, each with the words that name it in a message."""
     name = "input standard input" if source == "-" else f"input {source}"
     ending = Path(source).suffix.lower()
     if format is None and ending in _TABLES:

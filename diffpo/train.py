@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
@@ -26,9 +25,10 @@ from diffpo.models.checkpoints import load, resolve
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
+from diffpo.runs.faults import reader_may_leave
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
-from diffpo.runs.progress import progress_bar
+from diffpo.runs.progress import Console, progress_bar
 from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
@@ -86,6 +86,7 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
         free=_FREE_ON_RESUME,
         never={"algorithm.name": _OTHER_ALGORITHM, "algorithm.train": _OTHER_ALGORITHM},
         others=config.allow_config_change,
+        renamed=config.rollout.renamed,
         advice=" (--allow-config-change resumes all the same)",
     )
     settings = json.loads(config.model_dump_json())
@@ -126,9 +127,9 @@ class Run(command.Run):
         """Interrupted, it ends at the next rule or update."""
         try:
             self._work()
-        except self.faults as error:
+        except (*self.faults, BrokenPipeError) as error:
             # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were
-            if isinstance(error, TaskError) or not checkpoints(self.folder.checkpoints):
+            if isinstance(error, TaskError | BrokenPipeError) or not checkpoints(self.folder.checkpoints):
                 with contextlib.suppress(FloatingPointError, OSError):
                     self._save()
             raise
@@ -277,4 +278,5 @@ def _point(e: Evaluation) -> dict:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with reader_may_leave():
+        raise SystemExit(main())

@@ -131,7 +131,8 @@ class Trajectory:
             actions = {
                 name: Action(*(tensors.pop(f"actions.{name}.{part}") for part in Action._fields)) for name in names
             }
-            trajectory = Trajectory(**_by_name(tensors, settings), actions=actions)
+            named: dict[str, Any] = {**tensors}
+            trajectory = Trajectory(**named, **settings, actions=actions)
             trajectory._check()
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"these bytes are no {_FORMAT!r}: {error}") from error
@@ -165,10 +166,5 @@ class Trajectory:
         actions = {
             name: Action(*(tensors[f"actions.{name}.{part}"] for part in Action._fields)) for name in self.actions
         }
-        own = {name: value for name, value in tensors.items() if not name.startswith("actions.")}
-        return Trajectory(**_by_name(own, {name: getattr(self, name) for name in _SETTINGS}), actions=actions)
-
-
-def _by_name(tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the class, except its actions. TypeError if a setting is named like a tensor."""
-    return dict(**tensors, **settings)
+        own: dict[str, Any] = {name: value for name, value in tensors.items() if not name.startswith("actions.")}
+        return Trajectory(**own, **{name: getattr(self, name) for name in _SETTINGS}, actions=actions)

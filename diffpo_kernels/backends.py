@@ -62,11 +62,13 @@ def _select(operator: str, device: torch.device, backend: str | None, mode: str)
     if mode not in ("", "require"):
         raise ValueError(f"the environment variable DIFFPO_KERNELS must be unset or 'require', got {mode!r}")
     if backend is None:
-        best = _PREFERENCE.get(device.type, ("reference",))[0]
-        reason = unavailable_reason(operator, best, device) if best in _IMPLEMENTED[operator] else None
-        if reason is not None:
-            _complain(device.type, reason, required=mode == "require")
-        return preferred(operator, device)
+        for name in _PREFERENCE.get(device.type, ()):
+            reason = unavailable_reason(operator, name, device)
+            if reason is None:
+                return name
+            if name in _IMPLEMENTED[operator]:
+                _complain(device.type, reason, required=mode == "require")
+        return "reference"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
     reason = unavailable_reason(operator, backend, device)
@@ -127,19 +129,13 @@ def _complain(device_type: str, reason: str, required: bool) -> None:
     warnings.warn(f"{message}. Run `python -m diffpo_kernels` for details.", RuntimeWarning, stacklevel=6)
 
 
-@functools.lru_cache(maxsize=1)
-def _load() -> tuple[ModuleType | None, str]:
-    try:
-        return importlib.import_module("diffpo_kernels._native"), ""
-    except ModuleNotFoundError:
-        return None, build_report().get("native", "not compiled; run `pip install .` or `pip install -e .`")
-    except ImportError as error:
-        return None, f"compiled, but cannot be loaded: {error}"
-
-
+@functools.cache
 def native_module() -> ModuleType | None:
     """The compiled extension, or None where it is missing."""
-    return _load()[0]
+    try:
+        return importlib.import_module("diffpo_kernels._native")
+    except ImportError:
+        return None
 
 
 def compiled_extension() -> ModuleType:
@@ -152,7 +148,13 @@ def compiled_extension() -> ModuleType:
 
 def missing_extension_reason() -> str:
     """Why there is no compiled extension; empty if there is one."""
-    return _load()[1]
+    try:
+        importlib.import_module("diffpo_kernels._native")
+    except ModuleNotFoundError:
+        return build_report().get("native", "not compiled; run `pip install .` or `pip install -e .`")
+    except ImportError as error:
+        return f"compiled, but cannot be loaded: {error}"
+    return ""
 
 
 @functools.lru_cache(maxsize=1)

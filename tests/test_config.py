@@ -43,6 +43,28 @@ def test_the_algorithm_of_a_flag_brings_its_defaults_below_the_file(toml):
         assert (algorithm.name, algorithm.train, algorithm.clip) == ("d1", ("model",), 0.4)
 
 
+@pytest.mark.parametrize(
+    "settings", ['heldout = 5\n[rollout]\nproxy = "margin"\n', '[rollout]\nrule = "eb"\nproxy = "margin"\n']
+)
+def test_order_by_its_old_name(toml, capsys, settings):
+    """In a file, a flag, and the JSON of an earlier run; also where a flag makes the file's settings fit together."""
+    assert train_config(toml(settings), "--algorithm.train", "model").rollout.order == "margin"
+    assert train_config("--rollout.proxy", "margin").rollout.order == "margin"
+    assert train_config("--rollout.proxy=margin") == TrainConfig(rollout={"proxy": "margin"})
+    assert (
+        train_config(toml(settings), "--algorithm.train", "model", "--rollout.order", "entropy").rollout.order
+        == "entropy"
+    )
+    assert EvaluateConfig(proxy="margin") == parse(EvaluateConfig, ["--proxy", "margin"])
+    assert "proxy" not in TrainConfig().rollout.model_dump()
+    with pytest.raises(SystemExit):
+        train_config(toml('[rollout]\nproxy = "margin"\norder = "margin"\n'))
+    assert "proxy is now called order" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_config("--rollout.proxy", "entropie")
+    assert "rollout.order" in capsys.readouterr().err
+
+
 def test_without_arguments_the_defaults_hold():
     assert train_config() == TrainConfig()
     assert parse(PretrainConfig, []) == PretrainConfig()

@@ -1,6 +1,7 @@
 """No two files import each other, not even by way of others or within a function."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -69,3 +70,19 @@ def test_circles_are_found(tmp_path, second):
         TopologicalSorter(graph(tmp_path, "p")).prepare()
     (tmp_path / "p" / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import a\n")
     TopologicalSorter(graph(tmp_path, "p")).prepare()
+
+
+def test_a_package_imports_from_those_above_it_in_the_list_only():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^\| `(\w+)/` \|", text, flags=re.MULTILINE)
+    assert set(listed) == {path.parent.name for path in (ROOT / "diffpo").glob("*/__init__.py")}
+
+    def place(module: str) -> int | None:
+        package = module.split(".")[1:2]
+        return listed.index(package[0]) if package and package[0] in listed else None
+
+    modules = graph(ROOT, "diffpo")
+    places = {name: place(name) for name in modules}
+    wrong = [(name, other) for name, imported in modules.items() for other in imported
+             if None not in (places[name], places.get(other)) and places[other] > places[name]]  # fmt: skip
+    assert wrong == []

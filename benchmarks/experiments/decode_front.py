@@ -41,17 +41,17 @@ def decode(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule)
     }
 
 
-def sweep(model: str, task_name: str, proxy: str, heldout: int, gammas: Sequence[float]) -> dict:
-    """{"points": `decode` of each entropy bound in the order of `proxy`, then of the learned threshold; "bins": its bounds or None}."""
+def sweep(model: str, task_name: str, order: str, heldout: int, gammas: Sequence[float]) -> dict:
+    """{"points": `decode` of each entropy bound in `order`, then of the learned threshold; "bins": its bounds or None}."""
     keep_freed_memory()
     torch.set_num_threads(1)  # as many sweeps run side by side as there are cores
     loaded, task = load(model), get_task(task_name)
     problems = fixed_problems(task, heldout)
-    rules: list[Rule] = [EntropyBounded(gamma, proxy) for gamma in gammas]
+    rules: list[Rule] = [EntropyBounded(gamma, order) for gamma in gammas]
     if loaded.threshold is not None:
-        rules.append(PromptThreshold(proxy))
+        rules.append(PromptThreshold(order))
     points = [decode(loaded, task, problems, rule) for rule in rules]
     for point in points:
         if math.isinf(point["gamma"]):
             point["gamma"] = "inf"  # JSON has no infinity
-    return {"points": points, "bins": loaded.config.threshold_gammas, "heldout": len(problems), "proxy": proxy}
+    return {"points": points, "bins": loaded.config.threshold_gammas, "heldout": len(problems), "order": order}

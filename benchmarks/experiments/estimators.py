@@ -43,7 +43,7 @@ COMMON = {
     "algorithm.prompts-per-update": 32,
     "algorithm.fresh-latents": False,
     "optimizer.lr": 2.5e-4,
-    "rollout.proxy": "confidence",
+    "rollout.order": "confidence",
     "updates": 150,
     "rollout.gamma": 0.1,
     "rollout.speed-exponent": 0.0,

@@ -30,7 +30,7 @@ from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.models.layout import Texts
 from diffpo.tasks import get_task
-from diffpo.training.config import ROLLOUT_PROXY
+from diffpo.training.config import ROLLOUT_ORDER
 
 MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
 GAMMAS = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # nats
@@ -53,7 +53,7 @@ class Outcomes(NamedTuple):
 def outcomes(model, task, problems: list) -> Outcomes:
     prompts, solved, nfe = [task.prompt(problem) for problem in problems], [], []
     for gamma in GAMMAS:
-        rule = EntropyBounded(gamma, ROLLOUT_PROXY)
+        rule = EntropyBounded(gamma, ROLLOUT_ORDER)
         out = generate(model, prompts, task.gen_length, task.block_length, rule, batch_size=BATCH)
         solved.append(
             [float(task.grade(problem, text).correct) for problem, text in zip(problems, out.text, strict=True)]

@@ -24,13 +24,13 @@ from rich.console import Console
 from sampler_arms import COMMON, NAMES, runs
 from sampler_figure import draw
 from sampler_report import print_tables, reading, summarise
-from study import Options, Run, existing, parser, provenance, read, train_all, write
+from study import Options, Run, existing, flags_of, parser, provenance, read, train_all, write
 
 from diffpo.config import fail
 from diffpo.evaluation import fixed_problems
 from diffpo.models.checkpoints import load
 from diffpo.tasks import get_task
-from diffpo.training.config import ROLLOUT_PROXY
+from diffpo.training.config import ROLLOUT_ORDER
 
 SMOKE_ARMS = ("joint",)
 SEEDS = 5  # at most: sampler_arms.py says how many each arm has
@@ -43,9 +43,9 @@ def minutes(run: Run) -> float:
     return MINUTES[run.task] * (4 if run.arm == "joint-long" else 1) + FRONT_MINUTES
 
 
-def proxy_of(flags: dict) -> str:
+def order_of(result: dict) -> str:
     """The order of commitment a run was trained with."""
-    return flags.get("rollout.proxy", ROLLOUT_PROXY)
+    return flags_of(result).get("rollout.order", ROLLOUT_ORDER)
 
 
 def decode_all(results: list[dict], given: Options) -> None:
@@ -77,7 +77,7 @@ def decode_all(results: list[dict], given: Options) -> None:
 
 def front_of_run(model: str, result: dict, heldout: int, gammas: tuple) -> dict:
     """`sweep` of a trained model, with the denoiser calls of its training, by which `gather` knows that front and result are of one run."""
-    found = sweep(model, result["task"], proxy_of(result["flags"]), heldout, gammas)
+    found = sweep(model, result["task"], order_of(result), heldout, gammas)
     return found | {"denoiser_calls": result["denoiser_calls"]}
 
 
@@ -85,7 +85,7 @@ def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool) 
     """`sweep` of the base model in the default order, and every untrained rule of nfe_pareto.py, for its best accuracy of all."""
     from nfe_pareto import rules
 
-    found = sweep(model, task, ROLLOUT_PROXY, heldout, gammas)
+    found = sweep(model, task, ROLLOUT_ORDER, heldout, gammas)
     loaded, its_task = load(model), get_task(task)
     problems = fixed_problems(its_task, heldout)
     every = [decode(loaded, its_task, problems, rule) for _, rule in rules(its_task, loaded, quick=smoke)]

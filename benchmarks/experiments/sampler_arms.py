@@ -10,7 +10,7 @@ PARALLEL = {
     "algorithm.kl-coefficient": 0.01,
     "algorithm.prompts-per-update": 64,
     "optimizer.lr": 2e-4,
-    "rollout.proxy": "confidence",
+    "rollout.order": "confidence",
     "updates": 800,
 }
 JOINT = PARALLEL | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
@@ -18,7 +18,7 @@ ALONE = PARALLEL | {"algorithm.train": "model", "rollout.speed-exponent": 0.0}  
 D1 = {
     "algorithm.name": "d1",
     "rollout.speed-exponent": 0.0,
-    "rollout.proxy": "confidence",
+    "rollout.order": "confidence",
     "algorithm.fresh-latents": True,
     "optimizer.lr": 1e-4,
 }

@@ -189,9 +189,14 @@ def processor(result: dict) -> str:
     return result["provenance"]["hardware"]["cpu"]
 
 
+def flags_of(result: dict) -> dict:
+    """The flags that a result was made with, as they are called now."""
+    return {"rollout.order" if name == "rollout.proxy" else name: value for name, value in result["flags"].items()}
+
+
 def check_flags(run: Run, path: Path) -> None:
     """A result of other settings must not be averaged with these."""
-    found, now = json.loads(path.read_text())["flags"], json.loads(json.dumps(run.flags))
+    found, now = flags_of(json.loads(path.read_text())), json.loads(json.dumps(run.flags))
     changed = [
         f"{name}: {found.get(name)} -> {now.get(name)}"
         for name in sorted(found | now)

@@ -29,18 +29,6 @@ from diffpo.models.transformer import MaskedDiffusionLM
 CACHES = ("none", "prefix", "dual")
 
 
-def check_cache(cache: str, refresh: int | None) -> None:
-    """ValueError for a mode or an interval that cannot be."""
-    if cache not in CACHES:
-        raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
-    if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
-        raise ValueError(
-            f"cache_refresh must be an int of at least 1 (steps) or None (each block's start), got {refresh!r}"
-        )
-    if refresh is not None and cache == "none":
-        raise ValueError('cache_refresh needs cache="prefix" or "dual": nothing is kept with cache="none"')
-
-
 def due_for_refresh(rows: Rows, refresh: int | None) -> Tensor:
     """bool [R]: rows whose next step evaluates the whole sequence."""
     since = rows.block_step if refresh is None else rows.block_step % refresh

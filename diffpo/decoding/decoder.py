@@ -15,7 +15,7 @@ from torch import Tensor
 from diffpo.decoding.cache import KeyValueCache, due_for_refresh, whole_pass, window_pass
 from diffpo.decoding.graphs import Flags, StepGraphs
 from diffpo.decoding.options import EngineOptions, ResolvedOptions
-from diffpo.decoding.rows import Rows, filled_holes
+from diffpo.decoding.rows import Rows
 from diffpo.decoding.step import Hidden, commit, exact_hidden, first_position, set_thresholds, unconditional_hidden
 from diffpo.decoding.stopping import StopStrings
 from diffpo.decoding.terms import Terms
@@ -85,25 +85,20 @@ class Decoder:
         spare = int(mode.static and rows > 1)  # a row that is never alive, to fill up an index
         self.rows = Rows.empty(rows + spare, columns, gen_length, model.device)
         self.cache = KeyValueCache(model, rows + spare, columns) if options.cache != "none" else None
-        self.jobs: dict[int, Job] = {}
-        self.ids = torch.zeros(0, dtype=torch.int64)  # of the jobs in flight, in the order of their rows
+        self.jobs: list[Job] = []  # in the order of their rows
+        self.ids = torch.zeros(0, dtype=torch.int64)  # theirs
         self.lengths = torch.zeros(0, dtype=torch.int64)  # theirs
         self.terms: Terms | None = None  # by which they are decoded, None: they have changed
         self.entered: dict[int, float] = {}  # when, by the host's clock
         self.reported: dict[int, int] = {}  # steps whose commits have been told
         self.fresh = 0  # how many rows, the last ones, have not made a step
-        self.flags = torch.zeros(
-            4, rows + spare, dtype=torch.int64, device=model.device
-        )  # done, failed, due for a refresh, start
+        told = 2 if self.cache is None else 4  # done, failed, due for a refresh, start
+        self.flags = torch.zeros(told, rows + spare, dtype=torch.int64, device=model.device)
         self.host: Tensor | None = None  # the flags of the rows in flight, without a lag
         self.pending = Flags()
         self.index = torch.full((rows + spare,), rows, device=model.device)
         self.graphs = None if mode.graphs is False else StepGraphs(model.device, required=mode.graphs is True)
         self.stops: dict[tuple[str, ...], StopStrings] = {}
-
-    @property
-    def free(self) -> int:
-        return self.limit - len(self.ids)
 
     def admit(self, jobs: Sequence[Job]) -> None:
         """Put these jobs, no more than are free, into the next places."""
@@ -122,7 +117,7 @@ class Decoder:
         self.rows.admit(slice(len(self.ids), len(self.ids) + len(jobs)), *values)
         self.ids, self.host, self.terms = torch.cat([self.ids, torch.tensor([job.id for job in jobs])]), None, None
         self.lengths = torch.cat([self.lengths, torch.tensor([job.length for job in jobs])])
-        self.jobs |= {job.id: job for job in jobs}
+        self.jobs += jobs
         self.entered |= dict.fromkeys((job.id for job in jobs), perf_counter())
         self.fresh = len(jobs)
         for stop in {job.options.stop for job in jobs if job.options.stop} - self.stops.keys():
@@ -131,7 +126,8 @@ class Decoder:
     def step(self) -> None:
         """One step of all rows in flight, or, with a cache, of those due for a refresh if there are any."""
         A = len(self.ids)
-        terms = self.terms = self.terms or self._terms_of(slice(0, A))
+        L, device, options = self.rows.gen_length, self.model.device, [job.options for job in self.jobs]
+        terms = self.terms = self.terms or Terms.of(options, L, device)
         static = self.mode.static and terms.agree
         count, columns = (_bucket(A, self.limit), self._width()) if static else (A, int(self.lengths.max()))
         index: Tensor | slice = slice(0, count)
@@ -140,17 +136,20 @@ class Decoder:
             due = self._due()
             if len(due):
                 A, count = len(due), _bucket(len(due), self.limit) if static else len(due)
-                index, terms = self.index[:count], terms if terms.agree else self._terms_of(due)
-                self.index[:count] = len(self.rows) - 1
-                self.index[:A] = due.to(self.index.device)
+                index = self.index[:count]
+                index.fill_(len(self.rows) - 1)
+                index[:A] = due.to(device)
+                terms = terms if terms.agree else Terms.of([options[row] for row in due.tolist()], L, device)
             else:
                 positions, columns = self._window_positions(terms), self.rows.sequence.shape[1] if static else columns
         padded = bool((self.lengths != columns).any())
-        step = partial(self._evaluate, index, columns, padded, positions, slice(A - self.fresh, A), terms, static)
+        fresh = options[len(options) - self.fresh :]
+        drawing = self._drawing(fresh, A - self.fresh) if any(row.rule.draws_gamma for row in fresh) else []
+        step = partial(self._evaluate, index, columns, padded, positions, drawing, terms, static)
         if self.graphs is None or self.fresh or not static:
             step()
         else:
-            kind = self.jobs[int(self.ids[0])].options.kind
+            kind = options[0].kind
             self.graphs.run((count, columns, padded, positions, isinstance(index, slice), kind), step)
         self.fresh = 0
         self.pending.push(self.flags, self.ids)
@@ -164,7 +163,7 @@ class Decoder:
         new = (commit_step > told[:, None]) & ~rows.failed.cpu()[:, None]
         events = []
         for row in new.any(dim=1).nonzero()[:, 0].tolist():
-            job, position = self.jobs[int(self.ids[row])], new[row].nonzero()[:, 0]
+            job, position = self.jobs[row], new[row].nonzero()[:, 0]
             self.reported[job.id] = nfe[row]
             begin = L - job.options.gen_length
             events.append(Committed(job.id, nfe[row], (position - begin).tolist(), tokens[row, position].tolist()))
@@ -174,7 +173,7 @@ class Decoder:
         """The rows that are done and those that failed, bool [A] on the CPU, as far as is known yet."""
         none = torch.zeros(len(self.ids), dtype=torch.bool)
         # steps of rows that differ run one after the other: none comes after the last row's end
-        lag = 0 if self._stopping() or self.terms is None or not self.terms.agree else self.mode.lag
+        lag = 0 if self.stops or self.terms is None or not self.terms.agree else self.mode.lag
         popped = self.pending.pop(lag)
         if popped is None:
             return none, none
@@ -182,17 +181,17 @@ class Decoder:
         if lag == 0:  # nothing has moved since
             self.host = flags
         done, failed = (torch.isin(self.ids, ids[flag.bool()]) for flag in flags[:2])
-        if self._stopping():
+        if self.stops:
             done |= self._stopped()
         return done & ~failed, failed
 
     def finished(self, done: Tensor) -> list[FinishedRows]:
         """The trajectories of these rows, bool [A], which stay where they are."""
-        now, ids = perf_counter(), self.ids[done].tolist()
-        leaving = self.rows[done.nonzero()[:, 0].to(self.model.device)]
+        now, places = perf_counter(), done.nonzero()[:, 0]
+        leaving, ending = self.rows[places.to(self.model.device)], [self.jobs[place] for place in places.tolist()]
         groups: dict[tuple, list[int]] = {}
-        for place, row in enumerate(ids):
-            options = self.jobs[row].options
+        for number, job in enumerate(ending):
+            options = job.options
             key = (
                 options.gen_length,
                 options.temperature,
@@ -200,51 +199,44 @@ class Decoder:
                 options.cfg_scale,
                 options.rule.draws_gamma,
             )
-            groups.setdefault(key, []).append(place)
+            groups.setdefault(key, []).append(number)
         parts = []
-        for places in groups.values():
-            rows = leaving if len(groups) == 1 else leaving[torch.tensor(places, device=self.model.device)]
-            jobs = [self.jobs[ids[place]] for place in places]
+        for numbers in groups.values():
+            rows = leaving if len(groups) == 1 else leaving[torch.tensor(numbers, device=self.model.device)]
+            jobs = [ending[number] for number in numbers]
             seconds = [now - self.entered[job.id] for job in jobs]
             parts.append(FinishedRows([job.id for job in jobs], self._trajectory(jobs, rows), seconds))
         return parts
 
     def remove(self, leaving: Tensor) -> None:
         """Take these rows, bool [A], out; the last ones move into their places."""
-        for row in self.ids[leaving].tolist():
-            stop = self.jobs.pop(row).options.stop
-            self.entered.pop(row), self.reported.pop(row, None)
-            if stop:
-                self.stops[stop].forget(row)
-        if self.stops:
-            kept = {job.options.stop for job in self.jobs.values()}
-            self.stops = {stop: watch for stop, watch in self.stops.items() if stop in kept}
+        gone = [self.jobs[row] for row in leaving.nonzero()[:, 0].tolist()]
+        for job in gone:
+            self.entered.pop(job.id), self.reported.pop(job.id, None)
+            if job.options.stop:
+                self.stops[job.options.stop].forget(job.id)
         if self.terms is not None and not self.terms.agree:
             self.terms = None
-        source, target = filled_holes(leaving)
+        source, target = self.rows.remove(leaving)
         for values in (self.ids, self.lengths):
             values[target] = values[source]
-        live = len(self.jobs)
-        self.ids, self.lengths = self.ids[:live], self.lengths[:live]
+        for hole, last in zip(target.tolist(), source.tolist(), strict=True):
+            self.jobs[hole] = self.jobs[last]
+        live = len(self.jobs) - len(gone)
+        self.jobs, self.ids, self.lengths = self.jobs[:live], self.ids[:live], self.lengths[:live]
+        if self.stops:
+            kept = {job.options.stop for job in self.jobs}
+            self.stops = {stop: watch for stop, watch in self.stops.items() if stop in kept}
         if self.host is not None:
             self.host[:, target] = self.host[:, source]
             self.host = self.host[:, :live]
-        source, target = source.to(self.model.device), target.to(self.model.device)
-        self.rows.move(source, target, live)
         if self.cache is not None:
-            self.cache.move(source, target)
+            self.cache.move(source.to(self.model.device), target.to(self.model.device))
 
     def clear_cache(self, rows: Tensor) -> None:
         """Forget what rows, bool [A], that are to be removed have kept: their numbers are not finite."""
         if self.cache is not None:
             self.cache.clear(rows.nonzero()[:, 0].to(self.model.device))
-
-    def _in_order(self, rows: Tensor | slice = slice(None)) -> list[Job]:
-        return [self.jobs[row] for row in self.ids[rows].tolist()]
-
-    def _terms_of(self, rows: Tensor | slice) -> Terms:
-        options = [job.options for job in self._in_order(rows)]
-        return Terms.of(options, self.rows.gen_length, self.model.device)
 
     def _evaluate(
         self,
@@ -252,7 +244,7 @@ class Decoder:
         columns: int,
         padded: bool,
         positions: int | None,
-        fresh: slice,
+        drawing: Sequence[tuple[ResolvedOptions, Tensor]],
         terms: Terms,
         static: bool,
     ) -> None:
@@ -261,16 +253,19 @@ class Decoder:
         rows = self.rows[index]
         if self.cache is None:
             hidden = exact_hidden(model, rows, columns, padded, shared)
-            unconditional = unconditional_hidden(model, rows, terms, columns, padded, shared)
+            if terms.guided:
+                unconditional = unconditional_hidden(model, rows, terms, columns, padded, shared)
         else:
             hidden = self._cached_hidden(self.cache, rows, index, columns, padded, positions)
-        if fresh.start < fresh.stop:
-            set_thresholds(model, rows, self._drawing(fresh), terms.seed, hidden)
+        if drawing:
+            set_thresholds(model, rows, drawing, terms.seed, hidden)
         commit(model, rows, hidden, unconditional, terms, static, self.eos_ids)
         if isinstance(index, Tensor):
             self.rows.put(index, rows)
-        due = due_for_refresh(self.rows, self.options.cache_refresh)
-        self.flags.copy_(torch.stack([self.rows.done.long(), self.rows.failed.long(), due.long(), self.rows.start]))
+        told = [self.rows.done, self.rows.failed]
+        if self.cache is not None:
+            told += [due_for_refresh(self.rows, self.options.cache_refresh), self.rows.start]
+        self.flags.copy_(torch.stack([value.long() for value in told]))
 
     def _cached_hidden(
         self, cache: KeyValueCache, rows: Rows, index: Tensor | slice, columns: int, padded: bool, positions: int | None
@@ -286,17 +281,15 @@ class Decoder:
         hidden = self.model(sequence.gather(1, window.columns), padding=padding, cache=window)
         return Hidden(hidden, column=before - window.columns[:, 0])
 
-    def _drawing(self, fresh: slice) -> list[tuple[ResolvedOptions, slice | Tensor]]:
-        """The new rows that draw a threshold, those of one rule and one length together, by their places in the step."""
+    def _drawing(self, fresh: Sequence[ResolvedOptions], start: int) -> list[tuple[ResolvedOptions, Tensor]]:
+        """The new rows that draw a threshold, those of one rule and one length together, by their places in the step, from ``start`` on."""
         groups: dict[tuple, list[int]] = {}
-        options = [job.options for job in self._in_order(slice(len(self.ids) - self.fresh, None))]
-        for place, row in enumerate(options):
+        for place, row in enumerate(fresh, start):
             if row.rule.draws_gamma:
                 groups.setdefault((row.rule.family, row.gen_length), []).append(place)
-        if len(groups) == 1 and len(next(iter(groups.values()))) == len(options):
-            return [(options[0], fresh)]
-        at = fresh.start
-        return [(options[places[0]], torch.tensor(places, device=self.model.device) + at) for places in groups.values()]
+        return [
+            (fresh[places[0] - start], torch.tensor(places, device=self.model.device)) for places in groups.values()
+        ]
 
     def _width(self) -> int:
         """Columns of a static step: few different numbers."""
@@ -318,12 +311,9 @@ class Decoder:
         left = L - int(start.min())
         return min(_bucket(left // block, L // block) * block, L) if self.mode.static and terms.agree else left
 
-    def _stopping(self) -> bool:
-        return any(job.options.stop for job in self.jobs.values()) if self.stops else False
-
     def _stopped(self) -> Tensor:
         """bool [A]: rows whose text has reached a stop string."""
-        jobs, tokens = self._in_order(), self.rows.tokens[: len(self.ids)].tolist()
+        jobs, tokens = self.jobs, self.rows.tokens[: len(self.ids)].tolist()
         reached = torch.zeros(len(jobs), dtype=torch.bool)
         for stop, watch in self.stops.items():
             places = [place for place, job in enumerate(jobs) if job.options.stop == stop]
@@ -334,20 +324,17 @@ class Decoder:
     def _trajectory(self, jobs: Sequence[Job], rows: Rows) -> Trajectory:
         options, device, columns = jobs[0].options, self.model.device, self.rows.sequence.shape[1]
         prompt, L = columns - options.gen_length, options.gen_length
-
-        def own(values_kL: Tensor) -> Tensor:
-            return values_kL[:, values_kL.shape[1] - L :].contiguous()
-
-        tokens = own(rows.tokens).clone()
+        first = rows.gen_length - L
+        tokens, commit_step = rows.tokens[:, first:].clone(), rows.commit_step[:, first:].contiguous()
         if self.eos_ids:
-            tokens.masked_fill_(own(rows.commit_step) == 0, self.eos_ids[0])
+            tokens.masked_fill_(commit_step == 0, self.eos_ids[0])
         return Trajectory(
             prompt_ids=rows.sequence[:, :prompt].clone(),
             prompt_mask=torch.arange(prompt, device=device) >= rows.padding[:, None],
             tokens=tokens,
-            commit_step=own(rows.commit_step),
-            logprob=own(rows.logprob),
-            entropy=own(rows.entropy),
+            commit_step=commit_step,
+            logprob=rows.logprob[:, first:].contiguous(),
+            entropy=rows.entropy[:, first:].contiguous(),
             gamma=rows.gamma,
             nfe=rows.nfe,
             length=(first_position(tokens, self.eos_ids) + 1).clamp(max=L),

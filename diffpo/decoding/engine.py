@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffpo.decoding.decoder import Committed, Decoder, FinishedRows, Job, StepMode
-from diffpo.decoding.options import DecodingOptions, EngineOptions, Request, ResolvedOptions, check_guidance
+from diffpo.decoding.options import EngineOptions, Request, ResolvedOptions, names_nearest
+from diffpo.decoding.prompts import IdsError
 from diffpo.decoding.step import RuleError
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
@@ -49,6 +50,7 @@ class Outcome(NamedTuple):
     events: list[Event]
 
 
+@names_nearest
 class Engine:
     """Decodes requests, ``rows`` at a time, first come, first served.
 
@@ -94,7 +96,6 @@ class Engine:
         self.decoder: Decoder | None = None
         self._ids = itertools.count()
         self._restarted: list[int] = []
-        self._checked: tuple[DecodingOptions, ResolvedOptions] | None = None  # the last ones, resolved
 
     def __len__(self) -> int:
         """How many requests have no result yet."""
@@ -102,13 +103,21 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its id: 0, 1, ... ValueError if this engine cannot decode it."""
-        options, ids = self._resolved(request.options), torch.as_tensor(request.ids)
+        if not isinstance(request, Request):
+            raise ValueError(f"request must be a Request(ids, options), got {type(request).__name__}")
+        options, ids = request.options, torch.as_tensor(request.ids)
+        if not isinstance(options, ResolvedOptions):
+            options = options.resolved(self.model)
+        if options.cfg_scale and self.options.cache != "none":
+            raise ValueError(
+                f'cfg_scale {options.cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
+            )
         prompt = ids.tolist()
         vocab_size, mask_id, length = self.model.config.vocab_size, self.model.mask_id, len(prompt)
         if prompt and not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(f"ids: it holds a token id outside the vocabulary of {vocab_size} tokens")
+            raise IdsError(f"it holds a token id outside the vocabulary of {vocab_size} tokens")
         if mask_id in prompt:
-            raise ValueError(f"ids: it contains the mask token (id {mask_id}), which only completions may hold")
+            raise IdsError(f"it contains the mask token (id {mask_id}), which only completions may hold")
         if options.gen_length > self.gen_length or length + options.gen_length > self.columns:
             raise ValueError(
                 f"ids and gen_length: a prompt of {length} tokens and a completion of {options.gen_length} do not fit, the engine takes "
@@ -184,17 +193,11 @@ class Engine:
             own[name].copy_(value)
         self.version = version
 
-    def _resolved(self, options: DecodingOptions) -> ResolvedOptions:
-        if self._checked is None or self._checked[0] is not options:
-            check_guidance(options.cfg_scale, self.options.cache)
-            self._checked = options, options.resolved(self.model)
-        return self._checked[1]
-
     def _advance(self, report: bool) -> Outcome:
         decoder = self.decoder = self.decoder or Decoder(
             self.model, self.rows, self.columns, self.gen_length, self.options, self.mode
         )
-        entering = list(itertools.islice(self.waiting, decoder.free))
+        entering = list(itertools.islice(self.waiting, self.rows - len(decoder.jobs)))
         if entering:
             jobs = [self.open[row] for row in entering]
             for row in entering:  # before memory can run out

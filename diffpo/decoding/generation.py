@@ -1,5 +1,6 @@
 """``diffpo.generate``: prompts in, text, tokens, NFE and trajectory out."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from diffpo.decoding.decoder import FinishedRows
 from diffpo.decoding.engine import Engine, Failed, not_finite
-from diffpo.decoding.options import CallOptions, DecodingOptions, EngineOptions, Request, takes
+from diffpo.decoding.options import CallOptions, Request, takes
 from diffpo.decoding.options import check_lengths as check_lengths
-from diffpo.decoding.prompts import Prompts, check_prompts, encode_prompts
-from diffpo.decoding.stopping import StopText, checked_strings
+from diffpo.decoding.prompts import IdsError, PromptError, Prompts, encode_prompts
+from diffpo.decoding.stopping import StopText
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 
@@ -51,7 +52,8 @@ def generate(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -
     parts = list(_decoded(*_queued(model, prompts, options)))
     order = torch.tensor([index for part in parts for index in part.ids]).argsort().to(model.device)
     trajectory = Trajectory.concatenate([part.trajectory for part in parts])[order]
-    return Generation(_text(model, trajectory, checked_strings(options.stop)), trajectory)
+    texts = None if model.tokenizer is None else decode_text(model, trajectory, options.stop)
+    return Generation(texts, trajectory)
 
 
 @takes(CallOptions)
@@ -61,39 +63,60 @@ def stream(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> 
     The arguments, those of ``generate``, are checked by the call itself, before the first item is asked for. When an error ends the
     decoding, every row that had finished has been yielded.
     """
-    return _rows(model, _decoded(*_queued(model, prompts, options)), checked_strings(options.stop))
+    return Stream(model, _decoded(*_queued(model, prompts, options)), options.stop)
 
 
-def _rows(
-    model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: tuple[str, ...]
-) -> Iterator[tuple[int, Generation]]:
-    for part in parts:
-        for place, index in enumerate(part.ids):
-            one = part.trajectory[place : place + 1]
-            yield index, Generation(_text(model, one, stop), one, part.seconds[place])
+class Stream(Iterator[tuple[int, Generation]]):
+    """What ``stream`` returns. ``ready``: how many rows have ended already, and come without another step of the network."""
+
+    def __init__(self, model: MaskedDiffusionLM, parts: Iterator[FinishedRows], stop: Sequence[str] | None):
+        self._model, self._parts, self._stop = model, parts, stop
+        self._ended: deque[tuple[int, Trajectory, float]] = deque()
+
+    @property
+    def ready(self) -> int:
+        return len(self._ended)
+
+    def __next__(self) -> tuple[int, Generation]:
+        while not self._ended:
+            ids, trajectory, seconds = next(self._parts)
+            rows = (trajectory[place : place + 1] for place in range(len(ids)))
+            self._ended = deque(zip(ids, rows, seconds, strict=True))
+        index, row, spent = self._ended[0]
+        text = None if self._model.tokenizer is None else decode_text(self._model, row, self._stop)
+        self._ended.popleft()  # not before its text is there: an interrupt must not lose it
+        return index, Generation(text, row, spent)
 
 
 def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> tuple[Engine, list[int], float]:
     """An engine that holds the prompts, the longest first, so that rows in flight have similar lengths; their order; and their guidance."""
-    prompt_ids, prompt_mask = encode_prompts(model, prompts)
-    B, P = prompt_ids.shape
-    check_prompts(model, prompt_ids, prompt_mask, options.gen_length)
-    keys, lengths = options.keys(B), prompt_mask.sum(dim=1).cpu()
-    of_row = options.of(DecodingOptions).resolved(model, B)
+    ids = encode_prompts(model, prompts)
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    longest, context = len(ids[order[0]]), model.config.max_position_embeddings
+    if longest + options.gen_length > context:
+        raise PromptError(
+            order[0],
+            f"the longest prompt ({longest} tokens) and gen_length {options.gen_length} exceed the model's context of {context}",
+        )
+    keys = range(len(ids)) if options.row_ids is None else options.keys(len(ids))
+    of_row = options.resolved(model, len(ids))
     engine = Engine(
-        model, min(options.batch_size or B, B), P, options.gen_length, **vars(options.of(EngineOptions))
+        model, min(options.batch_size or len(ids), len(ids)), longest, options.gen_length,
+        cache=options.cache, cache_refresh=options.cache_refresh, cuda_graph=options.cuda_graph,
     )  # fmt: skip
-    order, prompt_ids = lengths.argsort(descending=True, stable=True).tolist(), prompt_ids.cpu()
     for index in order:
         rule = of_row.rule.for_prompt(index)
         own = of_row if rule is of_row.rule else replace(of_row, rule=rule)
-        engine.submit(Request(prompt_ids[index, P - int(lengths[index]) :], own, keys[index]))
+        try:
+            engine.submit(Request(ids[index], own, keys[index]))
+        except IdsError as error:
+            raise PromptError(index, error.reason) from None
     return engine, order, options.cfg_scale
 
 
 def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[FinishedRows]:
     """Rows as they finish, by the prompts' indices. FloatingPointError or torch.OutOfMemoryError when one fails."""
-    while len(engine):
+    while engine.open:
         finished, events = engine.advance()
         for part in finished:
             yield part._replace(ids=[order[number] for number in part.ids])
@@ -104,11 +127,10 @@ def _decoded(engine: Engine, order: list[int], cfg_scale: float) -> Iterator[Fin
             raise FloatingPointError(not_finite([event.key for event in failed], cfg_scale))
 
 
-def _text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str]) -> list[str] | None:
-    return None if model.tokenizer is None else decode_text(model, trajectory, stop)
-
-
-def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] = ()) -> list[str]:
+def decode_text(model: MaskedDiffusionLM, trajectory: Trajectory, stop: Sequence[str] | None = None) -> list[str]:
     """Completions up to the first EOS or before the first stop string, special tokens removed. The model has a tokenizer."""
     rows = [row[:length] for row, length in zip(trajectory.tokens.tolist(), trajectory.length.tolist(), strict=True)]
+    assert model.tokenizer is not None
+    if not stop:
+        return model.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [text for text, _ in StopText(model.tokenizer, stop).cut(rows)]

@@ -4,8 +4,8 @@ import difflib
 import inspect
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from numbers import Real
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -13,19 +13,39 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from diffpo.decoding.cache import check_cache
-from diffpo.decoding.prompts import Prompts
+from diffpo.decoding.cache import CACHES
+from diffpo.decoding.prompts import Prompts, as_ids
 from diffpo.decoding.rules import FixedSchedule, Rule
 from diffpo.decoding.stopping import check_stop, checked_strings
 from diffpo.models.transformer import MaskedDiffusionLM
 
 P = ParamSpec("P")
 Options = TypeVar("Options")
-Part = TypeVar("Part", "DecodingOptions", "EngineOptions")
+T = TypeVar("T")
 Result = TypeVar("Result", covariant=True)
 _INT64 = range(-(2**63), 2**63)
 
 
+def names_nearest(kind: type[T]) -> type[T]:
+    """A decorator: a keyword that the class does not take is named with the nearest one that it does."""
+    make, known = kind.__init__, inspect.signature(kind).parameters
+
+    @wraps(make)
+    def made(self: T, *positional: Any, **named: Any) -> None:
+        if wrong := named.keys() - known.keys():
+            raise _unexpected(kind.__name__, min(wrong), known)
+        make(self, *positional, **named)
+
+    kind.__init__ = made  # type: ignore[method-assign,assignment]
+    return kind
+
+
+def _unexpected(function: str, name: str, known: Iterable[str]) -> TypeError:
+    (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return TypeError(f"{function}() got an unexpected keyword argument {name!r}; the nearest is {near!r}")
+
+
+@names_nearest
 @dataclass(frozen=True)
 class DecodingOptions:
     """
@@ -49,23 +69,22 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         check_lengths(self.gen_length, self.gen_length if self.block_length is None else self.block_length)
-        self._as("gen_length", operator.index)
-        if self.block_length is not None:
-            self._as("block_length", operator.index)
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise ValueError(f"rule must be a commit rule such as diffpo.EntropyBounded(0.1), got {self.rule!r}")
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and not value < 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-            self._as(name, float)
         _check_int64("seed", self.seed)
-        self._as("seed", operator.index)
-        checked_strings(self.stop)
-
-    def _as(self, name: str, kind: Callable[[Any], int | float]) -> None:
-        """Keep a number of another type, such as numpy's, as Python's: rows are compared by them."""
-        object.__setattr__(self, name, kind(getattr(self, name)))
+        # numbers of other types, such as numpy's, are kept as Python's: rows are compared by them
+        vars(self).update(
+            gen_length=operator.index(self.gen_length),
+            block_length=None if self.block_length is None else operator.index(self.block_length),
+            temperature=float(self.temperature),
+            seed=operator.index(self.seed),
+            cfg_scale=float(self.cfg_scale),
+            stop=() if self.stop is None else checked_strings(self.stop),
+        )
 
     def resolved(self, model: MaskedDiffusionLM, prompts: int = 1) -> "ResolvedOptions":
         """The same with everything filled in that the lengths and the model decide. ValueError if the model cannot decode like that."""
@@ -79,7 +98,7 @@ class DecodingOptions:
             self.temperature,
             self.seed,
             self.cfg_scale,
-            stop=check_stop(model, self.stop),
+            stop=check_stop(model, self.stop) if self.stop else (),
         )
 
 
@@ -120,7 +139,15 @@ class EngineOptions:
     cuda_graph: bool | None = None
 
     def __post_init__(self) -> None:
-        check_cache(self.cache, self.cache_refresh)
+        cache, refresh = self.cache, self.cache_refresh
+        if cache not in CACHES:
+            raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+        if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
+            raise ValueError(
+                f"cache_refresh must be an int of at least 1 (steps) or None (each block's start), got {refresh!r}"
+            )
+        if refresh is not None and cache == "none":
+            raise ValueError('cache_refresh needs cache="prefix" or "dual": nothing is kept with cache="none"')
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,30 +162,23 @@ class CallOptions(DecodingOptions, EngineOptions):
     row_ids: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        DecodingOptions.__post_init__(self)
-        EngineOptions.__post_init__(self)
-        check_guidance(self.cfg_scale, self.cache)
+        DecodingOptions.__post_init__(self)  # those of the engine it checks itself
         if self.batch_size is not None:
             _check_int64("batch_size", self.batch_size)
-            self._as("batch_size", operator.index)
             if self.batch_size < 1:
                 raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    def of(self, kind: type[Part]) -> Part:
-        """The part of the options that is of a row, or of the engine."""
-        return kind(**{item.name: getattr(self, item.name) for item in fields(kind)})
+            vars(self).update(batch_size=operator.index(self.batch_size))
 
     def keys(self, prompts: int) -> list[int]:
-        """What keys each prompt's draws. ValueError where ``row_ids`` does not fit."""
+        """The ``row_ids`` that were given. ValueError where they do not fit."""
         row_ids = self.row_ids
-        if row_ids is None:
-            return list(range(prompts))
         if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64 or row_ids.shape != (prompts,):
             got = f"{row_ids.dtype} {list(row_ids.shape)}" if isinstance(row_ids, Tensor) else type(row_ids).__name__
             raise ValueError(f"row_ids must be an int64 tensor [{prompts}], one for each prompt, got {got}")
         return row_ids.tolist()
 
 
+@names_nearest
 @dataclass(frozen=True, eq=False)
 class Request:
     """One row to decode. ids: the prompt's tokens, a 1-d integer tensor or a list; key: what keys its draws beside the seed, int64,
@@ -169,14 +189,10 @@ class Request:
     key: int | None = None
 
     def __post_init__(self) -> None:
-        ids = (
-            self.ids
-            if isinstance(self.ids, Tensor)
-            else torch.tensor(self.ids, dtype=None if self.ids else torch.int64)
-        )
-        if ids.dim() != 1 or ids.is_floating_point():
-            raise ValueError(f"ids must be a 1-d integer tensor, got {ids.dtype} {list(ids.shape)}")
-        object.__setattr__(self, "ids", ids.long().cpu())
+        try:
+            object.__setattr__(self, "ids", as_ids(self.ids).clone())  # what the caller does with its own later
+        except ValueError as error:
+            raise ValueError(f"ids {error}") from None
         if not isinstance(self.options, DecodingOptions):
             raise ValueError(f"options must be DecodingOptions, got {type(self.options).__name__}")
         if self.key is not None:
@@ -192,14 +208,6 @@ def check_lengths(gen_length: int, block_length: int) -> None:
         raise ValueError(f"gen_length must be at least 1, got {gen_length}")
     if block_length < 1 or gen_length % block_length:
         raise ValueError(f"gen_length {gen_length} must be a multiple of block_length, got {block_length}")
-
-
-def check_guidance(cfg_scale: float, cache: str) -> None:
-    """ValueError for guidance with a cache."""
-    if cache != "none" and cfg_scale != 0:
-        raise ValueError(
-            f'cfg_scale {cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
-        )
 
 
 def _check_int64(name: str, value: int) -> None:
@@ -229,9 +237,8 @@ def takes(
 
         @wraps(function)
         def called(*positional: Any, **named: Any) -> Result:
-            for wrong in named.keys() - signature.parameters.keys():
-                near = difflib.get_close_matches(wrong, signature.parameters, n=1, cutoff=0)
-                raise TypeError(f"{name}() got an unexpected keyword argument {wrong!r}; the nearest is {near[0]!r}")
+            if wrong := named.keys() - signature.parameters.keys():
+                raise _unexpected(name, min(wrong), signature.parameters)
             try:
                 given = signature.bind(*positional, **named).arguments
             except TypeError as error:

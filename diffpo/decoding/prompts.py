@@ -1,4 +1,4 @@
-"""Prompts as token ids: strings, chats or ids in, left-padded tensors out. What is wrong with a prompt is found here."""
+"""Prompts as token ids: strings, chats or ids in, a row of ids for each out."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -24,20 +24,42 @@ class PromptError(ValueError):
         self.index, self.reason = index, str(reason)
 
 
-def encode_prompts(model: MaskedDiffusionLM, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Left-padded prompt ids int64 [B, P] and their mask bool [B, P], on the model's device."""
-    if isinstance(prompts, str):
+class IdsError(ValueError):
+    """The ``reason`` why a model cannot take token ids."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"ids: {reason}")
+        self.reason = reason
+
+
+def encode_prompts(model: MaskedDiffusionLM, prompts: Prompts) -> list[Tensor]:
+    """The token ids of each prompt, int64 [P_i] on the CPU."""
+    if isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.dim() < 2):
         raise ValueError("prompts must be a list; wrap a single prompt in one: [prompt]")
+    if not isinstance(prompts, Sequence | Tensor):
+        raise ValueError(f"prompts must be a list, got {type(prompts).__name__}")
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give at least one")
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in _token_ids(model, prompts)]
-    P = max(len(row) for row in rows)
-    pad_id = model.config.pad_token_id if model.config.pad_token_id is not None else 0
-    prompt_ids = torch.full((len(rows), P), pad_id)
-    prompt_mask = torch.zeros(len(rows), P, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        prompt_ids[i, P - len(row) :], prompt_mask[i, P - len(row) :] = row, True
-    return prompt_ids.to(model.device), prompt_mask.to(model.device)
+    return _each(as_ids, _token_ids(model, prompts))
+
+
+def as_ids(value: object) -> Tensor:
+    """Token ids, int64 1-d on the CPU. ValueError for anything else."""
+    if isinstance(value, str | bytes):
+        raise ValueError(
+            f"must be token ids, got the text {value[:40]!r}: encode it, as model.tokenizer(text).input_ids"
+        )
+    try:
+        ids = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"must be a 1-d integer tensor or a list of token ids, got {type(value).__name__}: {error}"
+        ) from None
+    if ids.dtype == torch.bool:
+        raise ValueError("must be token ids, got a mask of bools: ids[mask] are those that it keeps")
+    if ids.dim() != 1 or (len(ids) and (ids.is_floating_point() or ids.is_complex())):
+        raise ValueError(f"must be a 1-d integer tensor (token ids), got {ids.dtype} {list(ids.shape)}")
+    return ids.long().cpu()
 
 
 def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence[Tensor | list[int]]:
@@ -45,8 +67,6 @@ def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence[Tensor | 
         raise ValueError("prompts must all be strings, all be chats or all be token-id tensors")
     tensors = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
     if tensors:
-        if any(row.dim() != 1 or row.is_floating_point() for row in tensors):
-            raise ValueError("token-id prompts must be 1-d integer tensors, or one integer tensor [B, P]")
         return tensors
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer: give prompts as token-id tensors")
@@ -70,25 +90,3 @@ def _each(function: Callable[[Given], Result], prompts: Iterable[Given]) -> list
         except ValueError as error:
             raise PromptError(index, error) from error
     return results
-
-
-def check_prompts(model: MaskedDiffusionLM, prompt_ids: Tensor, prompt_mask: Tensor, gen_length: int) -> None:
-    """PromptError for an id outside the vocabulary, a mask token, or a prompt that leaves no room for the completion."""
-    vocab_size, context, P = model.config.vocab_size, model.config.max_position_embeddings, prompt_ids.shape[1]
-    outside = (prompt_ids < 0) | (prompt_ids >= vocab_size)
-    if (index := _first(outside & prompt_mask)) is not None:
-        raise PromptError(index, f"it holds a token id outside the vocabulary of {vocab_size} tokens")
-    if (index := _first((prompt_ids == model.mask_id) & prompt_mask)) is not None:
-        raise PromptError(index, f"it contains the mask token (id {model.mask_id}), which only completions may hold")
-    if P + gen_length > context:
-        index = int(prompt_mask.sum(dim=1).argmax())
-        raise PromptError(
-            index,
-            f"the longest prompt ({P} tokens) and gen_length {gen_length} exceed the model's context of {context}",
-        )
-
-
-def _first(wrong: Tensor) -> int | None:
-    """The first row of ``wrong`` [B, P] that holds a True."""
-    rows = wrong.any(dim=1).nonzero()
-    return int(rows[0, 0]) if len(rows) else None

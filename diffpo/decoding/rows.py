@@ -114,14 +114,12 @@ class Rows:
         self.start[rows], self.end[rows], self.gamma[rows], self.gamma_bin[rows] = start, end, gamma, -1
         self.done[rows] = self.failed[rows] = False
 
-    def move(self, source: Tensor, target: Tensor, count: int) -> None:
-        """Copy the rows ``source`` over the rows ``target``, and leave every row from ``count`` on as done."""
+    def remove(self, leaving: Tensor) -> tuple[Tensor, Tensor]:
+        """Take rows, of the first A, out: bool [A] on the CPU. The last of the others move into their places, (source, target) of which are
+        returned; every row behind is done."""
+        live = int((~leaving).sum())
+        source, target = live + (~leaving[live:]).nonzero()[:, 0], leaving[:live].nonzero()[:, 0]
         if len(source):
-            self.put(target, self[source])
-        self.done[count:], self.start[count:], self.end[count:] = True, self.gen_length, self.gen_length
-
-
-def filled_holes(done: Tensor) -> tuple[Tensor, Tensor]:
-    """(source, target): moving the last live rows into the places of the done ones puts the live rows of ``done`` [A] in front."""
-    live = int((~done).sum())
-    return live + (~done[live:]).nonzero()[:, 0], done[:live].nonzero()[:, 0]
+            self.put(target.to(self.done.device), self[source.to(self.done.device)])
+        self.done[live:], self.start[live:], self.end[live:] = True, self.gen_length, self.gen_length
+        return source, target

@@ -24,7 +24,7 @@ from torch import Tensor
 from diffpo.keyed_random import uniform
 from diffpo.models.transformer import MaskedDiffusionLM
 
-ORDERS = PROXIES = ("entropy", "confidence", "margin")
+ORDERS = ("entropy", "confidence", "margin")
 _ONE_IN_FLOAT64 = 2.0**-53  # 1 / (1 + odds) is 1 up to here
 _GAMMA_DRAW = 1  # purpose in the random key; 0 is the tokens' draws
 
@@ -102,18 +102,20 @@ class Rule:
     gamma: nats, the entropy bound of its rows; NaN: none, or one that is drawn
     draws_gamma: `thresholds` draws it, from the bins of a learned threshold, which a trajectory records among its actions
     number: what of the rule may differ between rows that are planned together; `plan` reads it from the step
+    planned_by: names of the rule's attributes that its plans depend on beside ``gamma`` and ``number``; None: whatever the rule holds
     """
 
     stops_at_eos = True
     draws_gamma = False
     gamma: float | Tensor = math.nan
     number: float = 0.0
+    planned_by: tuple[str, ...] | None = None
 
     @property
     def family(self) -> Hashable:
-        """Rules of one family plan their rows together, by any one of them. A class whose plans depend on ``gamma`` and ``number``
-        alone may say so here; otherwise a rule is its own family."""
-        return id(self)
+        """Rules of one family plan their rows together, by any one of them."""
+        names = vars(type(self)).get("planned_by")  # its own class's: one that inherits may plan by more
+        return id(self) if names is None else (type(self), *(getattr(self, name) for name in names))
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         """ValueError if the rule cannot decode this many prompts with this model and these lengths."""
@@ -155,15 +157,12 @@ class FixedSchedule(Rule):
     """
 
     stops_at_eos = False
+    planned_by = ()
 
     def __init__(self, steps: int):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps = self.number = steps
-
-    @property
-    def family(self) -> Hashable:
-        return (type(self),)
 
     def __repr__(self) -> str:
         return f"FixedSchedule(steps={self.steps})"
@@ -187,15 +186,13 @@ class ConfidenceThreshold(Rule):
     1 takes what float64 rounds to 1.
     """
 
+    planned_by = ()
+
     def __init__(self, p: float = 0.9):
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability in [0, 1], got {p}")
         self.p = p
         self.number = (1 - p) / p if p > 0 else math.inf  # the largest odds against a token
-
-    @property
-    def family(self) -> Hashable:
-        return (type(self),)
 
     def __repr__(self) -> str:
         return f"ConfidenceThreshold(p={self.p:g})"
@@ -213,14 +210,12 @@ class FactorThreshold(Rule):
     float64 rounds to 1), inf the whole block. Source: Fast-dLLM (arXiv 2505.22618), factor-based parallel decoding.
     """
 
+    planned_by = ()
+
     def __init__(self, factor: float):
         if not factor >= 0:
             raise ValueError(f"factor must be at least 0 and not NaN, got {factor}")
         self.factor = self.number = factor
-
-    @property
-    def family(self) -> Hashable:
-        return (type(self),)
 
     def __repr__(self) -> str:
         return f"FactorThreshold(factor={self.factor:g})"
@@ -240,6 +235,7 @@ class EntropyBounded(Rule):
     """
 
     gamma: Tensor
+    planned_by = ("order",)
 
     def __init__(self, gamma: float | Tensor, order: str = "entropy", *, proxy: str | None = None):
         self.gamma = torch.as_tensor(gamma, dtype=torch.float32)
@@ -250,7 +246,7 @@ class EntropyBounded(Rule):
         self.order = _checked_order(order if proxy is None else _by_its_old_name(proxy))
 
     def __repr__(self) -> str:
-        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, proxy={self.order})"
+        return f"EntropyBounded(gamma={self.gamma.tolist() if self.gamma.dim() else f'{self.gamma.item():g}'}, order={self.order})"
 
     @property
     def proxy(self) -> str:
@@ -267,10 +263,6 @@ class EntropyBounded(Rule):
         one.gamma = self.gamma[index]
         return one
 
-    @property
-    def family(self) -> Hashable:
-        return type(self), self.order
-
     def plan(self, step: StepPredictions) -> Plan:
         return _entropy_bounded(step, self.order)
 
@@ -282,13 +274,14 @@ class PromptThreshold(Rule):
     """
 
     draws_gamma = True
+    planned_by = ("order", "sample")
 
     def __init__(self, order: str | None = None, sample: bool = False, *, proxy: str | None = None):
         order = order if proxy is None else _by_its_old_name(proxy)
         self.order, self.sample = order if order is None else _checked_order(order), sample
 
     def __repr__(self) -> str:
-        options = ([f"proxy={self.order}"] if self.order else []) + (["sample"] if self.sample else [])
+        options = ([f"order={self.order}"] if self.order else []) + (["sample"] if self.sample else [])
         return f"PromptThreshold({', '.join(options)})"
 
     @property
@@ -296,17 +289,13 @@ class PromptThreshold(Rule):
         return self.order
 
     def resolve(self, model: MaskedDiffusionLM) -> Rule:
-        return self if self.order else PromptThreshold(model.config.threshold_proxy, self.sample)
+        return self if self.order else PromptThreshold(model.config.threshold_order, self.sample)
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if model.threshold is None:
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
-
-    @property
-    def family(self) -> Hashable:
-        return type(self), self.order, self.sample
 
     def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
         if model.threshold is None:
@@ -331,7 +320,7 @@ class PromptThreshold(Rule):
 
 def _checked_order(order: str) -> str:
     if order not in ORDERS:
-        raise ValueError(f"order (proxy) must be one of {', '.join(ORDERS)}, got {order!r}")
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     return order
 
 

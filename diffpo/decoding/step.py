@@ -45,9 +45,9 @@ class Hidden(NamedTuple):
             column_N = position_N + self.column
         return self.states.flatten(0, 1)[place_N * self.states.shape[1] + column_N]
 
-    def last(self, rows: slice | Tensor, positions: int) -> Tensor:
+    def last(self, row_k: Tensor, positions: int) -> Tensor:
         """Those [k, positions, D] of whole completions."""
-        states = self.states[rows] if self.source is None else self.states[self.source[rows]]
+        states = self.states[row_k if self.source is None else self.source[row_k]]
         return states[:, states.shape[1] - positions :]
 
 
@@ -65,11 +65,9 @@ def exact_hidden(model: MaskedDiffusionLM, rows: Rows, columns: int, padded: boo
 
 def unconditional_hidden(
     model: MaskedDiffusionLM, rows: Rows, terms: Terms, columns: int, padded: bool, shared: bool
-) -> Hidden | None:
-    """The hidden states of guided rows whose prompts are masked, as classifier-free guidance compares them; None where no row is guided."""
+) -> Hidden:
+    """The hidden states of guided rows whose prompts are masked, as classifier-free guidance compares them."""
     if not isinstance(terms.cfg_scale, Tensor):
-        if terms.cfg_scale == 0:
-            return None
         return exact_hidden(model, _without_prompt(rows, terms.begin, model.mask_id), columns, padded, shared)
     guided = terms.cfg_scale.nonzero()[:, 0]
     begin = terms.begin[guided] if isinstance(terms.begin, Tensor) else terms.begin
@@ -91,7 +89,7 @@ def _without_prompt(rows: Rows, begin: int | Tensor, mask_id: int) -> Rows:
 def set_thresholds(
     model: MaskedDiffusionLM,
     rows: Rows,
-    drawn: Sequence[tuple[ResolvedOptions, slice | Tensor]],
+    drawn: Sequence[tuple[ResolvedOptions, Tensor]],
     seed: int | Tensor,
     hidden: Hidden,
 ) -> None:
@@ -120,23 +118,17 @@ def commit(
     position_L = torch.arange(L, device=start.device)
     candidates = (rows.tokens == mask_id) & (position_L >= start[:, None]) & (position_L < end[:, None])
     row_N, position_N = _windows(start, terms.window, L) if static else candidates.nonzero(as_tuple=True)
-    row_N, position_N, predicted = _predict_at(model, rows, row_N, position_N, hidden, unconditional, terms)
-
-    def spread(values_N: Tensor) -> Tensor:
-        return values_N.new_zeros(candidates.shape).index_put_((row_N, position_N), values_N)
-
-    entropy = spread(predicted.entropy)
-    step = StepPredictions(candidates, entropy, spread(predicted.confidence), spread(predicted.top1), spread(predicted.top2),
-                           spread(predicted.odds), spread(predicted.top_odds), rows.block_step, rows.gamma,
+    at = _predict(model, rows, row_N, position_N, hidden, unconditional, terms)
+    step = StepPredictions(candidates, at.entropy, at.confidence, at.top1, at.top2, at.odds, at.top_odds, rows.block_step, rows.gamma,
                            terms.block_length, terms.blocks, terms.number)  # fmt: skip
     before = start.clone()
     committed = _commit_planned(
-        rows, _planned(terms, step), start, end, proposal=spread(predicted.token), mask_id=mask_id,
-        proposal_logprob=spread(predicted.logprob), max_window=terms.window,
+        rows, _planned(terms, step), start, end, proposal=at.token, mask_id=mask_id,
+        proposal_logprob=at.logprob, max_window=terms.window,
     )  # fmt: skip
-    rows.entropy.copy_(torch.where(committed, entropy, rows.entropy))
+    rows.entropy.copy_(torch.where(committed, at.entropy, rows.entropy))
     rows.block_step.copy_(torch.where(start == before, rows.block_step + 1, 0))
-    rows.failed.logical_or_((spread(~predicted.valid) & candidates).any(dim=1))
+    rows.failed.logical_or_((candidates & ~at.valid).any(dim=1))
     rows.done.logical_or_(rows.failed | _finished(rows.tokens, mask_id, eos_ids, terms))
     rows.start.copy_(torch.where(rows.done, L, start)), rows.end.copy_(torch.where(rows.done, L, end))
 
@@ -214,7 +206,7 @@ def _windows(start: Tensor, block_length: int, L: int) -> tuple[Tensor, Tensor]:
 
 
 class _Predictions(NamedTuple):
-    """Of N positions: the proposed token and its log-prob, and the untempered distribution's statistics (``StepPredictions``)."""
+    """Of N positions, or of all [A, L]: the proposed token and its log-prob, and the untempered distribution's statistics (``StepPredictions``)."""
 
     token: Tensor
     logprob: Tensor
@@ -227,7 +219,7 @@ class _Predictions(NamedTuple):
     valid: Tensor
 
 
-def _predict_at(
+def _predict(
     model: MaskedDiffusionLM,
     rows: Rows,
     row_N: Tensor,
@@ -235,24 +227,27 @@ def _predict_at(
     hidden: Hidden,
     unconditional: Hidden | None,
     terms: Terms,
-) -> tuple[Tensor, Tensor, _Predictions]:
-    """The predictions at these places, which are sorted by guidance where rows differ in it."""
+) -> _Predictions:
+    """What is predicted at these places, [A, L], 0 elsewhere. In chunks, so that the logits of long blocks do not stand in memory at once,
+    and of one guidance each."""
     if not isinstance(terms.cfg_scale, Tensor):
-        return (
-            row_N,
-            position_N,
-            _predict(model, rows, row_N, position_N, hidden, unconditional, terms, terms.cfg_scale),
-        )
-    parts, scale_N = [], terms.cfg_scale[row_N]
-    for scale in scale_N.unique().tolist():
-        place = row_N[scale_N == scale], position_N[scale_N == scale]
-        guide = unconditional if scale else None
-        parts.append((*place, *_predict(model, rows, *place, hidden, guide, terms, scale)))
-    row_N, position_N, *predicted = (torch.cat(values) for values in zip(*parts, strict=True))
-    return row_N, position_N, _Predictions(*predicted)
+        places = [(terms.cfg_scale, row_N, position_N)]
+    else:
+        scale_N = terms.cfg_scale[row_N]
+        alike = [(scale, scale_N == scale) for scale in scale_N.unique().tolist()]
+        places = [(scale, row_N[chosen], position_N[chosen]) for scale, chosen in alike]
+    size = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    parts = []
+    for scale, row_n, position_n in places:
+        for row, position in zip(row_n.split(size), position_n.split(size), strict=True):
+            guide = unconditional if scale else None
+            parts.append((row, position, *_predict_chunk(model, rows, row, position, hidden, guide, terms, scale)))
+    row_N, position_N, *predicted = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    shape = rows.commit_step.shape
+    return _Predictions(*(some.new_zeros(shape).index_put_((row_N, position_N), some) for some in predicted))
 
 
-def _predict(
+def _predict_chunk(
     model: MaskedDiffusionLM,
     rows: Rows,
     row_N: Tensor,
@@ -262,42 +257,21 @@ def _predict(
     terms: Terms,
     scale: float,
 ) -> _Predictions:
-    """Guided by ``scale``, in chunks, so that the logits of long blocks do not stand in memory at once."""
+    """At N places, guided by ``scale`` where there are unconditional states."""
 
     def each(value: Number | Tensor) -> Number | Tensor:
         return value[row_N] if isinstance(value, Tensor) else value
 
-    uniform_N = None
-    if terms.draws:
-        own_N = position_N - each(terms.begin) if isinstance(terms.begin, Tensor) or terms.begin else position_N
-        uniform_N = uniform(each(terms.seed), _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, own_N)
-    hidden_ND = [part.at(row_N, position_N) for part in (hidden, unconditional) if part is not None]
-    temperature_N = each(terms.temperature)
-    size = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-    parts = []
-    for at in range(0, max(len(row_N), 1), size):
-        some = slice(at, at + size)
-        draw_N = None if uniform_N is None else uniform_N[some]
-        temperature = temperature_N[some] if isinstance(temperature_N, Tensor) else temperature_N
-        parts.append(_predict_chunk(model, [part_ND[some] for part_ND in hidden_ND], draw_N, temperature, scale))
-    return parts[0] if len(parts) == 1 else _Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def _predict_chunk(
-    model: MaskedDiffusionLM,
-    hidden_ND: list[Tensor],
-    uniform_N: Tensor | None,
-    temperature: float | Tensor,
-    cfg_scale: float,
-) -> _Predictions:
-    """hidden_ND: also the unconditional ones if the rows are guided."""
-    logits_NV = model.head(hidden_ND[0])
-    if len(hidden_ND) == 2:
-        unconditional_NV = model.head(hidden_ND[1])
-        logits_NV = _guided(logits_NV, unconditional_NV, cfg_scale)
+    logits_NV = model.head(hidden.at(row_N, position_N))
+    if unconditional is not None:
+        logits_NV = _guided(logits_NV, model.head(unconditional.at(row_N, position_N)), scale)
     if logits_NV.dtype == torch.float64:
         logits_NV = _narrowed(logits_NV, model.mask_id)
-    stats = row_statistics(logits_NV, temperature, uniform_N, banned_ids=[model.mask_id])
+    uniform_N = None
+    if terms.draws:
+        own_N = position_N - each(terms.begin)
+        uniform_N = uniform(each(terms.seed), _TOKEN_DRAW, rows.row_id[row_N], rows.nfe[row_N] + 1, own_N)
+    stats = row_statistics(logits_NV, each(terms.temperature), uniform_N, banned_ids=[model.mask_id])
     token_N = stats.token.clamp(min=0)  # of a row that is not valid it is -1, which no embedding can take
     # The odds of a token that is not the most probable one are at least 1: its confidence has their digits.
     odds_N = torch.where(stats.confidence == stats.top1, stats.odds, 1 / stats.confidence - 1)

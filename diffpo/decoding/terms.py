@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class Terms:
 
     rules: one of each family, with the rows it plans (int64, None: all)
     number: the rules' own; begin: each completion's first position; blocks: how many; stops_at_eos: bool; the rest as in ``DecodingOptions``
-    window: tokens of the longest block; draws: whether any temperature is above 0
+    window: tokens of the longest block; draws, guided: whether any temperature, or any guidance, is above 0
+    agree: no option is a tensor, and there is one family of rules: every shape of a step is fixed by the number of rows
     """
 
     rules: tuple[tuple[Rule, Tensor | None], ...]
@@ -35,6 +36,8 @@ class Terms:
     stops_at_eos: bool | Tensor
     window: int
     draws: bool
+    guided: bool
+    agree: bool
 
     @staticmethod
     def of(options: Sequence[ResolvedOptions], gen_length: int, device: torch.device) -> Terms:
@@ -48,24 +51,25 @@ class Terms:
             values = [value(row) for row in options]
             return torch.tensor(values, device=device, dtype=torch.float64 if isinstance(first, float) else None)
 
+        rules = _families([row.rule for row in options], device)
+        values: dict[str, Any] = {
+            "number": each(lambda row: row.rule.number),
+            "temperature": each(lambda row: row.temperature),
+            "cfg_scale": each(lambda row: row.cfg_scale),
+            "seed": each(lambda row: row.seed),
+            "block_length": each(lambda row: row.block_length),
+            "blocks": each(lambda row: row.gen_length // row.block_length),
+            "begin": each(lambda row: gen_length - row.gen_length),
+            "stops_at_eos": each(lambda row: row.rule.stops_at_eos),
+        }
         return Terms(
-            rules=_families([row.rule for row in options], device),
-            number=each(lambda row: row.rule.number),
-            temperature=each(lambda row: row.temperature),
-            cfg_scale=each(lambda row: row.cfg_scale),
-            seed=each(lambda row: row.seed),
-            block_length=each(lambda row: row.block_length),
-            blocks=each(lambda row: row.gen_length // row.block_length),
-            begin=each(lambda row: gen_length - row.gen_length),
-            stops_at_eos=each(lambda row: row.rule.stops_at_eos),
+            rules,
+            **values,
             window=max(row.block_length for row in distinct),
             draws=any(row.temperature > 0 for row in distinct),
+            guided=any(row.cfg_scale > 0 for row in distinct),
+            agree=len(rules) == 1 and not any(isinstance(value, Tensor) for value in values.values()),
         )
-
-    @property
-    def agree(self) -> bool:
-        """No option is a tensor: every shape of a step is fixed by the number of rows."""
-        return len(self.rules) == 1 and not any(isinstance(getattr(self, item.name), Tensor) for item in fields(self))
 
 
 def _families(rules: Sequence[Rule], device: torch.device) -> tuple[tuple[Rule, Tensor | None], ...]:

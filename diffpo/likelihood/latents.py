@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 
@@ -35,19 +34,6 @@ class Latents:
         """Some of the latents, by index."""
         prompt = None if self.prompt_masked is None else self.prompt_masked[index]
         return Latents(self.row[index], self.masked[index], self.weight[index], prompt)
-
-    @staticmethod
-    def concatenate(first: Latents, second: Latents) -> Latents:
-        """The latents of both; they must agree on whether prompts are masked."""
-        a, b = first.prompt_masked, second.prompt_masked
-        if (a is None) != (b is None):
-            raise ValueError("latents with masked prompts cannot be joined with others")
-        return Latents(
-            torch.cat([first.row, second.row]),
-            torch.cat([first.masked, second.masked]),
-            torch.cat([first.weight, second.weight]),
-            None if a is None or b is None else torch.cat([a, b]),
-        )
 
 
 @dataclass(frozen=True)

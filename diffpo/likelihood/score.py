@@ -54,8 +54,8 @@ class Plan:
             )
         self.acting = model.threshold is not None and "gamma" in trajectory.actions
         at_once = tokens_at_once // width if tokens_at_once else None
-        count = len(latents) + (B if self.acting else 0)
-        self.first_U, self.source_P = distinct_inputs(trajectory, latents, model.layout, count, at_once)
+        self.inputs = with_first(latents, B) if self.acting else latents
+        self.first_U, self.source_P = distinct_inputs(trajectory, self.inputs, model.layout, at_once)
         self.size = at_once or max(len(self.first_U), 1)
         self.scored_N2 = latents.weight.nonzero()
         source_N = self.source_P[self.scored_N2[:, 0]]
@@ -79,7 +79,7 @@ class Plan:
                 acting = ((source_B >= 0) & (source_B < len(first))).nonzero()[:, 0]
                 acting = (acting, source_B[acting])
             scored, source = self.scored_N2[index], self.source_N[low:high] - start
-            yield Part(self.trajectory, self.latents, first, index, scored, source, acting)
+            yield Part(self.trajectory, self.inputs, first, index, scored, source, acting)
 
     def evaluate(self, model: MaskedDiffusionLM) -> Scores:
         """The scores of all parts."""
@@ -172,21 +172,20 @@ def check_same_model(model: MaskedDiffusionLM, trajectory: Trajectory) -> None:
         )
 
 
-def first_latents(rollouts: Tensor, like: Latents) -> Latents:
-    """z_0 of some rollouts, int64 [b], each behind its whole prompt."""
-    b = len(rollouts)
-    masked, weight = like.masked.new_ones(b, like.masked.shape[1]), like.weight.new_zeros(b, like.masked.shape[1])
-    prompt = like.prompt_masked
-    return Latents(rollouts, masked, weight, None if prompt is None else prompt.new_zeros(b, prompt.shape[1]))
+def with_first(latents: Latents, rollouts: int) -> Latents:
+    """The latents, and behind them z_0 of each of so many rollouts, behind its whole prompt: from it a threshold is read."""
+    masked, weight, prompt = latents.masked, latents.weight, latents.prompt_masked
+    return Latents(
+        torch.cat([latents.row, torch.arange(rollouts, device=latents.row.device)]),
+        torch.cat([masked, masked.new_ones(rollouts, masked.shape[1])]),
+        torch.cat([weight, weight.new_zeros(rollouts, weight.shape[1])]),
+        None if prompt is None else torch.cat([prompt, prompt.new_zeros(rollouts, prompt.shape[1])]),
+    )
 
 
 def network_inputs(trajectory: Trajectory, latents: Latents, index: Tensor) -> Texts:
-    """What the network is to read for the latents with these indices, int64 [u]; P + b is z_0 of rollout b, from which a threshold is
-    read, and stands behind all others."""
-    of_latent = index < len(latents)
-    chosen = latents[index[of_latent]]
-    if len(chosen) < len(index):
-        chosen = Latents.concatenate(chosen, first_latents(index[~of_latent] - len(latents), latents))
+    """What the network is to read for the latents with these indices, int64 [u]."""
+    chosen = latents[index]
     row, mask_id = chosen.row, trajectory.mask_id
     prompt_ids, real = trajectory.prompt_ids[row], trajectory.prompt_mask[row]
     if chosen.prompt_masked is not None:
@@ -195,9 +194,9 @@ def network_inputs(trajectory: Trajectory, latents: Latents, index: Tensor) -> T
 
 
 def distinct_inputs(
-    trajectory: Trajectory, latents: Latents, layout: Full, count: int, at_once: int | None
+    trajectory: Trajectory, latents: Latents, layout: Full, at_once: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Index [U] of the first of each distinct network input, ascending, and the place among them of each of the first ``count``.
+    """Index [U] of the first of each distinct network input, ascending, and the place among them of each latent's.
 
     The members of a group share z_0, and often the first latents after it. Inputs are told apart by 128 bits of hash, which are computed
     for ``at_once`` inputs at a time.
@@ -205,7 +204,7 @@ def distinct_inputs(
     width = layout.width(trajectory.prompt_ids.shape[1], trajectory.tokens.shape[1])
     rows = min(max(_HASH_TOKENS // max(width, 1), 1), at_once or _HASH_TOKENS)
     keys = [torch.zeros(0, 2, dtype=torch.int64, device=latents.row.device)]
-    for index in torch.arange(count, device=latents.row.device).split(rows):
+    for index in torch.arange(len(latents), device=latents.row.device).split(rows):
         sequence = layout.identity(network_inputs(trajectory, latents, index))
         position = torch.arange(sequence.shape[1], device=sequence.device)
         keys.append(torch.stack([hashed(salt, position, sequence).sum(dim=1) for salt in (0, 1)], dim=1))

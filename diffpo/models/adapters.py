@@ -5,6 +5,7 @@ peft is never imported here: a model that holds its modules has done so.
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
@@ -55,6 +56,32 @@ def adapted_modules(model: nn.Module) -> list[str]:
     return [name for name, _ in _outermost(model)]
 
 
+def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' own parameters, by their names in the model: what it has none of with its adapters off."""
+    return {
+        f"{name}.{inner}": parameter
+        for name, module in _outermost(model)
+        for inner, parameter in module.named_parameters()
+        if not inner.startswith(("base_layer.", "original_module."))
+    }
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within it the model is as if nothing had been added to it.
+
+    peft's own switch also says which parameters are trained: turned on again, adapters that were frozen would be.
+    """
+    on = [module for _, module in _outermost(model) if not module.disable_adapters]
+    for module in on:
+        module._disable_adapters = True
+    try:
+        yield
+    finally:
+        for module in on:
+            module._disable_adapters = False
+
+
 def merged_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Each adapted module's name and what it is with its active adapters merged: a copy with whole weights, or the trained module that runs
     in its place. The model stays as it is.
@@ -85,7 +112,7 @@ def _whole_copy(module: nn.Module) -> nn.Module:
     )
 
 
-def _outermost(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _outermost(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Peft]]:
     for name, child in model.named_children():
         if _is(child, "BaseTunerLayer") or _is(child, "AuxiliaryTrainingWrapper"):
             yield prefix + name, child

@@ -11,7 +11,8 @@ from typing import Any, Literal
 _TOO_LARGE = 2**30  # no size or id of a model reaches it; two of them multiplied, in bytes, still fit into 64 bits
 _UNKNOWN_TOLD = 5  # finding the nearest names takes time, and a file may hold any number of keys
 
-Proxy = Literal["entropy", "confidence", "margin"]
+RENAMED = {"threshold_proxy": "threshold_order"}  # of fields that earlier versions wrote: old name -> name
+Order = Literal["entropy", "confidence", "margin"]
 
 # From a value as it was given to the value that is kept; ValueError, without the field's name, for one that does not fit.
 Check = Callable[[Any], Any]
@@ -93,7 +94,7 @@ class ModelConfig:
 
     ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
     ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
-    ``threshold_proxy``: the order of commitment it was trained with.
+    ``threshold_order``: the order of commitment it was trained with; ``threshold_proxy`` was its name.
     ``head_dim``: of each query, key and value; hidden_size / num_attention_heads unless given, which it need not equal.
     ``eos_token_id``: an id or several; ``MaskedDiffusionLM.eos_ids`` are all that end a completion.
     ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
@@ -120,9 +121,13 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = _checked(_ids, None)
     pad_token_id: int | None = _checked(_integer(0), None)
     threshold_gammas: tuple[float, ...] | None = _checked(_bins, None)
-    threshold_proxy: Proxy = _checked(_one_of("entropy", "confidence", "margin"), "entropy")  # noqa: RUF009
+    threshold_order: Order = _checked(_one_of("entropy", "confidence", "margin"), "entropy")  # noqa: RUF009
 
     def __init__(self, /, **values: Any):
+        for old, name in RENAMED.items():
+            if old in values and name in values:
+                raise ValueError(f"{old} is now called {name}: give one of them")
+        values = {RENAMED.get(name, name): value for name, value in values.items()}
         known = {one.name: one for one in fields(self)}
         unknown = [name for name in values if name not in known]
         faults = [_unknown(name, known) for name in unknown[:_UNKNOWN_TOLD]]
@@ -166,6 +171,10 @@ class ModelConfig:
                     raise ValueError(f"{name} {token_id} is outside the vocabulary of {self.vocab_size} tokens")
         if self.mask_token_id in _several(self.eos_token_id):
             raise ValueError(f"eos_token_id must not be the mask token, {self.mask_token_id}")
+
+    @property
+    def threshold_proxy(self) -> Order:
+        return self.threshold_order
 
     @property
     def key_value_heads(self) -> int:

@@ -43,10 +43,13 @@ def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard
     with one_writer(model.parameters()) as writes:
         tensors = whole_weights(model, writes)
         if writes:
-            _write(model, tensors, folder, shard_bytes)
+            write_checkpoint(model, tensors, folder, shard_bytes)
 
 
-def _write(model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+def write_checkpoint(
+    model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """As ``save_checkpoint``, in one process: ``tensors`` are the model's ``whole_weights``."""
     damaged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if damaged:
         raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")

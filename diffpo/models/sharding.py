@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+from torch.func import functional_call
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 
@@ -32,24 +33,26 @@ def whole(tensor: Tensor) -> Tensor:
     return values.full_tensor() if is_shard(values) else values
 
 
-def whole_weight(parameter: Tensor, like: Tensor) -> Tensor:
-    """A parameter that is to meet the plain tensor ``like``. ValueError for a shard that needs a gradient, which would be lost."""
-    if not is_shard(parameter):
-        return parameter
-    if parameter.requires_grad and torch.is_grad_enabled():
+def call(module: nn.Module, x: Tensor, *others: object) -> Tensor:
+    """``module(x, *others)``, which of a sharded model may also be asked outside a forward, without a gradient: its shards are gathered.
+
+    ValueError for a shard that needs a gradient, which would be lost.
+    """
+    shards = {name: weight for name, weight in module.named_parameters() if is_shard(weight)}
+    if not shards or any(map(_gathers_itself, module.modules())):
+        return module(x, *others)
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in shards.values()):
         raise ValueError(
             "a sharded weight is used outside a forward of the model: compute what needs a gradient in `read` of "
             "model(tokens, read=...), or under torch.no_grad()"
         )
-    return whole(parameter).to(like.dtype)
+    return functional_call(module, {name: whole(weight).to(x.dtype) for name, weight in shards.items()}, (x, *others))
 
 
-class GatheredLinear(nn.Linear):
-    """A linear layer that may also be called outside a forward of the model, without a gradient: shards are then gathered."""
+def _gathers_itself(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    from torch.distributed.fsdp import FSDPModule
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else whole_weight(self.bias, x)
-        return F.linear(x, whole_weight(self.weight, x), bias)
+    return isinstance(module, FSDPModule)
 
 
 @torch.no_grad()
@@ -68,9 +71,7 @@ def reshard(model: nn.Module) -> bool:
     old ones after an optimizer's step."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    from torch.distributed.fsdp import FSDPModule
-
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = [module for module in model.modules() if _gathers_itself(module)]
     for module in parts:
         module.reshard()
     return bool(parts)

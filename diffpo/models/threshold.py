@@ -5,10 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffpo.models.sharding import GatheredLinear
-
-# The grid of the Entropy-Bounded sampler's paper (arXiv 2505.24857), in nats.
-ENTROPY_BOUND_GRID = (0.0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+from diffpo.models.sharding import call
 
 
 class ThresholdPolicy(nn.Module):
@@ -24,10 +21,10 @@ class ThresholdPolicy(nn.Module):
         if not gammas or any(math.isnan(gamma) or gamma < 0 for gamma in gammas):
             raise ValueError(f"threshold_gammas must be non-negative numbers (nats), got {gammas}")
         self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
-        self.linear = GatheredLinear(hidden_size, len(gammas))
+        self.linear = nn.Linear(hidden_size, len(gammas))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, completion_hidden_BLD: Tensor) -> Tensor:
         """Log-probabilities [B, bins] from the z_0 hidden states [B, L, D] of the completion's positions."""
-        return self.linear(completion_hidden_BLD.mean(dim=1)).float().log_softmax(dim=-1)
+        return call(self.linear, completion_hidden_BLD.mean(dim=1)).float().log_softmax(dim=-1)

@@ -19,7 +19,7 @@ THRESHOLD = "diffpo_threshold.st"
 
 
 def add_threshold_fields(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The config with the bins and the proxy of the folder's threshold file, or as it was when there is none."""
+    """The config with the bins and the order of the folder's threshold file, or as it was when there is none."""
     path = find(folder, THRESHOLD)
     if path is None:
         return config
@@ -28,7 +28,10 @@ def add_threshold_fields(config: ModelConfig, folder: Path) -> ModelConfig:
         with safe_open(path, framework="pt") as file:  # bounded by read_headers
             settings = file.metadata() or {}
         (gammas,) = parse_json(f'{{"gammas": {settings["gammas"]}}}', f"{path}: gammas").values()
-        fields = {"threshold_gammas": gammas, "threshold_proxy": settings["proxy"]}
+        fields = {
+            "threshold_gammas": gammas,
+            "threshold_order": settings.get("order") or settings["proxy"],
+        }  # its name in earlier versions
         return ModelConfig(**config.model_dump() | fields)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable threshold file: {error!r}") from error
@@ -47,7 +50,7 @@ def stored_threshold(config: ModelConfig, folder: Path) -> Stored:
 
 
 def write_threshold(tensors: dict[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """The tensors of a ThresholdPolicy by their names in it, and the config's bins and proxy."""
-    settings = {"gammas": json.dumps(config.threshold_gammas), "proxy": config.threshold_proxy}
+    """The tensors of a ThresholdPolicy by their names in it, and the config's bins and order."""
+    settings = {"gammas": json.dumps(config.threshold_gammas), "order": config.threshold_order}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata=settings)

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpo.models.attention import Padding, attend, check_mask, left_padding
-from diffpo.models.head import Head, Targets, logprobs
+from diffpo.models.head import Head, logprobs
 from diffpo.models.layout import Full
-from diffpo.models.model_config import ModelConfig, Proxy
+from diffpo.models.model_config import ModelConfig, Order
 from diffpo.models.saving import save_checkpoint
-from diffpo.models.sharding import reshard
+from diffpo.models.sharding import call, reshard
 from diffpo.models.special_tokens import end_ids
 from diffpo.models.threshold import ThresholdPolicy
 
@@ -149,12 +149,12 @@ class MaskedDiffusionLM(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def add_threshold(self, gammas: tuple[float, ...], proxy: Proxy = "entropy") -> None:
-        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``proxy``."""
+    def add_threshold(self, gammas: tuple[float, ...], order: Order = "entropy") -> None:
+        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``."""
         if reshard(self):
             raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
         policy = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
-        self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_proxy=proxy)
+        self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_order=order)
         self.threshold = policy
 
     def forward(
@@ -236,7 +236,7 @@ class MaskedDiffusionLM(nn.Module):
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of the requested rows. Of a sharded model with a gradient: only in ``read`` of a forward."""
-        return self.lm_head(hidden_ND)
+        return call(self.lm_head, hidden_ND)
 
     def logprobs(
         self,
@@ -250,7 +250,8 @@ class MaskedDiffusionLM(nn.Module):
 
         To be called in ``read`` of a forward. ValueError for an adapter on the head that is no change of its weight.
         """
-        return logprobs(self.lm_head, hidden_MD, Targets(token_N, temperature, banned_ids, rows))
+        targets = {"target": token_N, "temperature": temperature, "banned_ids": banned_ids, "rows": rows}
+        return logprobs(self.lm_head, hidden_MD, targets)
 
     def logits(self, tokens_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of every position: for tests and small models only."""

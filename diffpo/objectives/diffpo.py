@@ -80,7 +80,7 @@ class Diffpo(Objective[DiffpoConfig]):
 
     def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         config, trajectory = self.config, batch.trajectory
-        advantage, threshold_advantage = signal.unbind(dim=1)
+        advantage, threshold_advantage = (signal if signal.dim() == 2 else signal[:, None].expand(-1, 2)).unbind(dim=1)
         tokens = Loss(*surrogate_loss(
             logprob=new.tokens(),
             old=old.tokens(),

@@ -52,6 +52,8 @@ def carry_out(prepare: Callable[[], Run | None]) -> int:
         run = prepare()
     except KeyboardInterrupt:
         return stopped("before the start: interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        return STOPPED
     except Exception as error:
         if _is_of_the_machine(error):
             return stopped(f"before the start: {described(error)}")

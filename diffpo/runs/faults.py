@@ -2,14 +2,16 @@
 
 0    done; or interrupted by Ctrl-C or SIGTERM, with all that was done saved
 1    stopped by a fault that is not the user's: no space on the disk, no memory, numbers that are not finite, a task without a grade. What
-     was done is whole and saved
+     was done is whole and saved. Also, without a word, when the reader of standard output is gone, as head is after its lines
 2    a user's mistake, found before anything was changed
 130  interrupted when there was nothing to keep
 """
 
 import contextlib
 import errno
+import os
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 DONE, STOPPED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -26,6 +28,19 @@ def stopped(reason: str, code: int = STOPPED) -> int:
     """The exit code, after the reason in one line."""
     _report(f"stopped {one_line(reason)}")
     return code
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Around a whole program: without a reader of standard output it ends quietly, with exit code 1."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what was printed last may still be on its way
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        raise SystemExit(STOPPED) from None
 
 
 def described(error: BaseException) -> str:

@@ -4,6 +4,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,6 +36,18 @@ class Interruption:
             yield
         finally:
             self._at_once = False
+
+    def next_of(self, rows: Iterator[T]) -> T:
+        """The next item; making it is interrupted ``at_once``. Those that the iterator has made already (``ready``, how many) are taken
+        whatever happens."""
+        if not getattr(rows, "ready", 0):
+            try:
+                with self.at_once():
+                    return next(rows)
+            except KeyboardInterrupt:
+                if not getattr(rows, "ready", 0):
+                    raise
+        return next(rows)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True  # no more: printing here would re-enter a print that the signal interrupted

@@ -1,15 +1,17 @@
 """An append-only file of JSON objects, one a line: a line is whole or absent, whatever fails, and always valid JSON."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from diffpo.text_input import decode, parse_json
 
+FileT = TypeVar("FileT", bound=BinaryIO)
 _BOM = "\ufeff"
 
 
@@ -34,7 +36,8 @@ class JsonLines:
         self._file, self._name, self._what, self._advice = file, name, what, advice
         self.rows: list[dict] = []
         self._ends = [0]  # in bytes, of nothing and of each row
-        self._numbers: list[int] = []  # of the lines that the rows were read from
+        self._numbers: list[int] = []  # of the rows' lines
+        self._next = 1  # the number of the line that is written next
         self._cut = fresh and os.fstat(file.fileno()).st_size > 0
         try:
             if not fresh:
@@ -46,10 +49,11 @@ class JsonLines:
     def _read(self, start: bytes) -> None:
         self._file.seek(0)
         complete, newline, rest = self._file.read().rpartition(b"\n")
+        lines = complete.split(b"\n") if newline else []
         end = 0
         try:
             decode(complete, self._name)
-            for number, line in enumerate(complete.split(b"\n") if newline else (), start=1):
+            for number, line in enumerate(lines, start=1):
                 end += len(line) + 1
                 text = line.decode().removeprefix(_BOM)
                 if text.strip():
@@ -60,7 +64,7 @@ class JsonLines:
             raise ValueError(f"{error}; {self._advice}") from error
         if rest and not rest.startswith(start[: len(rest)]):
             raise ValueError(f"{self._name} ends in a line that is no {self._what}; {self._advice}")
-        self._cut = bool(rest)
+        self._cut, self._next = bool(rest), len(lines) + 1
         self._ends[-1] = end  # with blank lines behind it
 
     def _row(self, text: str, number: int) -> dict:
@@ -90,10 +94,14 @@ class JsonLines:
             raise
         self.rows.append(row)
         self._ends.append(self._ends[-1] + len(line))
+        self._numbers.append(self._next)
+        self._next += 1
 
     def keep(self, count: int) -> None:
         """Drop all rows but the first ``count``, and what stands behind them."""
-        del self.rows[count:], self._ends[count + 1 :]
+        if count < len(self.rows):
+            self._next = self._numbers[count - 1] + 1 if count else 1
+        del self.rows[count:], self._ends[count + 1 :], self._numbers[count:]
         self._truncate()
 
     def _truncate(self) -> None:
@@ -123,6 +131,16 @@ def own_file(path: Path) -> BinaryIO:
         os.close(handle)
         raise ValueError(f"{path} is no file of its own, but a device, a pipe or a link to another file: remove it")
     return os.fdopen(handle, "rb+", buffering=0)
+
+
+def claimed(file: FileT, taken: str) -> FileT:
+    """An open file, locked for this process until it is closed or the process ends, however it does. ValueError if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(taken) from None
+    return file
 
 
 def finite(value: Any) -> Any:

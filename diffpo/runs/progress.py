@@ -1,9 +1,16 @@
-"""The progress bar of every command."""
+"""What every command prints on, and its progress bar."""
 
 from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Console(rich.console.Console):
+    """One whose reader may go away: a BrokenPipeError, after which a command saves what it has, where rich ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich has just caught
 
 
 def progress_bar(console: Console, **options: Any) -> Progress:

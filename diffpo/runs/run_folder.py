@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import stat
@@ -20,6 +19,7 @@ from typing import Any
 
 from diffpo.models.file_replacement import write_atomically
 from diffpo.runs.faults import DISK_FAULTS
+from diffpo.runs.json_lines import claimed
 from diffpo.runs.run_files import (
     CONFIG,
     FORMAT,
@@ -42,11 +42,13 @@ class MayChange:
 
     free: settings that say where or whether to run, not what is computed, beside those of the folder itself. never: settings that
     cannot change, with the reason. others: all other settings and the inputs may, because the user said so. advice: what to do if not.
+    renamed: what settings of earlier versions are called now, in any table.
     """
 
     free: Collection[str] = ()
     never: Mapping[str, str] = field(default_factory=dict)
     others: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     advice: str = "; start again with --overwrite"
 
 
@@ -167,8 +169,9 @@ class RunFolder:
     def _check_same(self, marker: Marker) -> bool:
         """Whether anything differs from the run to resume, and may. ValueError if it may not."""
         may, free = self._may_change, {*_FREE, *self._may_change.free}
-        before, now = ({k: v for k, v in c.items() if k not in free} for c in (self._settings_before(), self._settings))
-        settings, inputs = _differences(before, now), _differences(marker.inputs, self.inputs)
+        both = _by_their_names(self._settings_before(), may.renamed), self._settings
+        before, now = ({k: v for k, v in settings.items() if k not in free} for settings in both)
+        settings, inputs = differences(before, now), differences(marker.inputs, self.inputs)
         reasons = {change: why for name, why in may.never.items() for change in settings if change.startswith(name)}
         if may.others and reasons:
             raise ValueError(f"resume: {'; '.join(reasons)}: {'; '.join(dict.fromkeys(reasons.values()))}")
@@ -196,20 +199,23 @@ def _locked(path: Path) -> FileIO:
     lock = os.fdopen(handle, "rb+", buffering=0)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         raise ValueError(f"output folder {path}: {LOCK} is no file: remove it")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"output folder {path} is in use by another run") from None
-    return lock
+    return claimed(lock, f"output folder {path} is in use by another run")
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def _by_their_names(settings: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        renamed.get(name, name): _by_their_names(value, renamed) if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """Values of nested tables that differ, as "name: old -> new"."""
     found = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             found.append(f"{prefix}{key}: {old} -> {new}")
     return found

@@ -62,9 +62,3 @@ def last_boxes(text: str) -> list[str]:
 
 def _is_joined(text: str, end: int, start: int) -> bool:
     return end < start <= end + _LONGEST_BETWEEN and _BETWEEN.fullmatch(text, end, start) is not None
-
-
-def first_boxed(text: str) -> str | None:
-    """Content of the first box, stripped; None if there is none."""
-    spans = boxed_spans(text)
-    return text[slice(*spans[0])].strip() if spans else None

@@ -58,8 +58,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, task: Task, problems: 
     prompts = _each(task.prompt, problems)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     chats = [prompt for prompt in prompts if isinstance(prompt, list)]
-    if chats and texts:
-        raise ValueError(f"task {task.name}: its prompts must all be texts or all be chats")
+    if len(prompts) not in (len(texts), len(chats)):
+        raise ValueError(f"task {task.name}: its prompts must all be texts or all be chats, lists of messages")
     if chats:
         if tokenizer is None or tokenizer.chat_template is None:
             raise ValueError("the model's tokenizer has no chat template: use a model that is tuned for chat")

@@ -1,6 +1,7 @@
 """Checkpoints of a run: whole or absent, finite, newest first, bitwise resumable. Safetensors and JSON only.
 
-A checkpoint is a model folder with optimizer.safetensors, state.json and, written last, manifest.json with the SHA-256 of every file.
+A checkpoint is a model folder with optimizer.safetensors, state.json and, written last, manifest.json with the SHA-256 of every file. That
+of a model with adapters, which its weights have merged, also holds what was trained as it was: trained.safetensors.
 """
 
 import contextlib
@@ -13,19 +14,26 @@ import stat
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from diffpo.models.adapters import adapted_modules
 from diffpo.models.checkpoints import read_config, read_weights
 from diffpo.models.file_replacement import write_atomically
+from diffpo.models.saving import write_checkpoint
+from diffpo.models.sharding import fill, one_writer, reshard, whole
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.models.weights import whole_weights
 from diffpo.runs.run_files import names_of_model
 
 KEPT = 2  # checkpoints; an older one survives a fault in the newest
-OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
+OPTIMIZER, TRAINED, STATE, MANIFEST = "optimizer.safetensors", "trained.safetensors", "state.json", "manifest.json"
+
+Tensors = dict[str, torch.Tensor]
 
 
 class NotFiniteError(FloatingPointError):
@@ -34,19 +42,30 @@ class NotFiniteError(FloatingPointError):
 
 def save_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Write ``folder``/<update> under a temporary name and rename it, then drop all but the newest checkpoints: what was saved there,
-    and nothing else.
+    and nothing else. Of a sharded model every process calls this, and one writes.
 
     state: JSON values, among them "update", the number of finished updates. NotFiniteError before anything is written; OSError when it
     cannot be, with the older checkpoints as they were.
     """
-    tensors = _optimizer_tensors(model, optimizer)
-    check_finite(model, tensors)
+    reshard(model)
+    check_finite(model, _optimizer_values(model, optimizer))
+    with one_writer(model.parameters()) as writes:
+        weights = whole_weights(model, writes)
+        own = {OPTIMIZER: _gathered(_optimizer_values(model, optimizer), writes)}
+        if adapted_modules(model):  # which the weights have merged
+            own[TRAINED] = _gathered(_trained(model), writes)
+        if writes:
+            _write(folder, model, weights, own, state)
+
+
+def _write(folder: Path, model: MaskedDiffusionLM, weights: Tensors, own: dict[str, Tensors], state: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target, temporary = folder / f"{state['update']:06d}", folder / f".{state['update']:06d}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save(temporary)
-        write_atomically(temporary / OPTIMIZER, lambda path: save_file(tensors, path))
+        write_checkpoint(model, weights, temporary)
+        for name, tensors in own.items():
+            write_atomically(temporary / name, partial(save_file, tensors))
         _write_json(temporary / STATE, state)
         _write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
         if target.is_dir():  # damaged, or it would have been resumed from
@@ -79,10 +98,11 @@ def _listed(checkpoint: Path) -> list[str]:
         return []
 
 
-def check_finite(model: MaskedDiffusionLM, others: dict[str, torch.Tensor] | None = None) -> None:
-    """NotFiniteError, with its name, for a tensor of the model or of ``others`` that holds NaN or an infinity."""
+def check_finite(model: MaskedDiffusionLM, others: Tensors | None = None) -> None:
+    """NotFiniteError, with its name, for a tensor of the model or of ``others`` that holds NaN or an infinity; in every process that
+    shares it."""
     for name, tensor in [*model.named_parameters(), *(others or {}).items()]:
-        if not torch.isfinite(tensor).all():
+        if not whole(torch.isfinite(tensor).all()):
             raise NotFiniteError(f"{name} is not finite, so it is not saved")
 
 
@@ -98,12 +118,6 @@ class Saved:
 
     path: Path
     state: dict
-
-
-def load_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer) -> dict | None:
-    """Restore the ``newest`` checkpoint and return its state, or None if there is none at all."""
-    saved = newest(folder, model)
-    return None if saved is None else restore(saved, model, optimizer)
 
 
 def newest(folder: Path, model: MaskedDiffusionLM) -> Saved | None:
@@ -130,10 +144,28 @@ def newest(folder: Path, model: MaskedDiffusionLM) -> Saved | None:
 
 
 def restore(saved: Saved, model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer) -> dict:
-    """Fill the model and the optimizer, in place, and return the state."""
-    tensors = load_file(saved.path / OPTIMIZER)
-    read_weights(model, saved.path)
-    _restore_optimizer(model, optimizer, tensors)
+    """Fill the model and the optimizer, in place, and return the state. Of a sharded model every process calls this.
+
+    With adapters, what is trained is filled, and the rest has to be as it was. ValueError, with nothing changed, for a model whose
+    adapters, or optimizer whose parameters, are not those of the checkpoint.
+    """
+    reshard(model)
+    tensors, parameters = load_file(saved.path / OPTIMIZER), dict(model.named_parameters())
+    stored = load_file(saved.path / TRAINED) if (saved.path / TRAINED).exists() else {}
+    expected = _trained(model) if adapted_modules(model) else {}
+    known = {name.rpartition("/")[0] for name in tensors} <= parameters.keys()
+    if not known or _shapes(stored) != _shapes(expected):
+        raise ValueError(f"resume: {saved.path} is of a model with other adapters, or of one where others were trained")
+    for name, tensor in stored.items():
+        fill(parameters[name], tensor)
+    if not stored:
+        read_weights(model, saved.path)
+    for name, tensor in tensors.items():
+        of, _, key = name.rpartition("/")
+        value = tensor
+        if key != "step":  # which AdamW keeps on the CPU
+            fill(value := torch.empty_like(parameters[of]), tensor)
+        optimizer.state[parameters[of]][key] = value
     return saved.state
 
 
@@ -160,18 +192,24 @@ def _write_json(path: Path, values: dict) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
 
 
-def _optimizer_tensors(model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _trained(model: MaskedDiffusionLM) -> Tensors:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer_values(model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer) -> Tensors:
     """Every optimizer value as a tensor named <parameter>/<value>."""
     return {
-        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _restore_optimizer(model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer, tensors: dict) -> None:
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameter, key = name.rsplit("/", 1)
-        # AdamW keeps its step counter on the CPU
-        optimizer.state[parameters[parameter]][key] = tensor if key == "step" else tensor.to(model.device)
+def _shapes(tensors: Tensors) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _gathered(tensors: Tensors, here: bool) -> Tensors:
+    """The tensors on the CPU, shards whole, in the process that wants them ``here``; every process takes part."""
+    gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in gathered if here}

@@ -28,7 +28,7 @@ from diffpo.config import (
 )
 from diffpo.decoding.rules import PromptThreshold, Rule
 from diffpo.decoding_config import RuleConfig
-from diffpo.models.model_config import Proxy
+from diffpo.models.model_config import Order
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, AlgorithmConfig
 from diffpo.objectives.diffpo import DiffpoConfig
@@ -45,7 +45,7 @@ else:
         ),
     ]
 BINS = (2.0, 3.0, 4.0, 6.0)
-ROLLOUT_PROXY: Proxy = "confidence"
+ROLLOUT_ORDER: Order = "confidence"
 
 
 class RolloutConfig(RuleConfig):
@@ -68,10 +68,9 @@ class RolloutConfig(RuleConfig):
         """The rule of the rollouts, and the one to evaluate with. Orders by confidence where no other is named."""
         if trains_threshold:
             return PromptThreshold(self.threshold_order, sample=True), PromptThreshold(self.threshold_order)
-        chosen = self.model_copy(update={"rule": "eb"}) if self.rule == "auto" else self
-        if chosen.rule == "eb" and chosen.proxy is None:
-            chosen = chosen.model_copy(update={"proxy": ROLLOUT_PROXY})
-        rule = chosen.commit_rule(model, gen_length)
+        name = self.chosen(has_threshold=False)  # one that is not trained is used only where it is asked for
+        order = self.threshold_order if name == "eb" else self.order
+        rule = self.model_copy(update={"rule": name, "order": order}).commit_rule(model, gen_length)
         return rule, rule
 
     @property
@@ -79,9 +78,9 @@ class RolloutConfig(RuleConfig):
         return self.threshold_gammas or BINS
 
     @property
-    def threshold_order(self) -> Proxy:
-        """The order of commitment with which a threshold is trained."""
-        return self.proxy or ROLLOUT_PROXY
+    def threshold_order(self) -> Order:
+        """The order of commitment by an entropy bound, fixed or trained."""
+        return self.order or ROLLOUT_ORDER
 
 
 class UpdateConfig(Config):

@@ -76,7 +76,7 @@ def rows_at_once(
     """How many prompts may be decoded together. ValueError if not even one may."""
     if tokens_at_once is None:
         return None
-    width = encode_prompts(model, prompts)[0].shape[1] + gen_length
+    width = max(map(len, encode_prompts(model, prompts))) + gen_length
     if tokens_at_once < width:
         raise ValueError(
             f"update.tokens_at_once: must be at least {width}, the length of one sequence, got {tokens_at_once}"

@@ -1,6 +1,5 @@
 """The training loop: roll out, score, update. Thin: the formula is in ``diffpo/objectives``, the estimator in ``diffpo/likelihood``."""
 
-import copy
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,15 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from diffpo.keyed_random import derive
+from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.score import score
+from diffpo.models.adapters import replacement, without_wrapper
+from diffpo.models.sharding import reshard, whole
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, Batch
 from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
+from diffpo.training.reference import Reference
 from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient
+from diffpo.trajectory import Trajectory
 
 MAX_CONSECUTIVE_SKIPS = 3
 _ROLLOUT, _LATENTS = 0, 1  # purposes in the random key
@@ -29,9 +33,15 @@ class TrainingDivergedError(RuntimeError):
 
 
 class Trainer:
-    """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update)."""
+    """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update).
+
+    model: plain, with peft's adapters (then they are trained, and what else they leave trainable), or sharded by ``fully_shard``: every
+    process then does the same. Its threshold is given to it here, but to a sharded one, which has to have it.
+    ValueError for a model without a parameter to train.
+    """
 
     def __init__(self, config: "TrainConfig", model: MaskedDiffusionLM, task: Task):
+        model = without_wrapper(model)
         self.config, self.model, self.task = config, model, task
         algorithm = config.algorithm
         self.objective = OBJECTIVES[algorithm.name](algorithm)
@@ -39,15 +49,14 @@ class Trainer:
         self.rule, self.evaluation_rule = config.rollout.rules(model, self.lengths.gen_length, config.trains_threshold)
         if config.trains_threshold:
             wanted = (config.rollout.bins, config.rollout.threshold_order)
-            if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_proxy) != wanted:
+            if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_order) != wanted:
                 model.add_threshold(*wanted)
         anchored = algorithm.kl_coefficient > 0 and "model" in algorithm.train  # a frozen model cannot drift
-        self.reference = copy.deepcopy(model).requires_grad_(False) if anchored else None
-        if config.compile:
-            for network in filter(None, (self.model, self.reference)):
-                for layer in network.layers:
-                    layer.compile(dynamic=True)
         self.optimizer = self._optimizer()
+        self.reference = Reference(model) if anchored else None
+        if config.compile:
+            for layer in model.layers:
+                layer.compile(dynamic=True)
         self.update = 0
         self.skipped = self.skipped_in_a_row = 0
         self.denoiser_calls: Counter[str] = Counter()
@@ -55,10 +64,13 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
-        threshold = list(model.threshold.parameters()) if model.threshold else []
+        reshard(model)  # not what a forward has gathered
+        threshold = list(replacement(model.threshold).parameters()) if model.threshold else []
         trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.") and p.requires_grad]
         groups = []
         for name, parameters, lr in (("model", trunk, settings.lr), ("threshold", threshold, settings.threshold_lr)):
+            if name in trained and not parameters:
+                raise ValueError(f"algorithm.train: the {name} has no parameter that requires a gradient")
             for parameter in parameters:
                 parameter.requires_grad_(name in trained)
             if parameters:
@@ -119,7 +131,7 @@ class Trainer:
         with self._phase("score"), torch.no_grad():
             t = batch.trajectory
             old = [None, *(score(self.model, t, latents, tokens) for latents in drawn[1:])]
-            reference = [score(self.reference, t, latents, tokens) if self.reference else None for latents in drawn]
+            reference = self._reference_scores(t, drawn)
             signals = [self.objective.signal(batch, *scores) for scores in zip(old, reference, strict=True)]
         of_updates = []
         totals: Counter[str] = Counter()  # of the means over the inner updates
@@ -137,9 +149,15 @@ class Trainer:
                 )
         return mean_diagnostics(of_updates) | totals
 
+    def _reference_scores(self, trajectory: Trajectory, drawn: list[Latents]) -> list[Scores | None]:
+        if self.reference is None:
+            return [None] * len(drawn)
+        with self.reference.in_place():
+            return [score(self.model, trajectory, latents, self.config.update.tokens_at_once) for latents in drawn]
+
     def _apply(self, loss: Tensor) -> dict:
         """One optimizer step, or none when the loss or the gradient is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm))
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self.optimizer.zero_grad()
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
@@ -187,12 +205,11 @@ class Trainer:
         def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             self.denoiser_calls[name] += len(arguments[0])
 
-        hooks = [model.register_forward_pre_hook(count) for model in (self.model, self.reference) if model is not None]
+        hook = self.model.register_forward_pre_hook(count)
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
             self._seconds[name] += time.perf_counter() - started
 
     def state(self) -> dict:

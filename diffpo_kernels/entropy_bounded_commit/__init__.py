@@ -206,7 +206,7 @@ def _checked_max_window(max_window: int | None, start: int | Tensor, end: int | 
 def _select(device: torch.device, backend: str | None, proxy_dtype: torch.dtype, max_window: int) -> str:
     """The backend that runs; None takes the reference where the preferred one cannot take these arguments."""
     chosen = backends.select(_OPERATOR, device, backend)
-    reason = None if chosen == "reference" else compiled.refusal(chosen, proxy_dtype, max_window)
+    reason = compiled.refusal(proxy_dtype, max_window) if chosen in ("triton", "cuda") else None
     if reason is None:
         return chosen
     if backend is None:

@@ -2,7 +2,7 @@
 
 import struct
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ torch.library.define(
 )
 
 
-def refusal(backend: str, proxy_dtype: torch.dtype, max_window: int) -> str | None:
+def refusal(proxy_dtype: torch.dtype, max_window: int) -> str | None:
     """Why a GPU kernel cannot take these arguments, or None if it can."""
-    if backend == "native":
-        return None
     if proxy_dtype == torch.float64:
         return "proxy must not be torch.float64, which the kernel would round,"
     if max_window > _MAX_GPU_WINDOW:
@@ -94,7 +92,9 @@ def _committed(tokens: Tensor, *_: object) -> Tensor:
 @torch.library.impl(_OPERATOR, ("CPU", "CUDA"))
 def _run(*values: object) -> Tensor:
     given = Arguments._make(values)
-    arguments = Arguments._make(_adjacent(value) if isinstance(value, Tensor) else value for value in values)
+    arguments = Arguments._make(
+        value.contiguous() if isinstance(value, Tensor) and value.stride(-1) != 1 else value for value in values
+    )
     committed = _committed(arguments.tokens)
     if committed.shape[0] > 0:
         _LAUNCH[arguments.backend](arguments, committed)
@@ -105,17 +105,10 @@ def _run(*values: object) -> Tensor:
     return committed
 
 
-def _adjacent(tensor: Tensor) -> Tensor:
-    """The tensor with adjacent elements along its last dimension; itself where they are."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def _launch_native(a: Arguments, committed: Tensor) -> None:
-    a = a._replace(
-        proxy=_single_or_double(a.proxy),
-        entropy=_single_or_double(a.entropy),
-        gamma=None if a.gamma is None else _single_or_double(a.gamma),
-    )
+    floats = {"proxy": a.proxy, "entropy": a.entropy, "gamma": a.gamma}
+    wide: dict[str, Any] = {name: x.float() for name, x in floats.items() if x is not None and x.itemsize == 2}
+    a = a._replace(**wide)
     backends.compiled_extension().entropy_bounded_commit_cpu(*_native_arguments(a, committed), torch.get_num_threads())
 
 
@@ -136,7 +129,7 @@ def _launch_triton(a: Arguments, committed: Tensor) -> None:
     with torch.cuda.device(committed.device) if committed.is_cuda else nullcontext():
         triton_kernels.entropy_bounded_commit_kernel[(len(committed),)](
             *_matrices(a), committed, a.gamma, a.start, a.end, a.nfe,
-            *map(_row_stride, _matrices(a)),
+            *(0 if matrix is None else matrix.stride(0) for matrix in _matrices(a)),
             gamma_bits, a.mask_id, a.start_of_all, a.end_of_all, triton_kernels.RULE_CODE[a.rule], committed.shape[1], a.max_window,
             ADVANCE=a.advance, BLOCK=block, num_warps=triton_kernels.WARPS.get(block, 1),
         )  # fmt: skip
@@ -154,8 +147,11 @@ def _native_arguments(a: Arguments, committed: Tensor) -> tuple:
     matrices = _matrices(a)
     return (
         committed.shape,
-        [_address(tensor) for tensor in (*matrices, committed, a.gamma, a.start, a.end, a.nfe)],
-        [_row_stride(tensor) for tensor in matrices],
+        [
+            0 if tensor is None else tensor.data_ptr()
+            for tensor in (*matrices, committed, a.gamma, a.start, a.end, a.nfe)
+        ],
+        [0 if matrix is None else matrix.stride(0) for matrix in matrices],
         [_TYPE_CODE[tensor.dtype] for tensor in (a.proxy, a.entropy, a.proxy if a.gamma is None else a.gamma)],
         0 if a.logprob is None else a.logprob.element_size(),
         (a.mask_id, a.start_of_all, a.end_of_all, a.max_window),
@@ -163,15 +159,3 @@ def _native_arguments(a: Arguments, committed: Tensor) -> tuple:
         a.rule == "ranked",
         a.advance,
     )
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _row_stride(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.stride(0)
-
-
-def _single_or_double(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -32,8 +32,8 @@ def gradient_(
     backends.compiled_extension().linear_logprob_gradient_cpu(
         *_chunk(logits_RC, first_column, rows, bias_C),
         by_logprob_R.data_ptr(),
-        _address(by_entropy_R),
-        _address(sums_GC),
+        0 if by_entropy_R is None else by_entropy_R.data_ptr(),
+        0 if sums_GC is None else sums_GC.data_ptr(),
         torch.get_num_threads(),
     )
     return sums_GC
@@ -46,10 +46,6 @@ def _chunk(logits_RC: Tensor, first_column: int, rows: Rows, bias_C: Tensor | No
         _DTYPE_CODE[logits_RC.dtype],
         *logits_RC.shape,
         first_column,
-        _address(bias_C),
+        0 if bias_C is None else bias_C.data_ptr(),
         addresses,
     )
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -50,11 +50,11 @@ def _run(
     logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned: Sequence[int], backend: str
 ) -> tuple[Tensor, ...]:
     outputs = _outputs(logits)
+    addresses = [output.data_ptr() for output in outputs]
     with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
         if backend == "native":
-            threads = torch.get_num_threads()
-            addresses = _inputs(logits, temperature, uniform)
-            backends.compiled_extension().row_statistics_cpu(*addresses, banned, _addresses(outputs), threads)
+            inputs, threads = _inputs(logits, temperature, uniform), torch.get_num_threads()
+            backends.compiled_extension().row_statistics_cpu(*inputs, banned, addresses, threads)
         elif backend == "triton":
             # Not at the top: importing the package must not import triton.
             from diffpo_kernels.row_statistics import triton_kernels
@@ -62,12 +62,12 @@ def _run(
             banned_ids = _banned_ids(tuple(banned), logits.device)
             triton_kernels.row_statistics(logits, temperature, uniform, banned_ids, outputs)
         else:
-            _run_cuda(logits, temperature, uniform, _banned_ids(tuple(banned), logits.device), outputs)
+            _run_cuda(logits, temperature, uniform, _banned_ids(tuple(banned), logits.device), addresses)
     return outputs
 
 
 def _run_cuda(
-    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned_ids: Tensor, outputs: tuple[Tensor, ...]
+    logits: Tensor, temperature: Tensor | None, uniform: Tensor | None, banned_ids: Tensor, addresses: list[int]
 ) -> None:
     native, device = backends.compiled_extension(), logits.device
     workspace = torch.empty(native.row_statistics_cuda_workspace(*logits.shape), dtype=torch.uint8, device=device)
@@ -75,7 +75,7 @@ def _run_cuda(
         *_inputs(logits, temperature, uniform),
         banned_ids.data_ptr(),
         len(banned_ids),
-        _addresses(outputs),
+        addresses,
         workspace.data_ptr(),
         device.index,
         torch.cuda.current_stream().cuda_stream,
@@ -117,7 +117,3 @@ def _inputs(logits: Tensor, temperature: Tensor | None, uniform: Tensor | None) 
         0 if temperature is None else temperature.data_ptr(),
         0 if uniform is None else uniform.data_ptr(),
     )
-
-
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

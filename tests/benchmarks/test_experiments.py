@@ -318,10 +318,10 @@ def test_a_front_of_another_run_is_refused(tmp_path: Path, capsys) -> None:
 def test_joint_is_what_the_defaults_of_training_are() -> None:
     import sampler_arms
 
-    from diffpo.training.config import BINS, ROLLOUT_PROXY, TrainConfig, parse_train
+    from diffpo.training.config import BINS, ROLLOUT_ORDER, TrainConfig, parse_train
 
     flags = [part for flag, value in sampler_arms.ARMS["joint"].items() for part in study.as_flag(flag, value)]
-    written_out = {"rollout": {"proxy": ROLLOUT_PROXY, "threshold_gammas": BINS}}  # what the defaults stand for
+    written_out = {"rollout": {"order": ROLLOUT_ORDER, "threshold_gammas": BINS}}  # what the defaults stand for
     assert parse_train(flags) == TrainConfig(**written_out)
 
 
@@ -334,3 +334,13 @@ def test_every_run_has_valid_flags_and_a_name_of_its_own(name: str) -> None:
     for run in (run for run in runs if run.seed == 0):
         flags = [part for flag, value in run.flags.items() for part in study.as_flag(flag, value)]
         parse_train(flags)
+
+
+def test_flags_of_earlier_results_are_those_of_today(tmp_path: Path) -> None:
+    import sampler
+
+    (run,) = sampler.runs(1, ("countdown",), ("joint",))
+    old = {"rollout.proxy" if name == "rollout.order" else name: value for name, value in run.flags.items()}
+    study.write(tmp_path / "x.json", {"flags": old})
+    study.check_flags(run, tmp_path / "x.json")
+    assert sampler.order_of({"flags": old | {"rollout.proxy": "margin"}}) == "margin"

@@ -1,12 +1,14 @@
-"""Decoding with settings that only a GPU chooses by itself: the static step, and flags that are read late."""
+"""A model for the engine, and decoding with settings that only a GPU chooses by itself: the static step, and flags that are read late."""
 
 import dataclasses
 
 import pytest
 import torch
+from engine_runs import WORDS
 
 import diffpo
 from diffpo.decoding.decoder import StepMode
+from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.trajectory import Trajectory
 
 
@@ -48,3 +50,12 @@ def assert_same():
                 assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
 
     return check
+
+
+@pytest.fixture
+def model(random_model):
+    """In float64, so that rows differ by no rounding that would change a decision."""
+    tokenizer = word_tokenizer(WORDS)
+    model = random_model(3, scale=0.6, vocab_size=len(tokenizer), threshold_gammas=(0.0, 1.0, 3.0)).double()
+    model.tokenizer = tokenizer
+    return model

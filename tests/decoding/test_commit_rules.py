@@ -48,7 +48,7 @@ def decode_alone(model, prompt, gen_length, block_length, choose, cfg_scale=0.0)
     return Row(tokens, commit_step, logprob, nfe, length)
 
 
-def entropy_bounded(gamma, proxy):
+def entropy_bounded(gamma, order):
     def choose(p_NV):
         rows = p_NV.tolist()
         entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in rows]
@@ -57,10 +57,10 @@ def entropy_bounded(gamma, proxy):
             "entropy": entropy,
             "confidence": [-first for first, _ in top],
             "margin": [second - first for first, second in top],
-        }[proxy]
-        order = sorted(range(len(rows)), key=lambda n: error[n])
-        chosen = order[:1]
-        for n in order[1:]:
+        }[order]
+        by_error = sorted(range(len(rows)), key=lambda n: error[n])
+        chosen = by_error[:1]
+        for n in by_error[1:]:
             costs = [entropy[k] for k in [*chosen, n]]
             if sum(costs) - max(costs) > gamma:
                 break
@@ -105,34 +105,34 @@ def assert_equals_rows(out, rows):
 SHAPES = [([6, 6, 6], 12, 12), ([2, 9, 5, 1], 12, 4), ([8, 3], 10, 5), ([4, 7, 4], 6, 1)]
 
 
-@pytest.mark.parametrize("proxy", ["entropy", "confidence", "margin"])
+@pytest.mark.parametrize("order", ["entropy", "confidence", "margin"])
 @pytest.mark.parametrize(("lengths", "gen_length", "block_length"), SHAPES)
-def test_entropy_bounded(random_model, random_prompts, proxy, lengths, gen_length, block_length):
+def test_entropy_bounded(random_model, random_prompts, order, lengths, gen_length, block_length):
     several_at_once = 0
     for seed, gamma in enumerate((0.0, 0.1, 0.7, 2.5, 8.0, math.inf)):
         changes = {"logit_shift": seed % 2 == 1, "num_key_value_heads": 2 if seed % 3 == 0 else 4, "vocab_size": 14}
         model = random_model(seed=seed, **changes)
         prompts = random_prompts(model, lengths, seed)
-        rows = [decode_alone(model, p, gen_length, block_length, entropy_bounded(gamma, proxy)) for p in prompts]
-        out = diffpo.generate(model, prompts, gen_length, block_length, diffpo.EntropyBounded(gamma, proxy))
+        rows = [decode_alone(model, p, gen_length, block_length, entropy_bounded(gamma, order)) for p in prompts]
+        out = diffpo.generate(model, prompts, gen_length, block_length, diffpo.EntropyBounded(gamma, order))
         assert_equals_rows(out, rows)
         assert torch.equal(out.trajectory.gamma, torch.full((len(lengths),), gamma))
         several_at_once += sum(row.nfe < sum(step > 0 for step in row.commit_step) for row in rows)
     assert several_at_once > 0 or block_length == 1
 
 
-@pytest.mark.parametrize("proxy", ["entropy", "confidence", "margin"])
-def test_one_gamma_per_row(random_model, random_prompts, proxy):
+@pytest.mark.parametrize("order", ["entropy", "confidence", "margin"])
+def test_one_gamma_per_row(random_model, random_prompts, order):
     model = random_model(seed=9, scale=0.6)
     prompts = random_prompts(model, [5, 2, 7, 5, 5, 3])
     gammas = [0.0, 0.3, 1.0, 3.0, 6.0, math.inf]
-    rows = [decode_alone(model, p, 16, 8, entropy_bounded(g, proxy)) for p, g in zip(prompts, gammas, strict=True)]
+    rows = [decode_alone(model, p, 16, 8, entropy_bounded(g, order)) for p, g in zip(prompts, gammas, strict=True)]
     assert len({row.nfe for row in rows}) >= 4, "the rows should be in different blocks at the same time"
-    out = diffpo.generate(model, prompts, 16, 8, diffpo.EntropyBounded(torch.tensor(gammas), proxy))
+    out = diffpo.generate(model, prompts, 16, 8, diffpo.EntropyBounded(torch.tensor(gammas), order))
     assert_equals_rows(out, rows)
     assert torch.equal(out.trajectory.gamma, torch.tensor(gammas))
     # the thresholds follow their prompts into the batches
-    split = diffpo.generate(model, prompts, 16, 8, diffpo.EntropyBounded(torch.tensor(gammas), proxy), batch_size=4)
+    split = diffpo.generate(model, prompts, 16, 8, diffpo.EntropyBounded(torch.tensor(gammas), order), batch_size=4)
     assert_equals_rows(split, rows)
 
 
@@ -293,8 +293,8 @@ def test_sure_models_commit_in_the_order_of_float64(random_model, random_prompts
 class Watched(diffpo.EntropyBounded):
     """Keeps the first step's predictions."""
 
-    def __init__(self, gamma, proxy):
-        super().__init__(gamma, proxy)
+    def __init__(self, gamma, order):
+        super().__init__(gamma, order)
         self.step = None
 
     def plan(self, step):
@@ -321,13 +321,13 @@ def test_the_surest_position_goes_first(random_model, monkeypatch, logits, dtype
     exact_LV = table_LV.double().index_fill(1, torch.tensor(MASK), -math.inf)
     weights_LV = (exact_LV - exact_LV.amax(dim=1, keepdim=True)).exp()
     odds = weights_LV.scatter(1, weights_LV.argmax(dim=1, keepdim=True), 0.0).sum(dim=1).tolist()
-    for proxy in ("confidence", "margin", "entropy"):
-        rule = Watched(math.inf, proxy)
+    for name in ("confidence", "margin", "entropy"):
+        rule = Watched(math.inf, name)
         out = diffpo.generate(model, torch.tensor([[4]]), 2, rule=rule)
         assert out.tokens.tolist() == exact_LV.argmax(dim=1)[None].tolist()
         assert rule.step.odds[0].tolist() == pytest.approx(odds, rel=4e-6, abs=0)
         assert rule.step.confidence[0].tolist() == pytest.approx([1 / (1 + o) for o in odds], rel=1e-7)
-        order = rule.step.order(proxy)[0].argsort(stable=True).tolist()
+        order = rule.step.order(name)[0].argsort(stable=True).tolist()
         assert order == sorted(range(2), key=lambda n: odds[n])
     if max(odds) > 1e-15:
         plan = diffpo.ConfidenceThreshold(1).plan(rule.step)

@@ -94,3 +94,21 @@ def test_a_rule_that_raises_fails_its_own_rows(random_model):
 def test_generate_raises_what_a_rule_raises(random_model):
     with pytest.raises(KeyError, match="mine"):
         diffpo.generate(random_model(0), [PROMPT, PROMPT], 4, rule=Broken())
+
+
+class Several(diffpo.EntropyBounded):
+    """Plans by something that its parent does not have."""
+
+    def __init__(self, count: int):
+        super().__init__(0.0)
+        self.count = count
+
+    def plan(self, step):
+        return Plan(step.doubt(), torch.ones_like(step.entropy), torch.full_like(step.gamma, self.count - 1))
+
+
+def test_a_rule_derived_from_ours_plans_its_own_rows_alone(random_model):
+    engine = Engine(random_model(0, eos_token_id=None), 3, 3, 8)
+    for count in (1, 2, 8):
+        engine.submit(Request(PROMPT, DecodingOptions(8, rule=Several(count))))
+    assert [int(one.nfe) for _, one in sorted(finished(engine).items())] == [8, 4, 1]

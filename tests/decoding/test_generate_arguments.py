@@ -106,6 +106,12 @@ BAD = {
     "bare string": ({"prompts": "1 + 2"}, r"prompts.*\[prompt\]"),
     "strings without tokenizer": ({"prompts": ["1 + 2"]}, "tokenizer"),
     "3-d prompts": ({"prompts": torch.zeros(1, 2, 3, dtype=torch.int64)}, "prompts"),
+    "a mask": ({"prompts": [torch.tensor([3]), torch.tensor([True])]}, r"prompts\[1\].*a mask of bools: ids\[mask\]"),
+    "a mask of all": ({"prompts": torch.ones(2, 3) > 0}, r"prompts\[0\].*a mask of bools"),
+    "floats": ({"prompts": [torch.tensor([3.0])]}, r"prompts\[0\].*1-d integer tensor"),
+    "no list": ({"prompts": iter([torch.tensor([3])])}, "prompts must be a list, got list_iterator"),
+    "nothing": ({"prompts": None}, "prompts must be a list, got NoneType"),
+    "a dictionary": ({"prompts": {"prompt": "1"}}, "prompts must be a list, got dict"),
     "1-d tensor": ({"prompts": torch.tensor([3, 4])}, "prompts"),
     "context": ({"prompts": [torch.full((57,), 3)]}, r"prompt.*57.*gen_length 8.*context of 64"),
     "mask token": ({"prompts": ids(3, MASK)}, "prompts.*mask token"),
@@ -152,8 +158,8 @@ def test_a_bare_string_is_an_error_with_a_tokenizer_too(word_model):
         (lambda: diffpo.EntropyBounded(torch.tensor([0.1, float("nan")])), "gamma"),
         (lambda: diffpo.EntropyBounded(torch.tensor([0.1, -1.0])), "gamma"),
         (lambda: diffpo.EntropyBounded(torch.zeros(2, 2)), "gamma"),
-        (lambda: diffpo.EntropyBounded(0.1, proxy="entropie"), r"proxy.*entropy, confidence, margin.*'entropie'"),
-        (lambda: diffpo.PromptThreshold(proxy="random"), r"proxy.*'random'"),
+        (lambda: diffpo.EntropyBounded(0.1, order="entropie"), r"order.*entropy, confidence, margin.*'entropie'"),
+        (lambda: diffpo.PromptThreshold(order="random"), r"order.*'random'"),
     ],
 )
 def test_rules_that_cannot_be(build, message):
@@ -192,7 +198,7 @@ def test_order_was_called_proxy():
 
 def test_repr_of_the_rules():
     assert repr(diffpo.FixedSchedule(8)) == "FixedSchedule(steps=8)"
-    assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, proxy=entropy)"
+    assert repr(diffpo.EntropyBounded(0.1)) == "EntropyBounded(gamma=0.1, order=entropy)"
     assert repr(diffpo.ConfidenceThreshold(0.9)) == "ConfidenceThreshold(p=0.9)"
     assert repr(diffpo.FactorThreshold(1.5)) == "FactorThreshold(factor=1.5)"
     assert "sample" in repr(diffpo.PromptThreshold(sample=True))

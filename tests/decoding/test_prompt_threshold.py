@@ -36,12 +36,12 @@ def test_mode_is_the_most_probable_bin(random_model, random_prompts, forward_row
     assert torch.equal(out.trajectory.commit_step, plain.trajectory.commit_step)
 
 
-@pytest.mark.parametrize("proxy", ["entropy", "confidence", "margin"])
-def test_proxy_is_passed_on(random_model, random_prompts, proxy):
+@pytest.mark.parametrize("order", ["entropy", "confidence", "margin"])
+def test_order_is_passed_on(random_model, random_prompts, order):
     model = random_model(seed=2, threshold_gammas=(1.0,))
     prompts = random_prompts(model, [4, 7, 5])
-    out = diffpo.generate(model, prompts, 12, 6, diffpo.PromptThreshold(proxy=proxy))
-    plain = diffpo.generate(model, prompts, 12, 6, diffpo.EntropyBounded(1.0, proxy))
+    out = diffpo.generate(model, prompts, 12, 6, diffpo.PromptThreshold(order=order))
+    plain = diffpo.generate(model, prompts, 12, 6, diffpo.EntropyBounded(1.0, order))
     assert torch.equal(out.trajectory.commit_step, plain.trajectory.commit_step)
 
 

@@ -70,7 +70,7 @@ def test_a_run_on_a_tiny_model(run, tmp_path):
     assert summary["tokens_per_forward"] == tokens / nfe
     assert summary["tokens_per_second"] == pytest.approx(tokens / seconds)
     assert summary["config"]["format"] == "compact"
-    assert summary["rule"] == "EntropyBounded(gamma=0.01, proxy=entropy)"
+    assert summary["rule"] == "EntropyBounded(gamma=0.01, order=entropy)"
 
 
 def test_the_chat_run_follows_the_d1_protocol(run, chat_flags, tmp_path):
@@ -126,7 +126,7 @@ def test_the_summary_says_where_it_comes_from_without_folders(run, chat_flags, c
     ("flags", "rule"),
     [
         ({"rule": "fixed", "steps": 4}, "FixedSchedule(steps=4)"),
-        ({"rule": "eb", "gamma": 0.5, "proxy": "margin"}, "EntropyBounded(gamma=0.5, proxy=margin)"),
+        ({"rule": "eb", "gamma": 0.5, "order": "margin"}, "EntropyBounded(gamma=0.5, order=margin)"),
         ({"rule": "confidence", "p": 0.8}, "ConfidenceThreshold(p=0.8)"),
         ({"rule": "factor", "factor": 2}, "FactorThreshold(factor=2)"),
         ({"rule": "learned"}, "PromptThreshold()"),
@@ -138,19 +138,19 @@ def test_every_rule_can_be_named(flags, rule):
 
 def test_the_learned_threshold_is_the_models(run, tmp_path):
     assert run("--model", "tiny-countdown-diffpo", "--rule", "learned", "--limit", "4") == 0
-    assert summary_in(tmp_path / "run")["rule"] == "PromptThreshold(proxy=confidence)"
+    assert summary_in(tmp_path / "run")["rule"] == "PromptThreshold(order=confidence)"
     assert all(item["gamma"] is not None for item in items_in(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
     ("model", "flags", "rule", "words"),
     [
-        ("tiny-countdown-diffpo", [], "PromptThreshold(proxy=confidence)", "the threshold that the model has learned"),
+        ("tiny-countdown-diffpo", [], "PromptThreshold(order=confidence)", "the threshold that the model has learned"),
         ("tiny-countdown", [], "FixedSchedule(steps=6)", "a fixed schedule, as in published protocols"),
         ("tiny-countdown-diffpo", ["--rule", "fixed"], "FixedSchedule(steps=6)", "a fixed schedule"),
         ("tiny-countdown-diffpo", ["--steps", "4"], "FixedSchedule(steps=4)", "a fixed schedule"),
-        ("tiny-countdown-diffpo", ["--gamma", "0.5"], "EntropyBounded(gamma=0.5, proxy=entropy)", "as asked for"),
-        ("tiny-countdown", ["--proxy", "margin"], "EntropyBounded(gamma=0.1, proxy=margin)", "as asked for"),
+        ("tiny-countdown-diffpo", ["--gamma", "0.5"], "EntropyBounded(gamma=0.5, order=entropy)", "as asked for"),
+        ("tiny-countdown", ["--order", "margin"], "EntropyBounded(gamma=0.1, order=margin)", "as asked for"),
     ],
 )
 def test_a_learned_threshold_is_used_where_there_is_one(run, tmp_path, capsys, model, flags, rule, words):

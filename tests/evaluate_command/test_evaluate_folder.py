@@ -40,6 +40,15 @@ def test_resuming_with_another_configuration_is_refused(run, chat_flags, tmp_pat
     assert items_in(tmp_path / "run") == before
 
 
+def test_a_run_of_an_earlier_version_goes_on(run, chat_flags, tmp_path):
+    """Its settings say proxy, which is now order."""
+    config = tmp_path / "run/config.json"
+    assert run(*chat_flags, "--rule", "eb", "--order", "margin") == 0
+    config.write_text(config.read_text().replace('"order"', '"proxy"'))
+    assert run(*chat_flags, "--rule", "eb", "--order", "margin", "--resume") == 0
+    assert '"order": "margin"' in config.read_text()
+
+
 def test_resuming_with_other_files_is_refused(run, chat_flags, gsm8k, capsys):
     assert run(*chat_flags) == 0
     with open(gsm8k, "a") as file:

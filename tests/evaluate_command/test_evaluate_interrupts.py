@@ -69,6 +69,20 @@ def test_an_interrupt_of_the_network_grades_what_is_decoded(run, chat_flags, tmp
     assert all(item["reward"] is not None for item in items_in(tmp_path / "run"))
 
 
+def test_an_interrupt_while_rows_are_graded_grades_those_of_the_same_step(run, chat_flags, tmp_path, monkeypatch):
+    """All five end in the last step and are graded one by one."""
+    grade, calls = GSM8K.grade_many, []
+
+    def interrupted(*arguments):
+        calls.append(os.kill(os.getpid(), signal.SIGTERM))
+        return grade(*arguments)
+
+    monkeypatch.setattr(GSM8K, "grade_many", interrupted)
+    monkeypatch.setattr(diffpo.evaluation, "GRADED_TOGETHER", 1)
+    assert run(*chat_flags) == 0
+    assert (len(calls), summary_in(tmp_path / "run")["done"]) == (5, 5)
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 0, 2, 2, 4])])
 def test_a_batch_is_on_disk_before_the_next_row_is_decoded(
     run, chat_flags, tmp_path, monkeypatch, batch_size, expected

@@ -11,6 +11,7 @@ import torch
 
 import diffpo
 from diffpo import generate_command
+from diffpo.decoding import generation
 from diffpo.generate_command import main
 
 PROMPTS = ["7 3 11 -> 32", "5 5 5 -> 15", "2 9 4 -> 14", "3 8 2 -> 22"]
@@ -50,6 +51,28 @@ def test_an_interrupted_run_keeps_its_rows_and_continues(
     resumed, straight = rows_of(output.read_text()), rows_of(whole.read_text())
     assert [row["index"] for row in resumed] == [0, 1, 2, 3]
     assert [row["tokens"] for row in resumed] == [row["tokens"] for row in straight]
+
+
+@pytest.mark.parametrize("when", ["as a row is written", "as a text is made"])
+def test_an_interrupt_writes_the_rows_that_ended_in_the_same_step(prompt_file, tmp_path, monkeypatch, capsys, when):
+    """All four end in the last step. The first of them is on its way when the signal comes."""
+    output = tmp_path / "out.jsonl"
+    holder, name = (
+        (generate_command, "completion_record") if when == "as a row is written" else (generation, "decode_text")
+    )
+    place = getattr(holder, name)
+    calls = []
+
+    def interrupted(*arguments):
+        if not calls:
+            calls.append(1)
+            terminate()
+        return place(*arguments)
+
+    monkeypatch.setattr(holder, name, interrupted)
+    assert main(["--input", prompt_file, "--output", str(output), "--rule", "fixed", *SHORT]) == 0
+    assert "interrupted after 4 of 4 prompts" in capsys.readouterr().err
+    assert [row["index"] for row in rows_of(output.read_text())] == [0, 1, 2, 3]
 
 
 def test_a_fault_keeps_the_rows_before_it(prompt_file, tmp_path, stopping_stream, capsys):

@@ -9,7 +9,7 @@ import pytest
 import diffpo
 from diffpo import generate_command, text_input
 from diffpo.generate_command import GenerateConfig, main
-from diffpo.prompt_file import as_chats, read_prompts
+from diffpo.prompt_file import as_chats, numbered_prompts
 
 PROMPTS = ["7 3 11 -> 32", "5 5 5 -> 15", "2 9 4 -> 14", "3 8 2 -> 22"]
 SHORT = ["--gen-length", "12"]
@@ -26,6 +26,10 @@ def stops(code: int, arguments: list[str]) -> None:
 
 
 # ---- prompts
+
+
+def read_prompts(*arguments) -> list:
+    return [prompt for _, prompt in numbered_prompts(*arguments)]
 
 
 def test_prompts_from_text_and_jsonl(tmp_path, monkeypatch):
@@ -290,14 +294,14 @@ def test_no_prompt_at_all(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [
-        ({}, "EntropyBounded(gamma=0.1, proxy=entropy)"),
-        ({"gamma": 0.5, "proxy": "margin"}, "EntropyBounded(gamma=0.5, proxy=margin)"),
+        ({}, "EntropyBounded(gamma=0.1, order=entropy)"),
+        ({"gamma": 0.5, "order": "margin"}, "EntropyBounded(gamma=0.5, order=margin)"),
         ({"rule": "confidence", "p": 0.0}, "ConfidenceThreshold(p=0)"),
         ({"rule": "confidence"}, "ConfidenceThreshold(p=0.9)"),
         ({"rule": "factor", "factor": 1}, "FactorThreshold(factor=1)"),
         ({"rule": "fixed", "steps": 4}, "FixedSchedule(steps=4)"),
         ({"rule": "fixed"}, "FixedSchedule(steps=128)"),
-        ({"rule": "learned", "proxy": "margin"}, "PromptThreshold(proxy=margin)"),
+        ({"rule": "learned", "order": "margin"}, "PromptThreshold(order=margin)"),
     ],
 )
 def test_the_rule_that_the_settings_name(flags, rule, random_model):

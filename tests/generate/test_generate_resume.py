@@ -78,8 +78,8 @@ def test_draws_of_a_second_resumption_do_not_repeat_those_of_the_first(tmp_path)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (["--rule", "fixed"], "rule: PromptThreshold(proxy="),
-        (["--gamma", "0.3"], "-> EntropyBounded(gamma=0.3, proxy=entropy)"),
+        (["--rule", "fixed"], "rule: PromptThreshold(order="),
+        (["--gamma", "0.3"], "-> EntropyBounded(gamma=0.3, order=entropy)"),
         (["--seed", "1"], "seed: 0 -> 1"),
         (["--temperature", "0.5"], "temperature: 0.0 -> 0.5"),
         (["--block-length", "6"], "block_length: 12 -> 6"),
@@ -104,6 +104,19 @@ def test_rows_made_otherwise_are_not_mixed(prompt_file, tmp_path, capsys, change
     assert named in message
     assert output.read_bytes() == before
     assert main([*arguments, "--resume", "--batch-size", "1"]) == 0  # which does not change a row
+
+
+def test_rows_of_an_earlier_version_go_on(prompt_file, tmp_path):
+    """Their settings say proxy, which is now order."""
+    output = tmp_path / "out.jsonl"
+    arguments = ["--input", prompt_file, "--output", str(output), *SHORT]
+    assert main(arguments) == 0
+    whole = rows_of(output.read_text())
+    output.write_text(output.read_text().split("\n")[0].replace("order=", "proxy=") + "\n")
+    assert main([*arguments, "--resume"]) == 0
+    assert {row["index"]: row["tokens"] for row in rows_of(output.read_text())} == {
+        row["index"]: row["tokens"] for row in whole
+    }
 
 
 def test_other_weights_under_the_same_name_are_another_model(prompt_file, tmp_path, capsys):

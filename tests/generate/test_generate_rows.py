@@ -29,7 +29,7 @@ def in_order(rows: list[dict]) -> list[dict]:
 
 def test_rows_are_those_of_the_function(prompt_file, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
-    arguments = ["--input", prompt_file, "--rule", "eb", "--gamma", "0.5", "--proxy", "confidence", *SHORT]
+    arguments = ["--input", prompt_file, "--rule", "eb", "--gamma", "0.5", "--order", "confidence", *SHORT]
     assert main([*arguments, "--output", str(output), "--batch-size", "3", "--statistics"]) == 0
     model = diffpo.load("tiny-countdown-diffpo")
     expected = diffpo.generate(model, PROMPTS, 12, rule=diffpo.EntropyBounded(0.5, "confidence"))

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -43,23 +42,6 @@ def test_asking_for_native_without_the_extension_says_why() -> None:
         in done.stderr
     )
     assert "available: reference" in done.stderr
-
-
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])  # the best one runs in the other tests
-def test_lesser_instruction_sets_pass_the_tests_of_row_statistics(instruction_set: str) -> None:
-    if backends.native_module() is None:
-        pytest.skip(backends.missing_extension_reason())
-    loaded = run_python("import diffpo_kernels._native as n; print(n.instruction_set)", DIFFPO_CPU=instruction_set)
-    if loaded.stdout.strip() != instruction_set:
-        pytest.skip(
-            f"this processor or build has no {instruction_set}: {(loaded.stdout + loaded.stderr).strip()[-200:]}"
-        )
-    tests = Path(__file__).with_name("test_row_statistics.py")
-    done = run_python(
-        f"import pytest; raise SystemExit(pytest.main(['-qx', '-k', 'native', {str(tests)!r}]))",
-        DIFFPO_CPU=instruction_set,
-    )
-    assert done.returncode == 0, done.stdout
 
 
 def test_report_names_every_operator() -> None:

@@ -6,8 +6,6 @@ itself is tested.
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -701,9 +699,3 @@ def test_bad_input_is_named(changed: dict, error: type[Exception], message: str)
     }  # fmt: skip
     with pytest.raises(error, match=message):
         entropy_bounded_commit_(**(good | changed))
-
-
-def test_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "triton", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

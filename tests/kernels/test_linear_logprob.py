@@ -703,30 +703,6 @@ def test_peak_memory_is_a_chunk(train_head: bool) -> None:
     assert float(done.stdout) < 64, f"{done.stdout} MiB; the logits are 247 MiB, a chunk of them 32"
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])  # the best one runs in the other tests
-def test_lesser_instruction_sets(instruction_set: str) -> None:
-    if backends.native_module() is None:
-        pytest.skip(backends.missing_extension_reason())
-    environment = os.environ | {"DIFFPO_CPU": instruction_set}
-    loaded = "import diffpo_kernels._native as n; print(n.instruction_set)"
-    loaded = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, env=environment)
-    if loaded.stdout.strip() != instruction_set:
-        pytest.skip(f"this processor or build has no {instruction_set}")
-    selected = "native and not compiles and not operators"
-    run_these_tests(selected, environment)
-
-
-def test_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    run_these_tests("triton", os.environ | {"TRITON_INTERPRET": "1"})
-
-
-def run_these_tests(selected: str, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", selected, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [

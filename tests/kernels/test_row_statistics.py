@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -543,13 +541,3 @@ def test_bad_input_is_named(arguments: dict, error: type[Exception], message: st
 def test_triton_needs_a_gpu() -> None:
     with pytest.raises(RuntimeError, match=r"triton.*it runs on cuda tensors only; available: reference"):
         row_statistics(torch.zeros(2, 3), backend="triton")
-
-
-def test_under_the_interpreter() -> None:
-    """The Triton kernels, which TRITON_INTERPRET=1 runs on the CPU; it must be set before triton is imported."""
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "triton", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

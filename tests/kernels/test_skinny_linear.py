@@ -1,9 +1,6 @@
 """skinny_linear: every backend against float64, and what the native one promises: bits that depend on the two rows alone."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -244,15 +241,3 @@ def test_what_native_does_not_take_is_named() -> None:
         native(torch.ones(2, 3).bfloat16(), torch.ones(5, 3).bfloat16())
     with pytest.raises(ValueError, match=r"weight must have contiguous columns .*got strides \[1, 5\]"):
         native(torch.ones(2, 3), torch.ones(3, 5).T)
-
-
-@needs_native
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])  # the best one runs in the other tests
-def test_lesser_instruction_sets(instruction_set: str) -> None:
-    environment = os.environ | {"DIFFPO_CPU": instruction_set}
-    loaded = [sys.executable, "-c", "import torch, diffpo_kernels._native as n; print(n.instruction_set)"]
-    if subprocess.check_output(loaded, env=environment, text=True).strip() != instruction_set:
-        pytest.skip(f"this processor or build has no {instruction_set}")
-    command = [sys.executable, "-m", "pytest", "-qx", "-k", "native and not lesser or depends", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

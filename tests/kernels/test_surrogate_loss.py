@@ -1,9 +1,6 @@
 """surrogate_loss: every backend against a loop that follows the formula, and against the reference in float64 on inputs that hurt."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -553,10 +550,3 @@ def test_bad_input_is_named(changed: dict, error: type[Exception], message: str)
     }  # fmt: skip
     with pytest.raises(error, match=message):
         surrogate_loss(**(good | changed))
-
-
-def test_under_the_interpreter() -> None:
-    """The tests of the Triton kernels above, in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "triton", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

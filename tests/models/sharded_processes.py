@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,17 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 import diffpo
+from diffpo.config import ModelSize
 from diffpo.models import saving
+from diffpo.models.adapters import without_wrapper
 from diffpo.models.checkpoints import read_weights, save_checkpoint
 from diffpo.objectives import OBJECTIVES, Batch
+from diffpo.pretrain import build_model
+from diffpo.tasks import get_task
+from diffpo.training import checkpointing
+from diffpo.training.checkpointing import newest, restore
+from diffpo.training.config import TrainConfig
+from diffpo.training.trainer import Trainer
 from diffpo.training.update import accumulate_gradient
 
 PROMPTS = [torch.tensor([4, 5, 6]), torch.tensor([7, 8, 9, 10, 11])]
@@ -143,7 +152,7 @@ def check_one_writer(mesh, folder, rank):
         save_checkpoint(model, folder / "never")
 
 
-def check_adapters(mesh, folder, rank):
+def check_adapters(mesh, folder, rank, options):
     import peft
 
     def build(base):
@@ -158,7 +167,7 @@ def check_adapters(mesh, folder, rank):
 
     plain = build(build_random_model(1, threshold_gammas=(0.5, 2.0)))
     model = copy.deepcopy(plain)
-    sharded(model.get_base_model(), mesh)
+    sharded(model.get_base_model(), mesh, **options)
     optimizer, plain_optimizer = optimizer_of(model), optimizer_of(plain)
     trajectory = decoded(plain)
     assert_alike(model, plain, trajectory)
@@ -182,14 +191,97 @@ def check_adapters(mesh, folder, rank):
         updated(late, optimizer_of(late), trajectory, None)
 
 
+def check_training(mesh, folder, rank, options, adapters):
+    """A trainer with a KL does what one on the plain model does; its checkpoint is written once and goes on to the bit."""
+    plain = trainer_of(adapters)
+    model = trainer_of(adapters, lambda model: sharded(model, mesh, **options))
+    got, expected = model.step(), plain.step()
+    for name in ("reward", "loss", "kl", "gradient_norm"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+    assert got["denoiser_calls"] == expected["denoiser_calls"]
+    assert got["kl"] > 0
+    assert_same(weights(model.model), weights(plain.model))
+    with counted(checkpointing, "write_checkpoint") as written:
+        save(model, folder)
+    assert len(written) == (rank == 0)
+    assert [path.name for path in folder.iterdir()] == ["000001"]
+    again = trainer_of(adapters, lambda model: sharded(model, mesh, **options))
+    again.restore(restore(newest(folder, again.model), again.model, again.optimizer))
+    apart = trainer_of(adapters)
+    apart.restore(restore(newest(folder, apart.model), apart.model, apart.optimizer))
+    numbers = ("reward", "loss", "kl", "gradient_norm", "denoiser_calls")
+    got, resumed, elsewhere = model.step(), again.step(), apart.step()
+    assert [got[name] for name in numbers] == [resumed[name] for name in numbers]
+    assert elsewhere["loss"] == pytest.approx(got["loss"], rel=1e-3, abs=1e-5)
+    expected = weights(model.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(again.model).items())
+
+    def full(*arguments):
+        raise OSError("the disk is full")
+
+    write, checkpointing.write_checkpoint = checkpointing.write_checkpoint, full
+    with refused("the disk is full" if rank == 0 else "process that writes"):
+        save(model, folder)
+    checkpointing.write_checkpoint = write
+    if rank == 0:
+        model.model.norm.weight.data.to_local()[0] = torch.nan  # in one shard, and every process must know
+    with pytest.raises(checkpointing.NotFiniteError, match="norm"):
+        save(model, folder)
+    distributed.barrier()
+    assert [path.name for path in folder.iterdir()] == ["000001"]
+
+
+def save(trainer, folder):
+    checkpointing.save_state(folder, trainer.model, trainer.optimizer, trainer.state())
+
+
+def trainer_of(adapters, shard=lambda model: model):
+    task = get_task("sudoku")
+    algorithm = {"name": "diffpo", "prompts_per_update": 2, "group_size": 4, "kl_coefficient": 0.5}
+    config = TrainConfig(task="sudoku", updates=8, algorithm=algorithm, optimizer={"lr": 1e-2, "warmup_updates": 0})
+    torch.manual_seed(0)
+    model = build_model(
+        task, ModelSize(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    )
+    model.add_threshold(config.rollout.bins, config.rollout.threshold_order)
+    model.eval()
+    if adapters:
+        import peft
+
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj", "lm_head"])).eval()
+        model.threshold.requires_grad_(True)
+    shard(without_wrapper(model))
+    return Trainer(config, model, task)
+
+
+@contextmanager
+def counted(module, name):
+    """The calls of a function of a module."""
+    calls, function = [], getattr(module, name)
+
+    def count(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    setattr(module, name, count)
+    yield calls
+    setattr(module, name, function)
+
+
 def main(rank: int, folder: Path) -> None:
     store = distributed.FileStore(str(folder / "rendezvous"), 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     check_full(mesh, folder / "apart", rank, {"reshard_after_forward": True}, {"logit_shift": True})
     check_full(mesh, folder / "tied", rank, {}, {"tie_word_embeddings": True})
-    check_one_writer(mesh, folder, rank)
-    check_adapters(mesh, folder, rank)
+    check_one_writer(mesh, folder / "in line", rank)
+    copies = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copy", "shard"))
+    check_one_writer(copies, folder / "copies", rank)  # each process holds everything, and still one writes
+    check_adapters(
+        mesh, folder, rank, {"reshard_after_forward": True}
+    )  # so decoding finds shards in the head's adapter
+    check_training(mesh, folder / "training", rank, {"reshard_after_forward": True}, adapters=False)
+    check_training(mesh, folder / "training-lora", rank, {}, adapters=True)
     distributed.destroy_process_group()
     print("done", rank)
 

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import diffpo
 from diffpo.models.formats import FORMATS
@@ -238,13 +239,17 @@ def test_a_learned_threshold_survives_beside_the_published_files(published, tmp_
     torch.nn.init.normal_(model.threshold.linear.weight)
     model.save(tmp_path / "with")
     again = diffpo.load(tmp_path / "with")
-    assert (again.config.threshold_gammas, again.config.threshold_proxy) == (gammas, "margin")
+    assert (again.config.threshold_gammas, again.config.threshold_order) == (gammas, "margin")
     assert torch.equal(again.threshold.linear.weight, model.threshold.linear.weight)
     assert again.threshold.linear.weight.dtype == dtype
     assert torch.equal(again.threshold.gammas, torch.tensor(gammas)), "bins are fp32 whatever the weights are"
     assert stored_bytes(tmp_path / "with").keys() == tensors.keys(), "another tool would find an unknown tensor"
     saved = json.loads((tmp_path / "with/config.json").read_text())
     assert not [key for key in saved if "threshold" in key]
+    path = tmp_path / "with/diffpo_threshold.st"
+    old = {"gammas": json.dumps(gammas), "proxy": "margin"}  # the name of earlier versions
+    save_file(load_file(path), path, metadata=old)
+    assert diffpo.load(tmp_path / "with").config == again.config
     again.save(tmp_path / "twice")
     assert diffpo.load(tmp_path / "twice").config == again.config
     diffpo.load(folder).save(tmp_path / "with")

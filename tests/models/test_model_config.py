@@ -79,7 +79,7 @@ def test_through_json_and_back(gammas):
         ("attention_bias", 1, "true or false, got 1"),
         ("tie_word_embeddings", "yes", "true or false, got 'yes'"),
         ("model_type", 3, "valid string, got 3"),
-        ("threshold_proxy", "entropie", "entropy, confidence or margin, got 'entropie'"),
+        ("threshold_order", "entropie", "entropy, confidence or margin, got 'entropie'"),
         ("threshold_gammas", 0.5, "list of numbers (nats), got 0.5"),
         ("threshold_gammas", [0.5, "1"], "valid number"),
         ("threshold_gammas", [0.5, -0.1], "at least 0 (nats)"),
@@ -89,6 +89,15 @@ def test_what_does_not_fit_is_named_with_the_value(name, value, said):
     message = fault(**{name: value})
     assert message.startswith(f"{name}: ")
     assert said in message
+
+
+def test_the_order_of_a_threshold_by_its_old_name():
+    old = ModelConfig(**FIELDS, threshold_proxy="margin")
+    assert old == ModelConfig(**FIELDS, threshold_order="margin")
+    assert old.threshold_proxy == "margin"
+    assert "threshold_proxy" not in old.model_dump()
+    with pytest.raises(ValueError, match="threshold_proxy is now called threshold_order"):
+        ModelConfig(**FIELDS, threshold_order="margin", threshold_proxy="margin")
 
 
 def test_every_fault_is_told_at_once():

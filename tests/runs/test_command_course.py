@@ -91,6 +91,7 @@ def test_a_fault_of_ours_is_not_hidden():
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1,
          "stopped before the start: DefaultCPUAllocator: can't allocate memory"),
         (KeyboardInterrupt(), 130, "stopped before the start: interrupted"),
+        (BrokenPipeError(), 1, ""),
     ],
 )  # fmt: skip
 def test_what_is_found_before_the_start(error, code, line, capsys):
@@ -102,7 +103,7 @@ def test_what_is_found_before_the_start(error, code, line, capsys):
     except SystemExit as stopped:
         found = stopped.code
     assert found == code
-    assert capsys.readouterr().err == f"{line}\n"
+    assert capsys.readouterr().err == (f"{line}\n" if line else "")
 
 
 def test_nothing_to_do_is_done():

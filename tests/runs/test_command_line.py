@@ -1,5 +1,6 @@
 """``diffpo <command>``, and ``python -m diffpo``, which is the same."""
 
+import os
 import subprocess
 import sys
 import time
@@ -74,3 +75,26 @@ def test_the_kernels_are_reported():
     done = run("kernels")
     assert done.returncode == 0
     assert "row_statistics" in done.stdout
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_fault(arguments, buffered):
+    """As in ``diffpo train --help | head -3``."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "diffpo", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_every_module_that_is_a_command_lets_its_reader_leave():
+    own = {"math_worker.py", "tokenizer_trial.py"}  # processes that a command starts for itself
+    programs = [
+        path for path in (REPOSITORY / "diffpo").rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
+    ]
+    names = {path.name for path in programs}
+    assert names > own | {"train.py", "evaluate.py", "generate.py", "pretrain.py"}
+    assert {path.name for path in programs if "with reader_may_leave():" in path.read_text()} == names - own

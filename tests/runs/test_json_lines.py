@@ -65,3 +65,25 @@ def test_fresh_rows_replace_all_when_the_first_is_written(path):
 def test_a_row_is_named_by_its_line(path):
     path.write_text('\n{"a": 1}\n\n{"a": 2}\n')
     assert str(opened(path).refused(1, ": odd")) == "x.jsonl, line 4 is no row: odd; start again with --overwrite"
+
+
+def line_of(path, row: dict) -> int:
+    """Of the only line that holds the row, counted from 1."""
+    (found,) = (n for n, line in enumerate(path.read_text().split("\n"), start=1) if line == json.dumps(row))
+    return found
+
+
+@pytest.mark.parametrize("kept", [None, 0, 1, 2])
+@pytest.mark.parametrize(
+    "content", ["", '{"a": 1}\n{"a": 2}\n', '\n{"a": 1}\n\n{"a": 2}\n\n\n', '{"a": 1}\n{"a": 2}\n{"a']
+)
+def test_a_written_row_is_named_by_its_line(path, content, kept):
+    path.write_text(content)
+    lines = opened(path)
+    if kept is not None:
+        lines.keep(kept)
+    for value in (3, 4):
+        lines.write({"a": value})
+    rows = lines.rows
+    messages = [str(lines.refused(place)) for place in range(len(rows))]
+    assert messages == [f"x.jsonl, line {line_of(path, row)} is no row; start again with --overwrite" for row in rows]

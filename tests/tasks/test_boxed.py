@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffpo.tasks.boxed import boxed_spans, first_boxed, last_boxed
+from diffpo.tasks.boxed import boxed_spans, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,6 @@ from diffpo.tasks.boxed import boxed_spans, first_boxed, last_boxed
 )
 def test_the_last_box(text, last):
     assert last_boxed(text) == last
-
-
-def test_the_first_box():
-    assert first_boxed(r"\boxed 1 and \boxed{2}") == "1"
-    assert first_boxed("no box") is None
 
 
 def test_spans_are_in_order_and_nested_ones_stand_behind_their_outer_one():

@@ -16,6 +16,7 @@ from diffpo.keyed_random import derive
 from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
+from diffpo.tasks.prompts import prompt_ids
 from diffpo.tasks.task import Lengths, begun, completion_lengths
 from diffpo.training.config import TrainConfig
 from diffpo.training.rollout import collect
@@ -152,6 +153,38 @@ def test_the_grade_reads_what_the_prompt_has_begun(model):
     assert all(text.startswith("a") for text in seen)
     assert begun(task.prompt("b")) == "a"
     assert begun("text") == begun([{"role": "user", "content": "x"}]) == ""
+
+
+class Mixed(Echo):
+    """Another kind of prompt for the word "b"."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def prompt(self, problem):
+        return self.other if problem == "b" else super().prompt(problem)
+
+
+OTHERS = {
+    "a chat": [{"role": "user", "content": "say b"}],
+    "a tuple": ({"role": "user", "content": "say b"},),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("problems", [["a", "b"], ["b", "a", "a"]], ids=["last", "first"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_prompts_of_two_kinds_are_refused_wherever_they_are_asked(model, other, problems):
+    """Not one of them is left out, and none is read as the other kind."""
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    task = Mixed(other)
+    with pytest.raises(ValueError, match="task echo: its prompts must all be texts or all be chats"):
+        prompt_ids(model.tokenizer, task, problems)
+    with pytest.raises(ValueError, match="task echo: its prompts must all be texts or all be chats"):
+        evaluate(model, task, problems, EntropyBounded(0.5), LENGTHS)
+    with pytest.raises(ValueError, match="prompts must all be strings, all be chats"):
+        rollouts(model, task)
+    assert [len(ids) for ids in prompt_ids(model.tokenizer, task, ["a", "c"])] == [2, 2]
 
 
 # A reward of None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffpo
-from diffpo.training.checkpointing import MANIFEST, NotFiniteError, checkpoints, load_state, save_state
+from diffpo.training.checkpointing import MANIFEST, NotFiniteError, checkpoints, newest, restore, save_state
 from diffpo.training.trainer import Trainer
 
 
@@ -49,7 +49,7 @@ def test_a_flipped_bit_is_noticed(make_trainer, saved, name, seed):
     flip_a_bit(saved / "000002" / name, seed)
     fresh = make_trainer()
     with pytest.warns(UserWarning, match="000002 is not readable"):
-        state = load_state(saved, fresh.model, fresh.optimizer)
+        state = restore(newest(saved, fresh.model), fresh.model, fresh.optimizer)
     assert state["update"] == 1
     assert torch.equal(fresh.model.lm_head.weight, diffpo.load(saved / "000001").lm_head.weight)
 
@@ -104,7 +104,7 @@ def test_every_damage_gives_way_to_the_checkpoint_before(make_trainer, saved, da
     damage(saved / "000002")
     fresh = make_trainer()
     with pytest.warns(UserWarning, match="000002 is not readable"):
-        assert load_state(saved, fresh.model, fresh.optimizer)["update"] == 1
+        assert restore(newest(saved, fresh.model), fresh.model, fresh.optimizer)["update"] == 1
 
 
 def test_a_command_without_an_undamaged_checkpoint_says_so_in_one_line(train, tmp_path, capsys):

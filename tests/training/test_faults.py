@@ -1,10 +1,12 @@
 """Injected faults: a run survives them, or stops with everything that was good still there."""
 
 import errno
+import io
 import json
 import math
 import resource
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 import diffpo.train
 from diffpo.objectives.diffpo import Diffpo
 from diffpo.training import checkpointing
-from diffpo.training.checkpointing import checkpoints, load_state, save_state
+from diffpo.training.checkpointing import checkpoints, newest, restore, save_state
 
 
 def poison_loss(monkeypatch, calls: set[int]) -> None:
@@ -67,6 +69,25 @@ def test_three_in_a_row_stop_with_the_last_good_checkpoint(
     assert_same_weights(tmp_path / "clean/model", tmp_path / "run/model")
 
 
+def test_a_reader_that_leaves_stops_a_run_with_all_that_was_done(
+    train, monkeypatch, assert_same_weights, tmp_path, capsys
+):
+    class Leaving(io.StringIO):
+        def write(self, text):
+            if "update    1/" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Leaving())
+        assert train("--save-every", "100") == 1
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000001"]
+    assert train("--save-every", "100", "--resume") == 0
+    assert train("--name", "whole") == 0
+    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+
+
 def truncate(path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -82,7 +103,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, tmp_path
     damage(tmp_path / "000002" / name)
     fresh = make_trainer()
     with pytest.warns(UserWarning, match="000002 is not readable"):
-        state = load_state(tmp_path, fresh.model, fresh.optimizer)
+        state = restore(newest(tmp_path, fresh.model), fresh.model, fresh.optimizer)
     assert state["update"] == 1
     assert torch.equal(fresh.model.lm_head.weight, weights[0])
 

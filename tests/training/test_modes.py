@@ -35,14 +35,14 @@ def test_training_the_model_leaves_an_existing_threshold_alone(make_trainer, sud
 
 
 def test_rules_of_the_rollouts(make_trainer):
-    joint, model = make_trainer(), make_trainer({"gamma": 0.25, "proxy": "margin"}, train=("model",))
+    joint, model = make_trainer(), make_trainer({"gamma": 0.25, "order": "margin"}, train=("model",))
     assert isinstance(joint.rule, PromptThreshold)
     assert joint.rule.sample
     assert not joint.evaluation_rule.sample
     assert isinstance(model.rule, EntropyBounded)
-    assert (model.rule.gamma.item(), model.rule.proxy) == (0.25, "margin")
+    assert (model.rule.gamma.item(), model.rule.order) == (0.25, "margin")
     alone = make_trainer(train=("model",)).rule
-    assert (alone.gamma.item(), alone.proxy) == (pytest.approx(0.1), "confidence")
+    assert (alone.gamma.item(), alone.order) == (pytest.approx(0.1), "confidence")
 
 
 def test_d1_is_rolled_out_as_published(make_trainer):

@@ -1,8 +1,10 @@
 """Pretraining: the loss is the negative ELBO, it falls, and a seed decides everything."""
 
 import errno
+import io
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -140,6 +142,20 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch, caps
     assert pretrained(tmp_path, monkeypatch) == 1
     assert "not finite" in capsys.readouterr().err
     assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_reader_that_leaves_stops_it_with_the_model_of_that_step(tmp_path, monkeypatch, capsys):
+    class Leaving(io.StringIO):
+        def write(self, text):
+            if "step 100:" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Leaving())
+        assert pretrained(tmp_path, monkeypatch, "--steps", "200") == 1
+    assert capsys.readouterr().err == ""
+    assert diffpo.load(tmp_path / "m").config.hidden_size == 32
 
 
 def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch, capsys):

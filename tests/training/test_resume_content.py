@@ -65,6 +65,15 @@ def test_the_same_content_under_another_name_goes_on(train, model, sudoku_model,
     assert train("--updates", "1", "--resume", "--model", str(model)) == 0
 
 
+def test_a_run_of_an_earlier_version_goes_on(train, tmp_path):
+    """Its settings say proxy, which is now order."""
+    config = tmp_path / "run/config.json"
+    assert train("--updates", "1", "--rollout.order", "margin") == 0
+    config.write_text(config.read_text().replace('"order"', '"proxy"'))
+    assert train("--updates", "1", "--rollout.proxy", "margin", "--resume") == 0
+    assert '"order": "margin"' in config.read_text()
+
+
 def test_after_an_allowed_change_the_base_is_measured_on_the_model_as_it_came(train, model, tmp_path):
     """Not on the weights of the checkpoint, which are loaded later."""
     assert train("--model", str(model)) == 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
-from diffpo.models.model_config import FIELDS, ModelConfig
+from diffpo.models.model_config import FIELDS, RENAMED, ModelConfig
 
 
 class DiffpoFormat:
@@ -13,8 +13,9 @@ class DiffpoFormat:
     def config(self, fields: dict, where: str | Path) -> ModelConfig:
         """The ModelConfig in the fields of a config.json; ValueError for one that is unknown or does not fit."""
         fields = with_rope_theta(fields, where)
-        refuse_keys_that_act(fields, FIELDS, self.model_type, where)
-        fields = {key: value for key, value in fields.items() if key in FIELDS}
+        known = (*FIELDS, *RENAMED)
+        refuse_keys_that_act(fields, known, self.model_type, where)
+        fields = {key: value for key, value in fields.items() if key in known}
         try:
             return ModelConfig(**fields)
         except ValueError as error:
