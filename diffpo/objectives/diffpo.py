@@ -73,41 +73,34 @@ class Diffpo(Objective[DiffpoConfig]):
         return masked_prompts(latents, batch, self.config.prompt_mask_probability, *key, _PROMPT_MASK)
 
     def signal(self, batch: Batch, old: Scores | None, reference: Scores | None) -> Tensor:
-        """[B, 2]: the advantage of the tokens, and that of the threshold."""
-        config = self.config
-        threshold = group_advantage(batch.reward, config.group_size, config.threshold_advantage)
-        return torch.stack([batch.advantage, threshold], dim=1)
+        """[B, 1 + L]: the threshold's own advantage, and that of the tokens."""
+        own = group_advantage(batch.reward, self.config.group_size, self.config.threshold_advantage)
+        return first(own, batch.advantage[:, None].expand_as(batch.trajectory.tokens))
 
     def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         config, trajectory = self.config, batch.trajectory
-        advantage, threshold_advantage = (signal if signal.dim() == 2 else signal[:, None].expand(-1, 2)).unbind(dim=1)
-        tokens = Loss(*surrogate_loss(
-            logprob=new.tokens(),
-            old=old.tokens(),
-            advantage=advantage,
-            mask=trajectory.scored,
-            behaviour=trajectory.logprob,
-            reference=reference.tokens() if reference else None,
+        drawn = trajectory.actions.get("gamma")
+        unknown = torch.zeros_like(trajectory.gamma)
+        new_gamma, old_gamma = (scores.actions.get("gamma", unknown) for scores in (new, old))
+        # token 0 is the threshold: its own log-prob as reference, so no KL; it belongs to no denoising step
+        quarter_BL = (trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None]
+        return Loss(*surrogate_loss(
+            logprob=first(new_gamma, new.tokens()),
+            old=first(old_gamma, old.tokens()),
+            advantage=signal,
+            mask=first(unknown.bool() if drawn is None else drawn.choice >= 0, trajectory.scored),
+            behaviour=first(unknown if drawn is None else drawn.logprob, trajectory.logprob),
+            reference=first(new_gamma, reference.tokens()) if reference else None,
             clip=config.clip,
             weight_cap=config.weight_cap,
             kl_coefficient=config.kl_coefficient if reference else 0.0,  # a frozen model has none
             normalisation=config.normalisation,
             importance_correction=config.importance_correction,
-            step_bin=(trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None],
+            step_bin=first(torch.full_like(trajectory.nfe, -1), quarter_BL),
             bins=QUARTERS,
         ))  # fmt: skip
-        drawn = trajectory.actions.get("gamma")
-        if drawn is None or "threshold" not in config.train:
-            return tokens
-        threshold, _ = surrogate_loss(
-            logprob=new.actions["gamma"][:, None],
-            old=old.actions["gamma"][:, None],
-            advantage=threshold_advantage,
-            mask=(drawn.choice >= 0)[:, None],
-            behaviour=drawn.logprob[:, None],
-            clip=config.clip,
-            weight_cap=config.weight_cap,
-            importance_correction=config.importance_correction,
-        )
-        L = trajectory.tokens.shape[1]
-        return tokens._replace(value=(L * tokens.value + threshold) / (L + 1))
+
+
+def first(gamma_value_B: Tensor, token_values_BL: Tensor) -> Tensor:
+    """[B, 1 + L]: the threshold is one more token, in front of the completion's."""
+    return torch.cat([gamma_value_B[:, None].to(token_values_BL.dtype), token_values_BL], dim=1)
