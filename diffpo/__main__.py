@@ -5,7 +5,7 @@ import runpy
 import sys
 
 import diffpo
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import output_may_fail
 
 COMMANDS = {
     "train": ("diffpo.train", "reinforcement learning of a model, from a recipe or flags"),
@@ -18,7 +18,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command, which ends the program with its own exit code; 2 for an unknown one."""
-    with reader_may_leave():
+    with output_may_fail():
         _run(arguments)
 
 

@@ -26,7 +26,7 @@ from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.runs import command
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import output_may_fail
 from diffpo.runs.progress import Console, progress_bar
 from diffpo.tasks import CompactTask, get_task
 from diffpo.tasks.prompts import check_vocabulary
@@ -124,7 +124,8 @@ def pretrain(
 
 
 def lr_factor(step: int, config: PretrainConfig) -> float:
-    """Share of --lr at a step counted from 0: linear warm-up, times a linear fall to ``final_lr_fraction`` at the last step."""
+    """Share of --lr at a step counted from 0: linear warm-up, times a linear fall to ``final_lr_fraction``, which
+    the step after the last would have."""
     fall = 1 - (1 - config.final_lr_fraction) * step / config.steps
     return min((step + 1) / config.warmup_steps, 1.0) * fall
 
@@ -232,5 +233,5 @@ class Run(command.Run):
 
 
 if __name__ == "__main__":
-    with reader_may_leave():
+    with output_may_fail():
         raise SystemExit(main())

@@ -24,7 +24,7 @@ from diffpo.models.checkpoints import load, resolve
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import output_may_fail
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
 from diffpo.runs.progress import Console, progress_bar
@@ -260,5 +260,5 @@ def _point(e: Evaluation) -> dict:
 
 
 if __name__ == "__main__":
-    with reader_may_leave():
+    with output_may_fail():
         raise SystemExit(main())

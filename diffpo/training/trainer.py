@@ -174,7 +174,7 @@ class Trainer:
         return {"loss": loss.item(), "gradient_norm": norm.item(), "lr": self.config.optimizer.lr * factor}
 
     def _lr_factor(self) -> float:
-        """Linear warm-up, then linear decay to ``final_lr_fraction`` at the last update."""
+        """Linear warm-up, then linear decay to ``final_lr_fraction``, which the update after the last would have."""
         settings, total = self.config.optimizer, self.config.updates
         decay = 1 - (1 - settings.final_lr_fraction) * self.update / total
         return min(1.0, (self.update + 1) / max(settings.warmup_updates, 1)) * decay

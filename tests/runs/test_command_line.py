@@ -1,6 +1,7 @@
 """``diffpo <command>``, and ``python -m diffpo``, which is the same."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -77,24 +78,40 @@ def test_the_kernels_are_reported():
     assert "row_statistics" in done.stdout
 
 
+def ending(arguments: list[str], stdout, buffered: bool) -> tuple[int, str]:
+    """The exit code and what is said on standard error."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "diffpo", *arguments]
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
+    if process.stdout is not None:
+        process.stdout.close()
+    return process.wait(), process.stderr.read().decode()
+
+
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_a_reader_that_leaves_is_no_fault(arguments, buffered):
     """As in ``diffpo train --help | head -3``."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "diffpo", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 1
+    assert ending(arguments, subprocess.PIPE, buffered) == (1, "")
 
 
-def test_every_module_that_is_a_command_lets_its_reader_leave():
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
+@pytest.mark.parametrize(("arguments", "when"), [(["--help"], "at the end"), (["train", "--dry-run"], "(at the end|before the start)")],
+                         ids=["help", "dry run"])  # fmt: skip
+def test_an_output_on_a_full_disk_is_one_line(arguments, when, buffered):
+    with open("/dev/full", "wb") as full:
+        code, said = ending(arguments, full, buffered)
+    assert code == 1
+    assert re.fullmatch(f"stopped {when}: No space left on device\n", said)
+
+
+def test_every_module_that_is_a_command_may_have_its_output_fail():
     own = {"math_worker.py", "tokenizer_trial.py"}  # processes that a command starts for itself
     programs = [
         path for path in (REPOSITORY / "diffpo").rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
     ]
     names = {path.name for path in programs}
     assert names > own | {"train.py", "evaluate.py", "generate.py", "pretrain.py"}
-    assert {path.name for path in programs if "with reader_may_leave():" in path.read_text()} == names - own
+    assert {path.name for path in programs if "with output_may_fail():" in path.read_text()} == names - own
