@@ -17,9 +17,11 @@ from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import check_lengths
+from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import load, resolve
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
@@ -35,10 +37,11 @@ from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
-_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model")
+_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model", "update.tokens_at_once")
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
 
@@ -54,7 +57,7 @@ def prepare(config: TrainConfig) -> "Run | None":
     if config.dry_run:
         print(config.model_dump_json(indent=2))
         return None
-    check_prompts(task, config)  # before held-out problems, which may have to be fetched
+    asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
     source, commit = resolve(config.model)
@@ -63,7 +66,9 @@ def prepare(config: TrainConfig) -> "Run | None":
     keep_freed_memory()
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
-    check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
+    gen_length = trainer.lengths.gen_length
+    check_context(prompt_ids(model.tokenizer, task, [*problems, *asked]), gen_length, model)
+    rows_at_once(model, list(map(task.prompt, asked)), gen_length, config.update.tokens_at_once)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
     saved = None
@@ -89,10 +94,10 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
 
 
-def check_prompts(task: Task, config: TrainConfig) -> None:
-    """ValueError if there are no problems to train on, or an update asks for more than there are."""
+def first_problems(task: Task, config: TrainConfig) -> list:
+    """As many problems as an update asks for. ValueError if there are none to train on, or not so many."""
     try:
-        task.problems("train", config.algorithm.prompts_per_update, config.seed)
+        return task.problems("train", config.algorithm.prompts_per_update, config.seed)
     except NoSplitError as error:
         raise ValueError(f"task: {error}; train on countdown or sudoku, which make their problems") from error
     except ValueError as error:
@@ -102,7 +107,7 @@ def check_prompts(task: Task, config: TrainConfig) -> None:
 class Run(command.Run):
     """Evaluate, train, evaluate, report."""
 
-    faults = (TrainingDivergedError, FloatingPointError, TaskError)
+    faults = (TrainingDivergedError, FloatingPointError, TaskError, PartTooSmallError, PromptError)
 
     def __init__(
         self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
@@ -122,7 +127,9 @@ class Run(command.Run):
             self._work()
         except (*self.faults, BrokenPipeError) as error:
             # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were
-            if isinstance(error, TaskError | BrokenPipeError) or not checkpoints(self.folder.checkpoints):
+            if not isinstance(error, TrainingDivergedError | FloatingPointError) or not checkpoints(
+                self.folder.checkpoints
+            ):
                 with contextlib.suppress(FloatingPointError, OSError):
                     self._save()
             raise

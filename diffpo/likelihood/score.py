@@ -21,6 +21,15 @@ from diffpo.trajectory import Trajectory
 _HASH_TOKENS = 1 << 20  # inputs are compared by a hash, that of at most this many tokens at a time
 
 
+class PartTooSmallError(ValueError):
+    """A part of ``tokens_at_once`` tokens does not hold one sequence."""
+
+    def __init__(self, width: int, tokens_at_once: int):
+        super().__init__(
+            f"update.tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
+        )
+
+
 def score(
     model: MaskedDiffusionLM,
     trajectory: Trajectory,
@@ -49,9 +58,7 @@ class Plan:
         B, L = trajectory.tokens.shape
         width = model.layout.width(trajectory.prompt_ids.shape[1], L)
         if tokens_at_once is not None and tokens_at_once < width:
-            raise ValueError(
-                f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
-            )
+            raise PartTooSmallError(width, tokens_at_once)
         self.acting = model.threshold is not None and "gamma" in trajectory.actions
         at_once = tokens_at_once // width if tokens_at_once else None
         self.inputs = with_first(latents, B) if self.acting else latents
