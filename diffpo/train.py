@@ -68,7 +68,10 @@ def prepare(config: TrainConfig) -> "Run | None":
     check_lengths(*trainer.lengths)
     gen_length = trainer.lengths.gen_length
     check_context(prompt_ids(model.tokenizer, task, [*problems, *asked]), gen_length, model)
-    rows_at_once(model, list(map(task.prompt, asked)), gen_length, config.update.tokens_at_once)
+    try:
+        rows_at_once(model, list(map(task.prompt, asked)), gen_length, config.update.tokens_at_once)
+    except PartTooSmallError as error:
+        raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
     saved = None

@@ -93,7 +93,9 @@ class Trajectory:
 
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
-        """Rows of several trajectories, whatever their prompt widths. ValueError if anything else than their rows differs."""
+        """Rows of several trajectories, whatever their prompt widths. ValueError for none, or if anything else than their rows differs."""
+        if not parts:
+            raise ValueError("parts is empty: give at least one trajectory")
         first = parts[0]
         for part in parts[1:]:
             for name, one, other in (

@@ -68,6 +68,11 @@ def test_what_was_drawn_differently_is_not_put_together(decode, change):
         Trajectory.concatenate([trajectory, replace(trajectory, **change)])
 
 
+def test_no_trajectories_are_not_put_together():
+    with pytest.raises(ValueError, match="parts is empty"):
+        Trajectory.concatenate([])
+
+
 def test_bytes_that_are_no_trajectory_are_refused(decode):
     good = decode([2, 3])
     data = good.to_bytes()

@@ -26,7 +26,7 @@ class PartTooSmallError(ValueError):
 
     def __init__(self, width: int, tokens_at_once: int):
         super().__init__(
-            f"update.tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
+            f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
         )
 
 

@@ -31,7 +31,7 @@ def test_a_prompt_that_is_longer_than_those_before_ends_the_run_in_one_line(
         assert train("--update.tokens-at-once", "32") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "update.tokens_at_once must be at least 33" in error
+    assert "tokens_at_once must be at least 33" in error
     done = len(metrics_of(tmp_path / "run"))
     assert train("--resume", "--update.tokens-at-once", "64") == 0
     assert [line["update"] for line in metrics_of(tmp_path / "run")][:done] == list(range(1, done + 1))
