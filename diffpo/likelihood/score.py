@@ -25,9 +25,7 @@ class PartTooSmallError(ValueError):
     """A part of ``tokens_at_once`` tokens does not hold one sequence."""
 
     def __init__(self, width: int, tokens_at_once: int):
-        super().__init__(
-            f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
-        )
+        super().__init__(f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}")
 
 
 def score(
