@@ -68,7 +68,12 @@ class Trajectory:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> Trajectory:
-        """The trajectory of some rows (a slice, an index tensor or a boolean mask)."""
+        """The trajectory of some rows (a slice, an index tensor or a boolean mask). ValueError for a number: a row has no trajectory
+        without its dimension."""
+        if isinstance(rows, int) or (isinstance(rows, Tensor) and rows.dim() == 0):
+            raise ValueError(
+                f"rows must be a slice, an index tensor or a mask, got {rows}: one row is trajectory[i : i + 1]"
+            )
         kept = {name: value[rows] for name, value in self._tensors().items()}
         return self._rebuilt(kept)
 
@@ -93,9 +98,9 @@ class Trajectory:
 
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
-        """Rows of several trajectories, whatever their prompt widths. ValueError for none, or if anything else than their rows differs."""
-        if not parts:
-            raise ValueError("parts is empty: give at least one trajectory")
+        """Rows of several trajectories, whatever their prompt widths. ValueError if there is none or anything else than their rows differs."""
+        if isinstance(parts, Trajectory) or not parts or not all(isinstance(part, Trajectory) for part in parts):
+            raise ValueError("parts must be a list of at least one Trajectory")
         first = parts[0]
         for part in parts[1:]:
             for name, one, other in (
@@ -120,8 +125,11 @@ class Trajectory:
         return tensors_to_bytes(tensors, {"format": _FORMAT, "settings": json.dumps(settings)})
 
     @staticmethod
-    def from_bytes(data: bytes) -> Trajectory:
+    def from_bytes(data: bytes | bytearray | memoryview) -> Trajectory:
         """The trajectory of `to_bytes`, on the CPU. ValueError for bytes that are no trajectory."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ValueError(f"data must be bytes, got {type(data).__name__}")
+        data = bytes(data)
         try:
             tensors = tensors_from_bytes(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

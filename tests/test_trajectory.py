@@ -68,9 +68,30 @@ def test_what_was_drawn_differently_is_not_put_together(decode, change):
         Trajectory.concatenate([trajectory, replace(trajectory, **change)])
 
 
-def test_no_trajectories_are_not_put_together():
-    with pytest.raises(ValueError, match="parts is empty"):
-        Trajectory.concatenate([])
+def test_what_is_no_list_of_trajectories_is_not_put_together(decode):
+    trajectory = decode([2, 3])
+    for parts in ([], (), trajectory, [trajectory, 3], [3, trajectory], None):
+        with pytest.raises(ValueError, match="parts must be a list of at least one Trajectory"):
+            Trajectory.concatenate(parts)
+
+
+@pytest.mark.parametrize("row", [0, -1, torch.tensor(1), True], ids=["first", "last", "tensor", "true"])
+def test_a_number_is_no_choice_of_rows(decode, row):
+    """It would take the rows' dimension away, and a trajectory of two rows would have the length of its completion."""
+    trajectory = decode([2, 3])
+    with pytest.raises(ValueError, match=r"rows must be a slice.*one row is trajectory\[i : i \+ 1\]"):
+        trajectory[row]
+    assert len(trajectory[1:2]) == 1
+
+
+def test_bytes_may_be_any_of_python_s(decode):
+    trajectory = decode([2, 3])
+    data = trajectory.to_bytes()
+    for given in (bytearray(data), memoryview(data)):
+        assert_equal(Trajectory.from_bytes(given), trajectory)
+    for given, name in (("text", "str"), (None, "NoneType"), (5, "int")):
+        with pytest.raises(ValueError, match=f"data must be bytes, got {name}"):
+            Trajectory.from_bytes(given)
 
 
 def test_bytes_that_are_no_trajectory_are_refused(decode):

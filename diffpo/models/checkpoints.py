@@ -109,6 +109,8 @@ def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
 
 def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
     """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"a model is a shipped name, a folder or a hub id, got {type(name_or_path).__name__}")
     name = os.fspath(name_or_path)
     local = Path(name) if os.path.isdir(name) else SHIPPED / name if name in shipped_models() else None
     if local is not None:
