@@ -121,7 +121,7 @@ class Trajectory:
     def to_bytes(self) -> bytes:
         """All of it as one safetensors file; `from_bytes` reads it back."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        tensors = {name: value.cpu().contiguous() for name, value in self._tensors().items()}
+        tensors = {name: value.cpu().contiguous().clone() for name, value in self._tensors().items()}
         return tensors_to_bytes(tensors, {"format": _FORMAT, "settings": json.dumps(settings)})
 
     @staticmethod
