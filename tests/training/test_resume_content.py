@@ -1,9 +1,8 @@
 """A resumed run goes on with the contents it began with, whatever they are called; the difference is listed."""
 
 import json
+import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -149,32 +148,22 @@ def test_what_does_not_fit_is_found_before_the_folder_is_made(refused, tmp_path,
     assert list(tmp_path.iterdir()) == before
 
 
-FULL_DISK = """
-import resource, sys
-import torch
-torch.set_num_threads(1)
-import diffpo.train
-from diffpo.decoding.rules import EntropyBounded
-diffpo.train.parallel_rules = lambda task: []
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))  # a write beyond fails in the kernel, as on a full disk
-sys.exit(diffpo.train.main(sys.argv[2:]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 1500, 20_000, 60_000])
-def test_a_limit_of_the_kernel_on_every_file(train, flags, tmp_path, size, assert_same_weights):
-    command = [sys.executable, "-c", FULL_DISK, str(size), *flags, "--no-sweep"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("stopped")], done.stderr
+def test_a_limit_of_the_kernel_on_every_file(train, in_a_child, tmp_path, size, whole_run, assert_same_weights):
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))  # a write beyond fails in the kernel, as on a full disk
+        return train("--no-sweep")
+
+    code, errors = in_a_child(limited)
+    assert code == 1, errors
+    assert "Traceback" not in errors
+    assert [line for line in errors.splitlines() if line.startswith("stopped")], errors
     for path in checkpoints(tmp_path / "run/checkpoints"):
         assert (path / "manifest.json").exists()
     marker = tmp_path / "run/.diffpo-run"
     begun = marker.exists() and json.loads(marker.read_text())["begun"]
     more = ["--no-sweep", *(["--resume"] if begun else [])]
     assert train(*more) == 0
-    assert train("--no-sweep", "--name", "whole") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run("--no-sweep") / "model")
     assert torch.isfinite(load_file(tmp_path / "run/model/model.safetensors")["lm_head.weight"]).all()
