@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ def train_here(command: list[str], **_) -> subprocess.CompletedProcess:
 def test_smoke_of_a_study(name: str, tmp_path: Path, monkeypatch) -> None:
     if name == "estimators":
         monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=train_here, PIPE=None, STDOUT=None))
+        monkeypatch.setattr(study, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
     folders = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     flags = ["--jobs", "1", "--tasks", "countdown", *folders]
     document = run_smoke(monkeypatch, name, flags, tmp_path / "results")

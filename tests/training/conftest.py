@@ -6,6 +6,7 @@ Sudoku, because its reward is the fraction of right cells: an untrained model al
 import functools
 import json
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -75,6 +76,12 @@ def whole_run(sudoku_model, tmp_path_factory):
         return runs / "run"
 
     return run
+
+
+@pytest.fixture
+def finished_run(whole_run, tmp_path):
+    """finished_run(*more flags) -> what ``train(*more flags)`` leaves in tmp_path when nothing stops it: a copy of the whole run."""
+    return lambda *more: Path(shutil.copytree(whole_run(*more), tmp_path / "run"))
 
 
 @pytest.fixture

@@ -76,11 +76,10 @@ def test_resume_diamond_with_a_reference_model(train, interrupt_in, assert_same_
 
 
 def test_updates_after_the_last_checkpoint_are_repeated_and_logged_once(
-    train, whole_run, assert_same_run, metrics_of, tmp_path
+    train, whole_run, finished_run, assert_same_run
 ):
     """As after a kill: the log is ahead of the checkpoints and ends in half a line."""
-    run = tmp_path / "run"
-    assert train("--updates", "4") == 0
+    run = finished_run()
     for path in run.glob("checkpoints/000004/*"):
         path.unlink()
     run.joinpath("checkpoints/000004").rmdir()
@@ -96,8 +95,8 @@ def test_handlers_are_restored(train):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_finished_run_resumes_to_the_same_summary(train, tmp_path):
-    assert train() == 0
+def test_a_finished_run_resumes_to_the_same_summary(train, finished_run, tmp_path):
+    finished_run()
     before = json.loads((tmp_path / "run/summary.json").read_text())
     assert train("--resume") == 0
     after = json.loads((tmp_path / "run/summary.json").read_text())

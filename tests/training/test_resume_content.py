@@ -59,8 +59,8 @@ def test_other_content_under_the_same_name_is_refused(train, refused, model, tmp
     assert train("--model", str(model), "--updates", "1", "--resume") == 0  # it is the run's now
 
 
-def test_the_same_content_under_another_name_goes_on(train, model, sudoku_model, tmp_path, assert_same_weights):
-    assert train("--updates", "1") == 0
+def test_the_same_content_under_another_name_goes_on(train, finished_run, model):
+    finished_run("--updates", "1")
     assert train("--updates", "1", "--resume", "--model", str(model)) == 0
 
 
@@ -90,8 +90,8 @@ def test_after_an_allowed_change_the_base_is_measured_on_the_model_as_it_came(tr
     [("--algorithm.name", "d1"), ("--algorithm.train", "threshold"), ("--algorithm.train", "model"),
      ("--rollout.threshold-gammas", "0.5", "1.0"), ("--rollout.threshold-gammas", "9", "8", "7", "6")],
 )  # fmt: skip
-def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, refused, tmp_path, change):
-    assert train("--updates", "1") == 0
+def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, finished_run, refused, tmp_path, change):
+    finished_run("--updates", "1")
     config = (tmp_path / "run/config.json").read_text()
     error = refused("--updates", "1", "--resume", "--allow-config-change", *change)
     assert "another algorithm" in error or "another model" in error
@@ -123,8 +123,8 @@ def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, refus
         ("config.json", b"[" * 100_000, "config.json is not readable"),
     ],
 )
-def test_a_log_that_cannot_be_read_is_one_line(train, refused, tmp_path, name, content, message):
-    assert train("--updates", "1") == 0
+def test_a_log_that_cannot_be_read_is_one_line(train, finished_run, refused, tmp_path, name, content, message):
+    finished_run("--updates", "1")
     (tmp_path / "run" / name).write_bytes(content)
     assert message in refused("--updates", "1", "--resume")
     assert (tmp_path / "run" / name).read_bytes() == content
