@@ -70,7 +70,7 @@ def test_three_in_a_row_stop_with_the_last_good_checkpoint(
 
 
 def test_a_reader_that_leaves_stops_a_run_with_all_that_was_done(
-    train, monkeypatch, assert_same_weights, tmp_path, capsys
+    train, whole_run, monkeypatch, assert_same_weights, tmp_path, capsys
 ):
     class Leaving(io.StringIO):
         def write(self, text):
@@ -84,8 +84,7 @@ def test_a_reader_that_leaves_stops_a_run_with_all_that_was_done(
     assert capsys.readouterr().err == ""
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000001"]
     assert train("--save-every", "100", "--resume") == 0
-    assert train("--name", "whole") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
 def truncate(path) -> None:
@@ -108,21 +107,23 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, tmp_path
     assert torch.equal(fresh.model.lm_head.weight, weights[0])
 
 
-def test_a_run_goes_on_after_its_newest_checkpoint_was_damaged(train, assert_same_weights, tmp_path):
-    assert train() == 0
+def test_a_run_goes_on_after_its_newest_checkpoint_was_damaged(
+    train, whole_run, finished_run, assert_same_weights, tmp_path
+):
+    finished_run()
     truncate(tmp_path / "run/checkpoints/000004/model.safetensors")
     with pytest.warns(UserWarning, match="not readable"):
         assert train("--resume") == 0
-    assert train("--name", "whole") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
-def test_without_a_readable_checkpoint_a_run_begins_again(train, assert_same_weights, tmp_path):
-    assert train() == 0
-    shutil.copytree(tmp_path / "run/model", tmp_path / "before")
+def test_without_a_readable_checkpoint_a_run_begins_again(
+    train, whole_run, finished_run, assert_same_weights, tmp_path
+):
+    finished_run()
     shutil.rmtree(tmp_path / "run/checkpoints")
     assert train("--resume") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "before")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
 def test_only_the_newest_checkpoints_stay_and_leftovers_do_not_count(make_trainer, tmp_path):
