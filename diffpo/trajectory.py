@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -93,7 +94,9 @@ class Trajectory:
 
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
-        """Rows of several trajectories, whatever their prompt widths. ValueError if anything else than their rows differs."""
+        """Rows of several trajectories, whatever their prompt widths. ValueError if anything else than their rows differs, or there are none."""
+        if len(parts) == 0:
+            raise ValueError("there are no trajectories to join")
         first = parts[0]
         for part in parts[1:]:
             for name, one, other in (
@@ -114,7 +117,8 @@ class Trajectory:
     def to_bytes(self) -> bytes:
         """All of it as one safetensors file; `from_bytes` reads it back."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        tensors = {name: value.cpu().contiguous() for name, value in self._tensors().items()}
+        # copies: a row's key may also be its group, and safetensors takes no memory twice
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self._tensors().items()}
         return tensors_to_bytes(tensors, {"format": _FORMAT, "settings": json.dumps(settings)})
 
     @staticmethod
@@ -139,7 +143,7 @@ class Trajectory:
         return trajectory
 
     def _check(self) -> None:
-        """ValueError unless shapes and dtypes are those of the class."""
+        """ValueError unless shapes, dtypes and numbers are those of a rollout."""
         B, L = self.tokens.shape
         P = self.prompt_ids.shape[1]
         shapes = {name: [B, P] for name in _PADDED}
@@ -152,6 +156,21 @@ class Trajectory:
                 raise ValueError(
                     f"{name} must be {dtype} {shapes.get(name, [B])}, got {value.dtype} {list(value.shape)}"
                 )
+        for name in _SETTINGS:
+            value = getattr(self, name)
+            kind = int if name in ("mask_id", "block_length") else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}")
+        possible = {
+            "prompt_ids": self.prompt_ids >= 0,
+            "tokens": self.tokens >= 0,
+            "commit_step": (self.commit_step >= 0) & (self.commit_step <= self.nfe[:, None]),
+            "length": (self.length >= 0) & (self.length <= L),
+            **{f"actions.{name}.choice": action.choice >= -1 for name, action in self.actions.items()},
+        }
+        for name, holds in possible.items():
+            if not holds.all():
+                raise ValueError(f"{name} holds a number that no rollout has")
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that has a row for each rollout, by name."""
