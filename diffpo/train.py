@@ -35,10 +35,12 @@ from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model")
+_EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
 
@@ -54,7 +56,7 @@ def prepare(config: TrainConfig) -> "Run | None":
     if config.dry_run:
         print(config.model_dump_json(indent=2))
         return None
-    check_prompts(task, config)  # before held-out problems, which may have to be fetched
+    training_problems = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
     source, commit = resolve(config.model)
@@ -63,7 +65,9 @@ def prepare(config: TrainConfig) -> "Run | None":
     keep_freed_memory()
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
-    check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
+    prompts = prompt_ids(model.tokenizer, task, [*problems, *training_problems])
+    check_context(prompts, trainer.lengths.gen_length, model)
+    at_once = rows_at_once(prompts, trainer.lengths.gen_length, config.update.tokens_at_once)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
     saved = None
@@ -72,7 +76,7 @@ def prepare(config: TrainConfig) -> "Run | None":
             saved = newest(folder.checkpoints, model)
             read_metrics(folder.path).close()
         folder.begin()
-    return Run(config, folder, trainer, problems, saved)
+    return Run(config, folder, trainer, problems, saved, min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER))
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
@@ -89,10 +93,10 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
 
 
-def check_prompts(task: Task, config: TrainConfig) -> None:
-    """ValueError if there are no problems to train on, or an update asks for more than there are."""
+def first_problems(task: Task, config: TrainConfig) -> list:
+    """Problems as an update asks for them. ValueError if there are none to train on, or not so many."""
     try:
-        task.problems("train", config.algorithm.prompts_per_update, config.seed)
+        return task.problems("train", config.algorithm.prompts_per_update, config.seed)
     except NoSplitError as error:
         raise ValueError(f"task: {error}; train on countdown or sudoku, which make their problems") from error
     except ValueError as error:
@@ -105,12 +109,18 @@ class Run(command.Run):
     faults = (TrainingDivergedError, FloatingPointError, TaskError)
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        trainer: Trainer,
+        problems: list,
+        saved: Saved | None = None,
+        evaluated_together: int = _EVALUATED_TOGETHER,
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
-        self.problems = problems
+        self.problems, self.evaluated_together = problems, evaluated_together
         lengths = trainer.lengths
         self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
         self.started = time.perf_counter()
@@ -173,7 +183,9 @@ class Run(command.Run):
             if self.interruption.requested:
                 break
             trainer = self.trainer
-            evaluations.append(evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths))
+            evaluations.append(
+                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together)
+            )
             point = evaluations[-1]
             self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpo.decoding.rules import EntropyBounded, FixedSchedule, PromptThreshold
+from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Grade
 
 
@@ -170,3 +171,27 @@ def test_rollouts_say_who_they_are(make_trainer, monkeypatch):
     assert len(keys.unique()) == len(keys)
     assert all((trajectory.group == trajectory.key // 4).all() for trajectory in seen)
     assert [int(trajectory.version[0]) for trajectory in seen] == [0, 1]
+
+
+def test_a_part_too_small_for_one_sequence_is_found_before_any_work(train, tmp_path, capsys, monkeypatch):
+    def no_pass(*arguments, **more):
+        raise AssertionError("the network was evaluated")
+
+    monkeypatch.setattr(MaskedDiffusionLM, "forward", no_pass)
+    with pytest.raises(SystemExit) as stopped:
+        train("--update.tokens-at-once", "5")
+    assert stopped.value.code == 2
+    assert "update.tokens_at_once: must be at least" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_pass_of_a_training_is_larger_than_asked(train, monkeypatch):
+    largest, forward = [], MaskedDiffusionLM.forward
+
+    def seen(self, tokens, *others, **more):
+        largest.append(tokens.numel())
+        return forward(self, tokens, *others, **more)
+
+    monkeypatch.setattr(MaskedDiffusionLM, "forward", seen)
+    assert train("--update.tokens-at-once", "100", "--updates", "1") == 0
+    assert 50 < max(largest) <= 100
