@@ -195,3 +195,13 @@ def test_no_pass_of_a_training_is_larger_than_asked(train, monkeypatch):
     monkeypatch.setattr(MaskedDiffusionLM, "forward", seen)
     assert train("--update.tokens-at-once", "100", "--updates", "1") == 0
     assert 50 < max(largest) <= 100
+
+
+def test_tracerl_keeps_and_scores_no_starting_model(make_trainer):
+    """Its KL is to the policy that rolled out."""
+    trainer = make_trainer(name="tracerl", kl_coefficient=0.1, inner_updates=2)
+    metrics = trainer.step()
+    assert trainer.reference is None
+    assert metrics["updated"] == 1
+    assert trainer.denoiser_calls["score"] == 0
+    assert metrics["kl"] > 0
