@@ -42,6 +42,7 @@ from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model", "update.tokens_at_once")
+_EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
 
@@ -67,9 +68,10 @@ def prepare(config: TrainConfig) -> "Run | None":
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
     gen_length = trainer.lengths.gen_length
-    check_context(prompt_ids(model.tokenizer, task, [*problems, *asked]), gen_length, model)
+    prompts = prompt_ids(model.tokenizer, task, [*problems, *asked])
+    check_context(prompts, gen_length, model)
     try:
-        rows_at_once(model, list(map(task.prompt, asked)), gen_length, config.update.tokens_at_once)
+        at_once = rows_at_once(prompts, gen_length, config.update.tokens_at_once)
     except PartTooSmallError as error:
         raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
@@ -80,7 +82,7 @@ def prepare(config: TrainConfig) -> "Run | None":
             saved = newest(folder.checkpoints, model)
             read_metrics(folder.path).close()
         folder.begin()
-    return Run(config, folder, trainer, problems, saved)
+    return Run(config, folder, trainer, problems, saved, min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER))
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
@@ -113,12 +115,18 @@ class Run(command.Run):
     faults = (TrainingDivergedError, FloatingPointError, TaskError, PartTooSmallError, PromptError)
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        trainer: Trainer,
+        problems: list,
+        saved: Saved | None = None,
+        evaluated_together: int = _EVALUATED_TOGETHER,
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
-        self.problems = problems
+        self.problems, self.evaluated_together = problems, evaluated_together
         lengths = trainer.lengths
         self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
         self.started = time.perf_counter()
@@ -183,7 +191,9 @@ class Run(command.Run):
             if self.interruption.requested:
                 break
             trainer = self.trainer
-            evaluations.append(evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths))
+            evaluations.append(
+                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together)
+            )
             point = evaluations[-1]
             self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations

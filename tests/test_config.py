@@ -86,6 +86,13 @@ def test_without_arguments_the_defaults_hold():
         ("[rollout]\ngamma = 1.0", "rollout.gamma: the threshold is learned"),
         ('[rollout]\nrule = "fixed"', "rollout.rule: a threshold is trained on rollouts that use it"),
         ('[algorithm]\nname = "espo"\n[rollout]\nthreshold_gammas = [1.0]', "rollout.threshold_gammas: no threshold"),
+        (
+            '[algorithm]\nname = "d1"\n[optimizer]\nthreshold_lr = 0.1',
+            "optimizer.threshold_lr: no threshold is trained",
+        ),
+        ('[algorithm]\ntrain = ["threshold"]\n[optimizer]\nlr = 0.1', "optimizer.lr: no model is trained"),
+        ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained"),
+        ('[algorithm]\ntrain = ["threshold"]\nkl_coefficient = 0.5', "kl_coefficient: is of the model"),
         ('[algorithm]\nname = "d1"\n[rollout]\np = 0.5', "p: is a setting of rule confidence"),
         ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown algorithm 'dffpo'; nearest: diffpo"),
         ("[algorithm]\nname = 3", "algorithm.name"),

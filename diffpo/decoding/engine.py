@@ -110,6 +110,7 @@ class Engine:
         options, ids = request.options, torch.as_tensor(request.ids)
         if not isinstance(options, ResolvedOptions):
             options = options.resolved(self.model)
+        _check_rule(options)
         if options.cfg_scale and self.options.cache != "none":
             raise ValueError(
                 f'cfg_scale {options.cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
@@ -277,6 +278,15 @@ class Engine:
             f"give shorter prompts, load the model in bfloat16{kept}. {error}"
         )
         return [Failed(job.id, job.key, torch.OutOfMemoryError(reason))]
+
+
+def _check_rule(options: ResolvedOptions) -> None:
+    """ValueError for a rule whose row no batch could hold."""
+    rule = options.rule
+    try:
+        hash(options.kind), float(rule.gamma), float(rule.number)
+    except Exception as error:
+        raise ValueError(f"rule: {type(rule).__name__} has no gamma, number or family for a row: {error}") from error
 
 
 def not_finite(keys: Sequence[int], cfg_scale: float) -> str:

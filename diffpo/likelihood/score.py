@@ -170,10 +170,16 @@ def check_same_model(model: MaskedDiffusionLM, trajectory: Trajectory) -> None:
         raise ValueError(
             f"the trajectory is another model's: its mask token is {trajectory.mask_id}, this model's {model.mask_id}"
         )
-    largest = max((int(ids.max()) for ids in (trajectory.tokens, trajectory.prompt_ids) if ids.numel()), default=0)
-    if largest >= model.config.vocab_size:
+    read = [ids.aminmax() for ids in (trajectory.tokens, trajectory.prompt_ids) if ids.numel()]
+    for token in (int(edge) for edges in read for edge in edges):
+        if not 0 <= token < model.config.vocab_size:
+            raise ValueError(
+                f"the trajectory is another model's: it holds token {token}, this model's vocabulary {model.config.vocab_size} tokens"
+            )
+    bins, drawn = model.config.threshold_gammas, trajectory.actions.get("gamma")
+    if bins and drawn and drawn.choice.numel() and (chosen := int(drawn.choice.max())) >= len(bins):
         raise ValueError(
-            f"the trajectory is another model's: it holds token {largest}, this model's vocabulary {model.config.vocab_size} tokens"
+            f"the trajectory is another model's: it drew threshold {chosen}, counted from 0, this model has {len(bins)}"
         )
 
 

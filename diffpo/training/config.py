@@ -155,6 +155,9 @@ class TrainConfig(Config):
             raise ValueError("rollout.gamma: the threshold is learned: give its bins as rollout.threshold_gammas")
         if not learned and self.rollout.threshold_gammas is not None:
             raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
+        for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
+            if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
+                raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
         return self
 
     @property

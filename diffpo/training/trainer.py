@@ -50,7 +50,8 @@ class Trainer:
             wanted = (config.rollout.bins, config.rollout.threshold_order)
             if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_order) != wanted:
                 model.add_threshold(*wanted)
-        anchored = algorithm.kl_coefficient > 0 and "model" in algorithm.train  # a frozen model cannot drift
+        # a frozen model cannot drift
+        anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
         if config.compile:
