@@ -20,6 +20,7 @@ from diffpo.decoding.generation import check_lengths
 from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.likelihood.score import TooLongAtOnceError
 from diffpo.models.checkpoints import load, resolve
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
@@ -35,6 +36,7 @@ from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
@@ -64,6 +66,9 @@ def prepare(config: TrainConfig) -> "Run | None":
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
     check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
+    # before the run begins, of the prompts that are known now
+    known = [*problems, *task.problems("train", config.algorithm.prompts_per_update, config.seed)]
+    rows_at_once(model, [task.prompt(p) for p in known], trainer.lengths.gen_length, config.update.tokens_at_once)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
     saved = None
@@ -102,7 +107,7 @@ def check_prompts(task: Task, config: TrainConfig) -> None:
 class Run(command.Run):
     """Evaluate, train, evaluate, report."""
 
-    faults = (TrainingDivergedError, FloatingPointError, TaskError)
+    faults = (TrainingDivergedError, FloatingPointError, TaskError, TooLongAtOnceError)
 
     def __init__(
         self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
@@ -121,8 +126,10 @@ class Run(command.Run):
         try:
             self._work()
         except (*self.faults, BrokenPipeError) as error:
-            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were
-            if isinstance(error, TaskError | BrokenPipeError) or not checkpoints(self.folder.checkpoints):
+            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were.
+            # Weights whose logits are not finite are kept in no case: nothing goes on from them
+            unchanged = isinstance(error, TrainingDivergedError) and not checkpoints(self.folder.checkpoints)
+            if unchanged or not isinstance(error, TrainingDivergedError | FloatingPointError):
                 with contextlib.suppress(FloatingPointError, OSError):
                     self._save()
             raise
@@ -233,8 +240,8 @@ class Run(command.Run):
 
     def _print_table(self, base_single: Evaluation, best: Evaluation, single: Evaluation, trained: Evaluation) -> None:
         table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")
-        for column in ("model", "decoding", "accuracy", "NFE", "gamma (nats)"):
-            table.add_column(column)
+        for column in ("model", "decoding", "accuracy", "NFE", "gamma\n(nats)"):
+            table.add_column(column, overflow="fold")  # all of a rule's name, in a narrow terminal too
         for model, name, e in (
             ("base", "one token at a time", base_single),
             ("base", f"its best rule, {best.rule}", best),

@@ -38,6 +38,10 @@ def score(
     return Plan(model, trajectory, latents, tokens_at_once).evaluate(model)
 
 
+class TooLongAtOnceError(ValueError):
+    """A sequence has more tokens than the network may be given at once."""
+
+
 class Plan:
     """The parts in which latents are scored; iterates over `Part`."""
 
@@ -49,7 +53,7 @@ class Plan:
         B, L = trajectory.tokens.shape
         width = model.layout.width(trajectory.prompt_ids.shape[1], L)
         if tokens_at_once is not None and tokens_at_once < width:
-            raise ValueError(
+            raise TooLongAtOnceError(
                 f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
             )
         self.acting = model.threshold is not None and "gamma" in trajectory.actions

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffpo.decoding.generation import encode_prompts, generate
 from diffpo.decoding.rules import Rule
 from diffpo.keyed_random import derive
+from diffpo.likelihood.score import TooLongAtOnceError
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
 from diffpo.tasks.grading import graded_together
@@ -76,12 +77,12 @@ def collect(
 def rows_at_once(
     model: MaskedDiffusionLM, prompts: list[Prompt], gen_length: int, tokens_at_once: int | None
 ) -> int | None:
-    """How many prompts may be decoded together. ValueError if not even one may."""
+    """How many prompts may be decoded, and scored, together. TooLongAtOnceError if not even one may."""
     if tokens_at_once is None:
         return None
-    width = max(map(len, encode_prompts(model, prompts))) + gen_length
+    width = model.layout.width(max(map(len, encode_prompts(model, prompts))), gen_length)
     if tokens_at_once < width:
-        raise ValueError(
+        raise TooLongAtOnceError(
             f"update.tokens_at_once: must be at least {width}, the length of one sequence, got {tokens_at_once}"
         )
     return tokens_at_once // width

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import diffpo.train
+import diffpo.training.rollout
 from diffpo.objectives.diffpo import Diffpo
 from diffpo.training import checkpointing
 from diffpo.training.checkpointing import checkpoints, newest, restore, save_state
@@ -170,3 +171,52 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(train, monkeypatch, tm
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000004", "000002"]
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "left a partial checkpoint behind"
     assert json.loads((tmp_path / "run/summary.json").read_text())["heldout"] == 8
+
+
+def test_weights_whose_logits_are_not_finite_are_not_called_good(train, monkeypatch, tmp_path, capsys):
+    """They are finite themselves, but nothing can go on from them."""
+    step = diffpo.train.Trainer.step
+
+    def huge(self):
+        metrics = step(self)
+        if self.update == 2:
+            self.model.lm_head.weight.data.fill_(3e38)
+        return metrics
+
+    monkeypatch.setattr(diffpo.train.Trainer, "step", huge)
+    assert train("--save-every", "100") == 1
+    error = capsys.readouterr().err
+    assert "logits are NaN or infinite" in error
+    assert error.strip().endswith("there is no checkpoint")
+    assert checkpoints(tmp_path / "run/checkpoints") == []
+
+
+def test_parts_too_small_for_a_sequence_are_refused_before_the_run(train, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train("--update.tokens-at-once", "3")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "update.tokens_at_once: must be at least 32, the length of one sequence, got 3" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_longer_sequence_in_the_middle_stops_the_run_with_all_that_was_done(train, monkeypatch, tmp_path, capsys):
+    """Prompts of a chat have many lengths, and the longest may come late."""
+    assert train("--name", "whole", "--update.tokens-at-once", "32") == 0
+    encode, calls = diffpo.training.rollout.encode_prompts, 0
+
+    def longer(model, prompts):
+        nonlocal calls
+        calls += 1
+        ids = encode(model, prompts)
+        return [torch.cat([row, row]) for row in ids] if calls == 4 else ids
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffpo.training.rollout, "encode_prompts", longer)
+        assert train("--update.tokens-at-once", "32", "--save-every", "100") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "stopped after update 2: update.tokens_at_once: must be at least 48" in error
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000002"]
+    assert train("--update.tokens-at-once", "32", "--save-every", "100", "--resume") == 0
