@@ -170,6 +170,14 @@ def compact_task(name: str) -> CompactTask:
     return task
 
 
+def check_size(model: MaskedDiffusionLM, size: ModelSize) -> None:
+    """ValueError for a size that was asked for and is not that of the model to go on from."""
+    for name, default in ModelSize().model_dump().items():
+        asked, own = getattr(size, name), getattr(model.config, name)
+        if asked not in (default, own):
+            raise ValueError(f"model.{name}: the model of --start decides the size, {own}, got {asked}: leave it out")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``. Ctrl-C or SIGTERM saves the model of the step that it is at."""
     config = parse(PretrainConfig, arguments)
@@ -182,6 +190,8 @@ def prepare(config: PretrainConfig) -> "Run":
     torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
     device = choose_device(config.device)
     model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
+    if config.start:
+        check_size(model, config.model)
     check_vocabulary(model, task)
     fixed_problems(task, config.heldout)
     Path(config.output).mkdir(parents=True, exist_ok=True)

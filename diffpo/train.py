@@ -137,10 +137,10 @@ class Run(command.Run):
         try:
             self._work()
         except (*self.faults, BrokenPipeError) as error:
-            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were
-            if not isinstance(error, TrainingDivergedError | FloatingPointError) or not checkpoints(
-                self.folder.checkpoints
-            ):
+            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were.
+            # Weights whose logits are not finite are kept in no case: nothing goes on from them
+            unchanged = isinstance(error, TrainingDivergedError) and not checkpoints(self.folder.checkpoints)
+            if unchanged or not isinstance(error, TrainingDivergedError | FloatingPointError):
                 with contextlib.suppress(FloatingPointError, OSError):
                     self._save()
             raise
@@ -253,8 +253,8 @@ class Run(command.Run):
 
     def _print_table(self, base_single: Evaluation, best: Evaluation, single: Evaluation, trained: Evaluation) -> None:
         table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")
-        for column in ("model", "decoding", "accuracy", "NFE", "gamma (nats)"):
-            table.add_column(column)
+        for column in ("model", "decoding", "accuracy", "NFE", "gamma\n(nats)"):
+            table.add_column(column, overflow="fold")  # all of a rule's name, in a narrow terminal too
         for model, name, e in (
             ("base", "one token at a time", base_single),
             ("base", f"its best rule, {best.rule}", best),

@@ -100,6 +100,24 @@ def test_without_arguments_the_defaults_hold():
         ("[algorithm]\ngroup_size = 1", "algorithm.group_size"),
         ("[rollout]\nthreshold_gammas = [0.0, -1.0]", "rollout.threshold_gammas.1"),
         ("algorithm = 3", "algorithm"),
+        ("update = 3", "error: update: must be a table, got 3\n"),
+        (
+            "[rollout]\nthreshold_gammas = [1.0, 2.0, 1.0]",
+            "rollout.threshold_gammas: each bin stands there once, got [1.0, 2.0, 1.0]",
+        ),
+        (
+            '[rollout]\nthreshold_gammas = ["a"]',
+            "error: rollout.threshold_gammas.0: Input should be a valid number, unable to parse string as a number, got 'a'\n",
+        ),
+        ("[rollout]\nthreshold_gammas = []", "rollout.threshold_gammas: Tuple should have at least 1 item"),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nsteps = 3',
+            "error: rollout: steps: is a setting of rule fixed, the rule is auto: set rule to fixed, or leave steps out\n",
+        ),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nrule = "factor"',
+            "error: rollout: factor: must be given for rule factor, for instance 1\n",
+        ),
         ("updates = = 3", "not valid TOML"),
     ],
 )

@@ -73,6 +73,15 @@ def test_a_command_does_what_its_module_does():
         assert (done.returncode, done.stdout, done.stderr) == (module.returncode, module.stdout, module.stderr)
 
 
+def test_an_interrupt_while_a_command_is_imported_is_one_line(tmp_path):
+    """Torch alone takes seconds, in which nothing of the command can catch it."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    start = ["-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from diffpo.__main__ import main; main()"]
+    for command in ("train", "evaluate", "generate", "pretrain", "kernels"):
+        done = run(command, start=start)
+        assert (done.returncode, done.stderr) == (130, "stopped before the start: interrupted\n"), command
+
+
 def test_the_kernels_are_reported():
     done = run("kernels")
     assert done.returncode == 0

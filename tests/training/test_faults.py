@@ -171,3 +171,21 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(train, monkeypatch, tm
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000004", "000002"]
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "left a partial checkpoint behind"
     assert json.loads((tmp_path / "run/summary.json").read_text())["heldout"] == 8
+
+
+def test_weights_whose_logits_are_not_finite_are_not_called_good(train, monkeypatch, tmp_path, capsys):
+    """They are finite themselves, but nothing can go on from them."""
+    step = diffpo.train.Trainer.step
+
+    def huge(self):
+        metrics = step(self)
+        if self.update == 2:
+            self.model.lm_head.weight.data.fill_(3e38)
+        return metrics
+
+    monkeypatch.setattr(diffpo.train.Trainer, "step", huge)
+    assert train("--save-every", "100") == 1
+    error = capsys.readouterr().err
+    assert "logits are NaN or infinite" in error
+    assert error.strip().endswith("there is no checkpoint")
+    assert checkpoints(tmp_path / "run/checkpoints") == []
