@@ -5,7 +5,7 @@ import runpy
 import sys
 
 import diffpo
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import INTERRUPTED, output_may_fail, stopped
 
 COMMANDS = {
     "train": ("diffpo.train", "reinforcement learning of a model, from a recipe or flags"),
@@ -17,9 +17,12 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command, which ends the program with its own exit code; 2 for an unknown one."""
-    with reader_may_leave():
-        _run(arguments)
+    """Run a command, which ends the program with its own exit code; 2 for an unknown one, 130 for Ctrl-C while it is still imported."""
+    with output_may_fail():
+        try:
+            _run(arguments)
+        except KeyboardInterrupt:
+            raise SystemExit(stopped("before the start: interrupted", INTERRUPTED)) from None
 
 
 def _run(arguments: list[str] | None) -> None:

@@ -272,11 +272,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def explain(error: ValidationError, kind: type[Config]) -> str:
     """Each fault: the field, what was wrong, and for an unknown field the nearest valid names."""
     found = []
-    faults = error.errors()
+    faults = [fault for fault in error.errors() if not _follows(fault, error)]
     for fault in faults[:_MOST_FAULTS]:
         field = ".".join(str(part) for part in fault["loc"])
-        reason = fault["msg"].removeprefix("Value error, ")
-        message = f"{field}: {reason}, got {_shown(fault['input'])}" if field else reason
+        reason = "must be a table" if fault["type"] == "model_type" else fault["msg"].removeprefix("Value error, ")
+        # a table whose settings do not fit together says which, and its other values would only hide it
+        shown = "" if isinstance(fault["input"], dict) else f", got {_shown(fault['input'])}"
+        message = f"{field}: {reason}{shown}" if field else reason
         if fault["type"] == "extra_forbidden":
             owner = kind
             for part in fault["loc"][:-1]:
@@ -286,6 +288,14 @@ def explain(error: ValidationError, kind: type[Config]) -> str:
         found.append(message)
     more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
     return "; ".join([*found, *more])
+
+
+def _follows(fault: Any, error: ValidationError) -> bool:
+    """Whether a list is only too short because one of its items was at fault."""
+    place = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in error.errors()
+    )
 
 
 def _shown(value: Any) -> str:

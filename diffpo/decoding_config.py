@@ -48,10 +48,12 @@ class RuleConfig(Config):
     def _settings_that_apply(self) -> "RuleConfig":
         for name in ("gamma", "order", "p", "factor", "steps"):
             if getattr(self, name) is not None and name not in _OF_RULE[self.rule]:
-                owners = ", ".join(rule for rule, names in _OF_RULE.items() if name in names and rule != "auto")
-                raise ValueError(f"{name}: is a setting of rule {owners}, the rule is {self.rule}: add --rule")
+                owners = " or ".join(rule for rule, names in _OF_RULE.items() if name in names and rule != "auto")
+                raise ValueError(
+                    f"{name}: is a setting of rule {owners}, the rule is {self.rule}: set rule to {owners}, or leave {name} out"
+                )
         if self.rule == "factor" and self.factor is None:
-            raise ValueError("factor: must be given for rule factor, e.g. --factor 1")
+            raise ValueError("factor: must be given for rule factor, for instance 1")
         return self
 
     def chosen(self, has_threshold: bool, otherwise: Literal["eb", "fixed"] = "eb") -> RuleName:

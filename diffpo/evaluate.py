@@ -30,7 +30,7 @@ from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
 from diffpo.runs.digests import model_inputs
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import output_may_fail
 from diffpo.runs.item_log import ItemLog
 from diffpo.runs.json_lines import finite
 from diffpo.runs.progress import Console, progress_bar
@@ -306,5 +306,5 @@ def summary_table(summary: dict) -> Table:
 
 
 if __name__ == "__main__":
-    with reader_may_leave():
+    with output_may_fail():
         raise SystemExit(main())

@@ -5,7 +5,7 @@
 
 if __name__ == "__main__":
     from diffpo.generate_command import main
-    from diffpo.runs.faults import reader_may_leave
+    from diffpo.runs.faults import output_may_fail
 
-    with reader_may_leave():
+    with output_may_fail():
         raise SystemExit(main())

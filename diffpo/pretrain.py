@@ -26,7 +26,7 @@ from diffpo.models.checkpoints import load
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.runs import command
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import output_may_fail
 from diffpo.runs.progress import Console, progress_bar
 from diffpo.tasks import CompactTask, get_task
 from diffpo.tasks.prompts import check_vocabulary
@@ -125,7 +125,8 @@ def pretrain(
 
 
 def lr_factor(step: int, config: PretrainConfig) -> float:
-    """Share of --lr at a step counted from 0: linear warm-up, times a linear fall to ``final_lr_fraction`` at the last step."""
+    """Share of --lr at a step counted from 0: linear warm-up, times a linear fall to ``final_lr_fraction``, which
+    the step after the last would have."""
     fall = 1 - (1 - config.final_lr_fraction) * step / config.steps
     return min((step + 1) / config.warmup_steps, 1.0) * fall
 
@@ -170,6 +171,14 @@ def compact_task(name: str) -> CompactTask:
     return task
 
 
+def check_size(model: MaskedDiffusionLM, size: ModelSize) -> None:
+    """ValueError for a size that was asked for and is not that of the model to go on from."""
+    for name, default in ModelSize().model_dump().items():
+        asked, own = getattr(size, name), getattr(model.config, name)
+        if asked not in (default, own):
+            raise ValueError(f"model.{name}: the model of --start decides the size, {own}, got {asked}: leave it out")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``. Ctrl-C or SIGTERM saves the model of the step that it is at."""
     config = parse(PretrainConfig, arguments)
@@ -182,6 +191,8 @@ def prepare(config: PretrainConfig) -> "Run":
     torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
     device = choose_device(config.device)
     model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
+    if config.start:
+        check_size(model, config.model)
     check_vocabulary(model, task)
     fixed_problems(task, config.heldout)
     Path(config.output).mkdir(parents=True, exist_ok=True)
@@ -233,5 +244,5 @@ class Run(command.Run):
 
 
 if __name__ == "__main__":
-    with reader_may_leave():
+    with output_may_fail():
         raise SystemExit(main())

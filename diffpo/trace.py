@@ -8,18 +8,21 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from transformers import PreTrainedTokenizerBase
 
 from diffpo.models.special_tokens import special_tokens
 from diffpo.prompt_file import prompt_text
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _CONTEXT = 8  # tokens decoded before each piece, enough for any multi-token character
 
 
-def trace_page(records: Sequence[dict], tokenizer: PreTrainedTokenizerBase, facts: dict[str, str]) -> str:
+def trace_page(records: Sequence[dict], tokenizer: "PreTrainedTokenizerBase", facts: dict[str, str]) -> str:
     """The page for rows as ``completion_record`` makes them; ``facts`` name and value of what holds for all of them.
 
     A row without logprob and entropy is drawn without them.
@@ -34,7 +37,7 @@ def trace_page(records: Sequence[dict], tokenizer: PreTrainedTokenizerBase, fact
     )  # fmt: skip
 
 
-def trace_row(record: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+def trace_row(record: dict, tokenizer: "PreTrainedTokenizerBase") -> dict:
     """What the page needs of one row: the record without its ids' order changed, with the tokens' text beside them."""
     special = special_tokens(tokenizer)
     kept = ("index", "text", "length", "nfe", "seconds", "gamma", "tokens", "commit_step", "logprob", "entropy")
@@ -46,7 +49,7 @@ def trace_row(record: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
     }
 
 
-def token_pieces(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def token_pieces(tokens: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The text each token adds; their concatenation is the decoded text. A character of several tokens goes to the last of them."""
     pieces, emitted_from = [], 0
 

@@ -18,14 +18,16 @@ from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import check_lengths
+from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import load, resolve
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
-from diffpo.runs.faults import reader_may_leave
+from diffpo.runs.faults import output_may_fail
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
 from diffpo.runs.progress import Console, progress_bar
@@ -37,10 +39,12 @@ from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.guard import Guard
+from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
-_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model")
+_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model", "update.tokens_at_once")
+_EVALUATED_TOGETHER = 256  # held-out problems at most
 REMEDY = (
     "See docs/threshold.md: a smaller bin in rollout.threshold_gammas, or an advantage that is fair to slow prompts."
 )
@@ -59,7 +63,7 @@ def prepare(config: TrainConfig) -> "Run | None":
     if config.dry_run:
         print(config.model_dump_json(indent=2))
         return None
-    check_prompts(task, config)  # before held-out problems, which may have to be fetched
+    asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
     source, commit = resolve(config.model)
@@ -68,7 +72,13 @@ def prepare(config: TrainConfig) -> "Run | None":
     keep_freed_memory()
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
-    check_context(prompt_ids(model.tokenizer, task, problems), trainer.lengths.gen_length, model)
+    gen_length = trainer.lengths.gen_length
+    prompts = prompt_ids(model.tokenizer, task, [*problems, *asked])
+    check_context(prompts, gen_length, model)
+    try:
+        at_once = rows_at_once(prompts, gen_length, config.update.tokens_at_once)
+    except PartTooSmallError as error:
+        raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
     saved = None
@@ -77,7 +87,7 @@ def prepare(config: TrainConfig) -> "Run | None":
             saved = newest(folder.checkpoints, model)
             read_metrics(folder.path).close()
         folder.begin()
-    return Run(config, folder, trainer, problems, saved)
+    return Run(config, folder, trainer, problems, saved, min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER))
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
@@ -94,10 +104,10 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
 
 
-def check_prompts(task: Task, config: TrainConfig) -> None:
-    """ValueError if there are no problems to train on, or an update asks for more than there are."""
+def first_problems(task: Task, config: TrainConfig) -> list:
+    """As many problems as an update asks for. ValueError if there are none to train on, or not so many."""
     try:
-        task.problems("train", config.algorithm.prompts_per_update, config.seed)
+        return task.problems("train", config.algorithm.prompts_per_update, config.seed)
     except NoSplitError as error:
         raise ValueError(f"task: {error}; train on countdown or sudoku, which make their problems") from error
     except ValueError as error:
@@ -107,15 +117,21 @@ def check_prompts(task: Task, config: TrainConfig) -> None:
 class Run(command.Run):
     """Evaluate, train, evaluate, report."""
 
-    faults = (TrainingDivergedError, FloatingPointError, TaskError)
+    faults = (TrainingDivergedError, FloatingPointError, TaskError, PartTooSmallError, PromptError)
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, problems: list, saved: Saved | None = None
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        trainer: Trainer,
+        problems: list,
+        saved: Saved | None = None,
+        evaluated_together: int = _EVALUATED_TOGETHER,
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
-        self.problems = problems
+        self.problems, self.evaluated_together = problems, evaluated_together
         lengths = trainer.lengths
         self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
         watched = trainer.task.problems("validation", config.guard.problems, seed=0) if config.guard.every else []
@@ -128,8 +144,10 @@ class Run(command.Run):
         try:
             self._work()
         except (*self.faults, BrokenPipeError) as error:
-            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were
-            if isinstance(error, TaskError | BrokenPipeError) or not checkpoints(self.folder.checkpoints):
+            # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were.
+            # Weights whose logits are not finite are kept in no case: nothing goes on from them
+            unchanged = isinstance(error, TrainingDivergedError) and not checkpoints(self.folder.checkpoints)
+            if unchanged or not isinstance(error, TrainingDivergedError | FloatingPointError):
                 with contextlib.suppress(FloatingPointError, OSError):
                     self._save()
             raise
@@ -182,7 +200,9 @@ class Run(command.Run):
             if self.interruption.requested:
                 break
             trainer = self.trainer
-            evaluations.append(evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths))
+            evaluations.append(
+                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together)
+            )
             point = evaluations[-1]
             self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations
@@ -251,8 +271,8 @@ class Run(command.Run):
 
     def _print_table(self, base_single: Evaluation, best: Evaluation, single: Evaluation, trained: Evaluation) -> None:
         table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")
-        for column in ("model", "decoding", "accuracy", "NFE", "gamma (nats)"):
-            table.add_column(column)
+        for column in ("model", "decoding", "accuracy", "NFE", "gamma\n(nats)"):
+            table.add_column(column, overflow="fold")  # all of a rule's name, in a narrow terminal too
         for model, name, e in (
             ("base", "one token at a time", base_single),
             ("base", f"its best rule, {best.rule}", best),
@@ -278,5 +298,5 @@ def _point(e: Evaluation) -> dict:
 
 
 if __name__ == "__main__":
-    with reader_may_leave():
+    with output_may_fail():
         raise SystemExit(main())

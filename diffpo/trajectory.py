@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -68,7 +69,12 @@ class Trajectory:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> Trajectory:
-        """The trajectory of some rows (a slice, an index tensor or a boolean mask)."""
+        """The trajectory of some rows (a slice, an index tensor or a boolean mask). ValueError for a number: a row has no trajectory
+        without its dimension."""
+        if isinstance(rows, int) or (isinstance(rows, Tensor) and rows.dim() == 0):
+            raise ValueError(
+                f"rows must be a slice, an index tensor or a mask, got {rows}: one row is trajectory[i : i + 1]"
+            )
         kept = {name: value[rows] for name, value in self._tensors().items()}
         return self._rebuilt(kept)
 
@@ -93,7 +99,9 @@ class Trajectory:
 
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
-        """Rows of several trajectories, whatever their prompt widths. ValueError if anything else than their rows differs."""
+        """Rows of several trajectories, whatever their prompt widths. ValueError if there is none or anything else than their rows differs."""
+        if isinstance(parts, Trajectory) or not parts or not all(isinstance(part, Trajectory) for part in parts):
+            raise ValueError("parts must be a list of at least one Trajectory")
         first = parts[0]
         for part in parts[1:]:
             for name, one, other in (
@@ -114,12 +122,16 @@ class Trajectory:
     def to_bytes(self) -> bytes:
         """All of it as one safetensors file; `from_bytes` reads it back."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        tensors = {name: value.cpu().contiguous() for name, value in self._tensors().items()}
+        # copies: a row's key may also be its group, and safetensors takes no memory twice
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self._tensors().items()}
         return tensors_to_bytes(tensors, {"format": _FORMAT, "settings": json.dumps(settings)})
 
     @staticmethod
-    def from_bytes(data: bytes) -> Trajectory:
+    def from_bytes(data: bytes | bytearray | memoryview) -> Trajectory:
         """The trajectory of `to_bytes`, on the CPU. ValueError for bytes that are no trajectory."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ValueError(f"data must be bytes, got {type(data).__name__}")
+        data = bytes(data)
         try:
             tensors = tensors_from_bytes(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -139,7 +151,7 @@ class Trajectory:
         return trajectory
 
     def _check(self) -> None:
-        """ValueError unless shapes and dtypes are those of the class."""
+        """ValueError unless shapes, dtypes and numbers are those of a rollout."""
         B, L = self.tokens.shape
         P = self.prompt_ids.shape[1]
         shapes = {name: [B, P] for name in _PADDED}
@@ -152,6 +164,21 @@ class Trajectory:
                 raise ValueError(
                     f"{name} must be {dtype} {shapes.get(name, [B])}, got {value.dtype} {list(value.shape)}"
                 )
+        for name in _SETTINGS:
+            value = getattr(self, name)
+            kind = int if name in ("mask_id", "block_length") else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}")
+        possible = {
+            "prompt_ids": self.prompt_ids >= 0,
+            "tokens": self.tokens >= 0,
+            "commit_step": (self.commit_step >= 0) & (self.commit_step <= self.nfe[:, None]),
+            "length": (self.length >= 0) & (self.length <= L),
+            **{f"actions.{name}.choice": action.choice >= -1 for name, action in self.actions.items()},
+        }
+        for name, holds in possible.items():
+            if not holds.all():
+                raise ValueError(f"{name} holds a number that no rollout has")
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that has a row for each rollout, by name."""

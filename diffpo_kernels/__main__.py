@@ -1,14 +1,19 @@
 """`python -m diffpo_kernels`: what was built, what can run here, and what backend=None picks, with reasons."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from diffpo_kernels import backends
 
 
-def main() -> None:
-    """Print the report."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """Print the report: which kernels were built, which are used, and why the others are not."""
+    argparse.ArgumentParser(prog="python -m diffpo_kernels", description=main.__doc__).parse_args(arguments)
     console = Console()
     native, report = backends.native_module(), backends.build_report()
     if native is not None:
@@ -27,7 +32,8 @@ def main() -> None:
     console.print(f"Triton: {_triton()}", highlight=False)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {_devices()}", highlight=False)
 
-    table = Table("operator", "device", "None picks", "available", "not available, and why")
+    name = Column("operator", no_wrap=True)  # is whole in a narrow terminal too
+    table = Table(name, "device", "None picks", "available", "not available, and why")
     for operator in backends.OPERATORS:
         for device_type in ("cpu", "cuda"):
             reasons = {name: backends.unavailable_reason(operator, name, device_type) for name in backends.BACKENDS}
@@ -57,4 +63,4 @@ def _devices() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -48,13 +48,17 @@ def implementations(operator: str) -> tuple[str, ...]:
     return _IMPLEMENTED[operator]
 
 
-@torch.compiler.assume_constant_result  # a compiled graph keeps the choice made while it was traced
 def select(operator: str, device: torch.device, backend: str | None) -> str:
     """Name the backend that runs `operator` on `device`.
 
     Raises ValueError for an unknown name, RuntimeError for a known one that cannot run here, saying why and what can.
     """
     return _select(operator, device, backend, os.environ.get("DIFFPO_KERNELS", ""))
+
+
+# A compiled graph keeps the choice made while it was traced. torch.compiler.assume_constant_result sets this mark and no more, but imports
+# torch._dynamo for it, which takes as long as torch.
+select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

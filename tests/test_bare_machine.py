@@ -1,5 +1,6 @@
 """A machine that has torch and what comes with it, but not what only the commands need: everything else is hidden from the processes here."""
 
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,15 @@ NEED_MORE = {
     "diffpo.training.trainer",
     "diffpo.training.update",
 }
+
+IMPORT_EACH = """
+import importlib, sys, numpy, torch
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(error)
+"""
 
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, diffpo, diffpo_kernels
@@ -52,6 +62,22 @@ assert diffpo.generate(again, ["3 5 2 -> 10"], 12).text
 assert diffpo.grade("gsm8k", {"question": "?", "answer": "#### 7"}, "<answer>7</answer>").correct
 """
 
+# Each as ``python -m`` runs it: [exit code, standard output, standard error] by name.
+RUN_COMMANDS = """
+import contextlib, io, json, runpy, sys
+said, commands = {}, sys.argv[1:]
+for command in commands:
+    sys.argv = [command, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            runpy.run_module(f"diffpo.{command}", run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+    said[command] = [code, output.getvalue(), errors.getvalue()]
+print(json.dumps(said))
+"""
+
 
 def python(*arguments: str, only: str = PRESENT, hidden: str = ABSENT) -> subprocess.CompletedProcess:
     paths = [str(REPOSITORY / "tests/bare_machine"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
@@ -65,10 +91,10 @@ def python(*arguments: str, only: str = PRESENT, hidden: str = ABSENT) -> subpro
     )
 
 
-@pytest.mark.parametrize("module", ["pydantic", "tyro", "hypothesis", "scipy", "tensorboard", "xdist"])
-def test_what_is_hidden_is_not_found(module):
-    done = python("-c", f"import numpy, torch, {module}")
-    assert f"No module named '{module}'" in done.stderr
+def test_what_is_hidden_is_not_found():
+    modules = ("pydantic", "tyro", "hypothesis", "scipy", "tensorboard", "xdist")
+    done = python("-c", IMPORT_EACH, *modules)
+    assert done.stdout.splitlines() == [f"No module named '{module}'" for module in modules], done.stderr
 
 
 def test_every_module_that_is_no_command_imports():
@@ -86,12 +112,14 @@ def test_load_generate_score_and_save(tmp_path):
     assert saved.read_bytes() == shipped.read_bytes()
 
 
-@pytest.mark.parametrize("folder", ["gpu", "kernels", "decoding", "likelihood", "models"])
-def test_the_tests_are_collected(folder):
-    done = python("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", f"tests/{folder}")
+def test_the_tests_are_collected():
+    folders = [f"tests/{name}" for name in ("gpu", "kernels", "decoding", "likelihood", "models")]
+    done = python("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *folders)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "tests collected" in done.stdout
-    assert "error" not in done.stdout.splitlines()[-1]
+    *tests, last = done.stdout.splitlines()
+    assert "tests collected" in last
+    assert "error" not in last
+    assert all(any(test.startswith(f"{folder}/") for test in tests) for folder in folders)
 
 
 def test_property_tests_are_skipped_and_the_others_of_their_files_run():
@@ -103,16 +131,17 @@ def test_property_tests_are_skipped_and_the_others_of_their_files_run():
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "pretrain", "lm_eval_adapter"])
 @pytest.mark.parametrize(
     ("absent", "named"),
     [("pydantic tyro", "pydantic and tyro: pip install pydantic tyro"), ("tyro", "tyro: pip install tyro")],
 )
-def test_a_command_says_in_one_line_what_it_needs(command, absent, named):
-    done = python("-m", f"diffpo.{command}", "--help", only="", hidden=absent)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == f"error: python -m diffpo.{command} needs {named}\n"
+def test_a_command_says_in_one_line_what_it_needs(absent, named):
+    commands = ("train", "evaluate", "generate", "pretrain", "lm_eval_adapter")
+    done = python("-c", RUN_COMMANDS, *commands, only="", hidden=absent)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        command: [2, "", f"error: python -m diffpo.{command} needs {named}\n"] for command in commands
+    }
 
 
 def test_evaluating_mathematics_needs_math_verify(tmp_path):

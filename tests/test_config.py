@@ -86,6 +86,13 @@ def test_without_arguments_the_defaults_hold():
         ("[rollout]\ngamma = 1.0", "rollout.gamma: the threshold is learned"),
         ('[rollout]\nrule = "fixed"', "rollout.rule: a threshold is trained on rollouts that use it"),
         ('[algorithm]\nname = "espo"\n[rollout]\nthreshold_gammas = [1.0]', "rollout.threshold_gammas: no threshold"),
+        (
+            '[algorithm]\nname = "d1"\n[optimizer]\nthreshold_lr = 0.1',
+            "optimizer.threshold_lr: no threshold is trained",
+        ),
+        ('[algorithm]\ntrain = ["threshold"]\n[optimizer]\nlr = 0.1', "optimizer.lr: no model is trained"),
+        ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained"),
+        ('[algorithm]\ntrain = ["threshold"]\nkl_coefficient = 0.5', "kl_coefficient: is of the model"),
         ('[algorithm]\nname = "d1"\n[rollout]\np = 0.5', "p: is a setting of rule confidence"),
         ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown algorithm 'dffpo'; nearest: diffpo"),
         ("[algorithm]\nname = 3", "algorithm.name"),
@@ -93,6 +100,24 @@ def test_without_arguments_the_defaults_hold():
         ("[algorithm]\ngroup_size = 1", "algorithm.group_size"),
         ("[rollout]\nthreshold_gammas = [0.0, -1.0]", "rollout.threshold_gammas.1"),
         ("algorithm = 3", "algorithm"),
+        ("update = 3", "error: update: must be a table, got 3\n"),
+        (
+            "[rollout]\nthreshold_gammas = [1.0, 2.0, 1.0]",
+            "rollout.threshold_gammas: each bin stands there once, got [1.0, 2.0, 1.0]",
+        ),
+        (
+            '[rollout]\nthreshold_gammas = ["a"]',
+            "error: rollout.threshold_gammas.0: Input should be a valid number, unable to parse string as a number, got 'a'\n",
+        ),
+        ("[rollout]\nthreshold_gammas = []", "rollout.threshold_gammas: Tuple should have at least 1 item"),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nsteps = 3',
+            "error: rollout: steps: is a setting of rule fixed, the rule is auto: set rule to fixed, or leave steps out\n",
+        ),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nrule = "factor"',
+            "error: rollout: factor: must be given for rule factor, for instance 1\n",
+        ),
         ("updates = = 3", "not valid TOML"),
     ],
 )

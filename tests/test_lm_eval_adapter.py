@@ -139,6 +139,7 @@ def test_whole_tasks(lm, tmp_path, monkeypatch):
     """A task that generates and one that ranks choices, through lm-eval's own evaluator."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     task = Countdown()
     problems = task.problems("test", 4, seed=0)
@@ -158,6 +159,8 @@ def test_whole_tasks(lm, tmp_path, monkeypatch):
         "task": "ranking", "output_type": "multiple_choice", "doc_to_choice": ["1 + 1 = 2", "+ + + + +"], "doc_to_target": 0,
         "metric_list": [{"metric": "acc"}],
     }  # fmt: skip
-    results = simple_evaluate(model=lm, tasks=[generating, ranking], bootstrap_iters=0)["results"]
+    none_else = TaskManager(include_defaults=False)  # reading those that lm-eval brings takes seconds
+    evaluated = simple_evaluate(model=lm, tasks=[generating, ranking], bootstrap_iters=0, task_manager=none_else)
+    results = evaluated["results"]
     assert results["generating"]["exact_match,none"] == 0.75
     assert results["ranking"]["acc,none"] == 1.0

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 
 import diffpo
+from diffpo.decoding.engine import Finished
 from diffpo.trajectory import Trajectory
 
 
@@ -47,6 +48,20 @@ def test_bytes_hold_all_of_it(decode):
     assert_equal(Trajectory.from_bytes(plain.to_bytes()), plain)
 
 
+def test_rows_as_they_end_have_bytes_too(random_model, random_prompts):
+    model = random_model(3, scale=0.5, vocab_size=9)
+    engine = diffpo.Engine(model, 2, 5, 6)
+    for prompt in random_prompts(model, [3, 5], 1):
+        engine.submit(diffpo.Request(prompt, diffpo.DecodingOptions(6)))
+    ended = []
+    while len(engine):
+        ended += [event.trajectory for event in engine.step() if isinstance(event, Finished)]
+    ended += [row.trajectory for _, row in diffpo.stream(model, random_prompts(model, [4], 1), 6)]
+    assert len(ended) == 3
+    for one in ended:
+        assert_equal(Trajectory.from_bytes(one.to_bytes()), one)
+
+
 def test_prompts_of_different_widths_are_put_together(decode):
     narrow, wide = decode([2, 3]), decode([7, 4, 1])
     joined = Trajectory.concatenate([narrow, wide])
@@ -66,6 +81,60 @@ def test_what_was_drawn_differently_is_not_put_together(decode, change):
     trajectory = decode([2, 3])
     with pytest.raises(ValueError, match=next(iter(change))):
         Trajectory.concatenate([trajectory, replace(trajectory, **change)])
+
+
+def test_what_is_no_list_of_trajectories_is_not_put_together(decode):
+    trajectory = decode([2, 3])
+    for parts in ([], (), trajectory, [trajectory, 3], [3, trajectory], None):
+        with pytest.raises(ValueError, match="parts must be a list of at least one Trajectory"):
+            Trajectory.concatenate(parts)
+
+
+@pytest.mark.parametrize("row", [0, -1, torch.tensor(1), True], ids=["first", "last", "tensor", "true"])
+def test_a_number_is_no_choice_of_rows(decode, row):
+    """It would take the rows' dimension away, and a trajectory of two rows would have the length of its completion."""
+    trajectory = decode([2, 3])
+    with pytest.raises(ValueError, match=r"rows must be a slice.*one row is trajectory\[i : i \+ 1\]"):
+        trajectory[row]
+    assert len(trajectory[1:2]) == 1
+
+
+def test_bytes_may_be_any_of_python_s(decode):
+    trajectory = decode([2, 3])
+    data = trajectory.to_bytes()
+    for given in (bytearray(data), memoryview(data)):
+        assert_equal(Trajectory.from_bytes(given), trajectory)
+    for given, name in (("text", "str"), (None, "NoneType"), (5, "int")):
+        with pytest.raises(ValueError, match=f"data must be bytes, got {name}"):
+            Trajectory.from_bytes(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("mask_id", "2"), ("mask_id", True), ("mask_id", 1.5), ("block_length", None), ("block_length", -1)),
+        *(("temperature", -0.5), ("temperature", float("nan")), ("cfg_scale", float("inf")), ("cfg_scale", [])),
+    ],
+)
+def test_bytes_with_settings_of_no_rollout_are_refused(decode, name, value):
+    data = replace(decode([2, 3]), **{name: value}).to_bytes()
+    with pytest.raises(ValueError, match=f"these bytes are no .*: {name} is"):
+        Trajectory.from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(("tokens", -1), ("prompt_ids", -1), ("commit_step", -1), ("commit_step", 99), ("length", -1), ("length", 99)),
+        *(("nfe", 0), ("actions.gamma.choice", -2)),
+    ],
+)
+def test_bytes_with_numbers_of_no_rollout_are_refused(decode, name, change):
+    good = decode([2, 3])
+    tensors = good._tensors()
+    data = good._rebuilt(tensors | {name: torch.full_like(tensors[name], change)}).to_bytes()
+    with pytest.raises(ValueError, match=f"these bytes are no .*: {'commit_step' if name == 'nfe' else name} holds"):
+        Trajectory.from_bytes(data)
 
 
 def test_bytes_that_are_no_trajectory_are_refused(decode):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffpo.decoding.decoder import Committed, Decoder, FinishedRows, Job, StepMode
-from diffpo.decoding.options import EngineOptions, Request, ResolvedOptions, names_nearest
+from diffpo.decoding.options import EngineOptions, Request, ResolvedOptions, check_int64, check_model, names_nearest
 from diffpo.decoding.prompts import IdsError
 from diffpo.decoding.step import RuleError
 from diffpo.models.transformer import MaskedDiffusionLM
@@ -76,6 +76,8 @@ class Engine:
         cache_refresh: int | None = None,
         cuda_graph: bool | None = None,
     ):
+        check_model(model)
+        check_int64("version", version)
         self.options = EngineOptions(cache=cache, cache_refresh=cache_refresh, cuda_graph=cuda_graph)
         self.mode = StepMode.of(model, self.options)
         for name, value, least in (
@@ -108,6 +110,7 @@ class Engine:
         options, ids = request.options, torch.as_tensor(request.ids)
         if not isinstance(options, ResolvedOptions):
             options = options.resolved(self.model)
+        _check_rule(options)
         if options.cfg_scale and self.options.cache != "none":
             raise ValueError(
                 f'cfg_scale {options.cfg_scale} needs cache="none": guidance evaluates a second sequence, which has no cache'
@@ -178,8 +181,12 @@ class Engine:
 
         Rows in flight go on, now with the new weights, and keep the version that began them in their trajectory; a cache holds their older
         keys and values until the next refresh. Requests that still wait begin with the new version. For rows of one version alone, finish
-        or cancel first: ``len(engine)`` says how many are open. ValueError before anything is written if the names or shapes differ.
+        or cancel first: ``len(engine)`` says how many are open. ValueError before anything is written if the names or shapes differ, or
+        for what are no weights.
         """
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"weights must be named as in model.state_dict(), got {type(weights).__name__}")
+        check_int64("version", version)
         own = self.model.state_dict()
         given = {own[name].data_ptr() for name in own.keys() & weights.keys()}
         missing = [name for name in own if name not in weights and own[name].data_ptr() not in given]  # unless tied
@@ -187,6 +194,9 @@ class Engine:
         if wrong:
             raise ValueError(f"weights: missing or not of this model: {', '.join(sorted(wrong)[:8])}")
         for name, value in weights.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"weights: {name} must be a tensor of floats, got {got}")
             if value.shape != own[name].shape:
                 raise ValueError(f"weights: {name} must be {list(own[name].shape)}, got {list(value.shape)}")
         for name, value in weights.items():
@@ -268,6 +278,15 @@ class Engine:
             f"give shorter prompts, load the model in bfloat16{kept}. {error}"
         )
         return [Failed(job.id, job.key, torch.OutOfMemoryError(reason))]
+
+
+def _check_rule(options: ResolvedOptions) -> None:
+    """ValueError for a rule whose row no batch could hold."""
+    rule = options.rule
+    try:
+        hash(options.kind), float(rule.gamma), float(rule.number)
+    except Exception as error:
+        raise ValueError(f"rule: {type(rule).__name__} has no gamma, number or family for a row: {error}") from error
 
 
 def not_finite(keys: Sequence[int], cfg_scale: float) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffpo.decoding.decoder import FinishedRows
 from diffpo.decoding.engine import Engine, Failed, not_finite
-from diffpo.decoding.options import CallOptions, Request, takes
+from diffpo.decoding.options import CallOptions, Request, check_model, takes
 from diffpo.decoding.options import check_lengths as check_lengths
 from diffpo.decoding.prompts import IdsError, PromptError, Prompts, encode_prompts
 from diffpo.decoding.stopping import StopText
@@ -90,6 +90,7 @@ class Stream(Iterator[tuple[int, Generation]]):
 
 def _queued(model: MaskedDiffusionLM, prompts: Prompts, options: CallOptions) -> tuple[Engine, list[int], float]:
     """An engine that holds the prompts, the longest first, so that rows in flight have similar lengths; their order; and their guidance."""
+    check_model(model)
     ids = encode_prompts(model, prompts)
     order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
     longest, context = len(ids[order[0]]), model.config.max_position_embeddings

@@ -75,7 +75,7 @@ class DecodingOptions:
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and not value < 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-        _check_int64("seed", self.seed)
+        check_int64("seed", self.seed)
         # numbers of other types, such as numpy's, are kept as Python's: rows are compared by them
         vars(self).update(
             gen_length=operator.index(self.gen_length),
@@ -164,7 +164,7 @@ class CallOptions(DecodingOptions, EngineOptions):
     def __post_init__(self) -> None:
         DecodingOptions.__post_init__(self)  # those of the engine it checks itself
         if self.batch_size is not None:
-            _check_int64("batch_size", self.batch_size)
+            check_int64("batch_size", self.batch_size)
             if self.batch_size < 1:
                 raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
             vars(self).update(batch_size=operator.index(self.batch_size))
@@ -196,7 +196,13 @@ class Request:
         if not isinstance(self.options, DecodingOptions):
             raise ValueError(f"options must be DecodingOptions, got {type(self.options).__name__}")
         if self.key is not None:
-            _check_int64("key", self.key)
+            check_int64("key", self.key)
+
+
+def check_model(model: object) -> None:
+    """ValueError for what is no model, such as the name of one."""
+    if not hasattr(model, "mask_id"):  # a wrapper of peft or torch.compile has it too
+        raise ValueError(f"model must be a model, as diffpo.load(name) gives it, got {type(model).__name__}")
 
 
 def check_lengths(gen_length: int, block_length: int) -> None:
@@ -210,7 +216,8 @@ def check_lengths(gen_length: int, block_length: int) -> None:
         raise ValueError(f"gen_length {gen_length} must be a multiple of block_length, got {block_length}")
 
 
-def _check_int64(name: str, value: int) -> None:
+def check_int64(name: str, value: int) -> None:
+    """ValueError for what is no whole number of 64 bits."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) not in _INT64:
         raise ValueError(f"{name} must be an int of 64 bits, got {value!r}")
 

@@ -73,13 +73,20 @@ def _token_ids(model: MaskedDiffusionLM, prompts: Prompts) -> Sequence[Tensor | 
     strings = [prompt for prompt in prompts if isinstance(prompt, str)]
     if strings:
         return _each(lambda text: encode_text(model.tokenizer, text), strings)
+    chats = _each(_as_chat, prompts)
     if model.tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template: give prompts as strings")
     try:
-        texts = render_chats(model.tokenizer, _each(as_messages, prompts))
+        texts = render_chats(model.tokenizer, chats)
     except ChatTemplateError as error:
         raise PromptError(error.index, error.reason) from error
     return _each(lambda text: encode_text(model.tokenizer, text, add_special_tokens=False), texts)
+
+
+def _as_chat(prompt: object) -> list[dict[str, str]]:
+    if isinstance(prompt, list) and any(isinstance(item, int | float) for item in prompt):
+        raise ValueError("a list of numbers is no chat: give token ids as a tensor, torch.tensor(ids)")
+    return as_messages(prompt)
 
 
 def _each(function: Callable[[Given], Result], prompts: Iterable[Given]) -> list[Result]:

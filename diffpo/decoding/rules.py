@@ -13,9 +13,10 @@ Sure positions are compared by odds, not by probabilities, which all round to 1 
 
 import math
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -160,6 +161,8 @@ class FixedSchedule(Rule):
     planned_by = ()
 
     def __init__(self, steps: int):
+        if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+            raise ValueError(f"steps must be an int, got {steps!r}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps = self.number = steps
@@ -189,8 +192,8 @@ class ConfidenceThreshold(Rule):
     planned_by = ()
 
     def __init__(self, p: float = 0.9):
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be a probability in [0, 1], got {p}")
+        if not _is_number(p) or not 0 <= p <= 1:
+            raise ValueError(f"p must be a probability in [0, 1], got {p!r}")
         self.p = p
         self.number = (1 - p) / p if p > 0 else math.inf  # the largest odds against a token
 
@@ -213,8 +216,8 @@ class FactorThreshold(Rule):
     planned_by = ()
 
     def __init__(self, factor: float):
-        if not factor >= 0:
-            raise ValueError(f"factor must be at least 0 and not NaN, got {factor}")
+        if not _is_number(factor) or not factor >= 0:
+            raise ValueError(f"factor must be at least 0 and not NaN, got {factor!r}")
         self.factor = self.number = factor
 
     def __repr__(self) -> str:
@@ -238,6 +241,8 @@ class EntropyBounded(Rule):
     planned_by = ("order",)
 
     def __init__(self, gamma: float | Tensor, order: str = "entropy", *, proxy: str | None = None):
+        if not (_is_number(gamma) or (isinstance(gamma, Tensor | Sequence) and not isinstance(gamma, str))):
+            raise ValueError(f"gamma must be a number or a tensor [B] (nats), got {gamma!r}")
         self.gamma = torch.as_tensor(gamma, dtype=torch.float32)
         if self.gamma.dim() > 1:
             raise ValueError(f"gamma must be a number or a tensor [B], got shape {list(self.gamma.shape)}")
@@ -316,6 +321,10 @@ class PromptThreshold(Rule):
         if self.order is None:
             raise ValueError("PromptThreshold() has no order yet: plan with what its resolve(model) returns")
         return _entropy_bounded(step, self.order)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _checked_order(order: str) -> str:

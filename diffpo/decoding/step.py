@@ -22,6 +22,8 @@ from diffpo.keyed_random import uniform
 from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo_kernels import entropy_bounded_commit_, row_statistics
+from diffpo_kernels.entropy_bounded_commit import RULES
+from diffpo_kernels.validation import ANY_FLOAT, check_tensor, values_are_cheap
 
 _TOKEN_DRAW = 0  # purpose in the random key; the rules' own purposes start at 1
 _LOGITS_AT_ONCE = 2**28  # half a gigabyte in bf16
@@ -99,8 +101,8 @@ def set_thresholds(
         hidden_kLD = hidden.last(chosen, options.gen_length)
         with _asking(options.rule):
             threshold = options.rule.thresholds(model, hidden_kLD, rows.row_id[chosen], seed_k)
-        for kept, value in zip((rows.gamma, rows.gamma_bin, rows.gamma_logprob), threshold, strict=True):
-            kept[chosen] = value.to(kept.dtype)
+            for kept, value in zip((rows.gamma, rows.gamma_bin, rows.gamma_logprob), threshold, strict=True):
+                kept[chosen] = value.to(kept.dtype)
 
 
 def commit(
@@ -134,7 +136,7 @@ def commit(
 
 
 class RuleError(RuntimeError):
-    """A rule's own code has raised its cause, before the step changed a row but for thresholds, which are drawn the same again.
+    """A rule's own code has raised its cause, or returned what no step can take, before the step changed a row but for thresholds, which are drawn the same again.
     family: of the rule."""
 
     def __init__(self, rule: Rule, cause: Exception):
@@ -156,18 +158,32 @@ def _asking(rule: Rule) -> Iterator[None]:
 def _planned(terms: Terms, step: StepPredictions) -> list[tuple[Plan, Tensor | None]]:
     """What to commit, at most one plan for each way of holding costs against budgets, with its rows (bool [A], None: all)."""
     if len(terms.rules) == 1:
-        rule = terms.rules[0][0]
-        with _asking(rule):
-            return [(rule.plan(step), None)]
+        return [(_plan(terms.rules[0][0], step), None)]
     order, cost, budget = torch.zeros_like(step.entropy), torch.zeros_like(step.entropy), torch.zeros_like(step.gamma)
     rows_of: dict[str, Tensor] = {}
     for rule, rows in terms.rules:
-        with _asking(rule):
-            plan = rule.plan(step if rows is None else step[rows])
-            order[rows], cost[rows], budget[rows] = plan.order, plan.cost, plan.budget
+        plan = _plan(rule, step if rows is None else step[rows])
+        order[rows], cost[rows], budget[rows] = plan.order, plan.cost, plan.budget
         rows_of.setdefault(plan.rule, torch.zeros_like(step.gamma, dtype=torch.bool))[rows] = True
     whole = len(rows_of) == 1
     return [(Plan(order, cost, budget, name), None if whole else rows) for name, rows in rows_of.items()]
+
+
+def _plan(rule: Rule, step: StepPredictions) -> Plan:
+    """The rule's plan in float32, as the operator takes it."""
+    with _asking(rule):
+        plan, (rows, length), device = rule.plan(step), step.candidates.shape, step.gamma.device
+        for name, value, shape in (
+            ("order", plan.order, (rows, length)),
+            ("cost", plan.cost, (rows, length)),
+            ("budget", plan.budget, (rows,)),
+        ):
+            check_tensor(f"the plan's {name}", value, shape, ANY_FLOAT, device)
+        if plan.rule not in RULES:
+            raise ValueError(f"the plan's rule must be one of {', '.join(RULES)}, got {plan.rule!r}")
+        if values_are_cheap(plan.budget) and not (plan.budget >= 0).all():
+            raise ValueError(f"the plan's budget must be at least 0, got {plan.budget.tolist()}")
+        return Plan(plan.order.float(), plan.cost.float(), plan.budget.float(), plan.rule)
 
 
 def _commit_planned(

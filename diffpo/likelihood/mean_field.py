@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffpo.decoding.options import check_model
 from diffpo.likelihood.latents import Latents
 from diffpo.likelihood.score import score
 from diffpo.models.transformer import MaskedDiffusionLM
@@ -36,6 +37,10 @@ def trajectory_logprobs(
     evaluated once: rows that share a prompt share z_0, so m boundaries cost at most B (m - 1) + U denoiser calls for U distinct prompts.
     tokens_at_once: as in `score`. Differentiable.
     """
+    check_model(model)
+    if not isinstance(trajectory, Trajectory):
+        inside = ": give its .trajectory" if hasattr(trajectory, "trajectory") else ""
+        raise ValueError(f"trajectory must be a Trajectory, got {type(trajectory).__name__}{inside}")
     return score(model, trajectory, mean_field(trajectory, boundaries), tokens_at_once).tokens()
 
 
@@ -60,8 +65,11 @@ def mean_field(trajectory: Trajectory, boundaries: Sequence[int | Tensor]) -> La
 
 
 def _check_boundaries(boundaries: Sequence[int | Tensor], rows: int) -> None:
+    if isinstance(boundaries, str) or not hasattr(boundaries, "__getitem__"):
+        raise ValueError(f"boundaries must be a list of steps, such as [0, 3], got {boundaries!r}")
     for tau in boundaries:
-        if isinstance(tau, bool | float) or (isinstance(tau, Tensor) and tau.dtype not in (torch.int64, torch.int32)):
+        integral = tau.dtype in (torch.int64, torch.int32) if isinstance(tau, Tensor) else hasattr(tau, "__index__")
+        if isinstance(tau, bool) or not integral:
             raise ValueError(f"each of boundaries must be an int or an int64 tensor [{rows}], got {tau!r}")
         if isinstance(tau, Tensor) and tau.shape not in ((), (rows,)):
             raise ValueError(f"each of boundaries must be an int or a tensor [{rows}], got shape {list(tau.shape)}")

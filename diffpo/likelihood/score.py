@@ -21,6 +21,13 @@ from diffpo.trajectory import Trajectory
 _HASH_TOKENS = 1 << 20  # inputs are compared by a hash, that of at most this many tokens at a time
 
 
+class PartTooSmallError(ValueError):
+    """A part of ``tokens_at_once`` tokens does not hold one sequence."""
+
+    def __init__(self, width: int, tokens_at_once: int):
+        super().__init__(f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}")
+
+
 def score(
     model: MaskedDiffusionLM,
     trajectory: Trajectory,
@@ -49,9 +56,7 @@ class Plan:
         B, L = trajectory.tokens.shape
         width = model.layout.width(trajectory.prompt_ids.shape[1], L)
         if tokens_at_once is not None and tokens_at_once < width:
-            raise ValueError(
-                f"tokens_at_once must be at least {width}, the length of one sequence, got {tokens_at_once}"
-            )
+            raise PartTooSmallError(width, tokens_at_once)
         self.acting = model.threshold is not None and "gamma" in trajectory.actions
         at_once = tokens_at_once // width if tokens_at_once else None
         self.inputs = with_first(latents, B) if self.acting else latents
@@ -165,10 +170,16 @@ def check_same_model(model: MaskedDiffusionLM, trajectory: Trajectory) -> None:
         raise ValueError(
             f"the trajectory is another model's: its mask token is {trajectory.mask_id}, this model's {model.mask_id}"
         )
-    largest = max((int(ids.max()) for ids in (trajectory.tokens, trajectory.prompt_ids) if ids.numel()), default=0)
-    if largest >= model.config.vocab_size:
+    read = [ids.aminmax() for ids in (trajectory.tokens, trajectory.prompt_ids) if ids.numel()]
+    for token in (int(edge) for edges in read for edge in edges):
+        if not 0 <= token < model.config.vocab_size:
+            raise ValueError(
+                f"the trajectory is another model's: it holds token {token}, this model's vocabulary {model.config.vocab_size} tokens"
+            )
+    bins, drawn = model.config.threshold_gammas, trajectory.actions.get("gamma")
+    if bins and drawn and drawn.choice.numel() and (chosen := int(drawn.choice.max())) >= len(bins):
         raise ValueError(
-            f"the trajectory is another model's: it holds token {largest}, this model's vocabulary {model.config.vocab_size} tokens"
+            f"the trajectory is another model's: it drew threshold {chosen}, counted from 0, this model has {len(bins)}"
         )
 
 

@@ -56,12 +56,12 @@ def adapted_modules(model: nn.Module) -> list[str]:
     return [name for name, _ in _outermost(model)]
 
 
-def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' own parameters, by their names in the model: what it has none of with its adapters off."""
+def added_parameters(model: nn.Module) -> set[str]:
+    """The names of the adapters' own parameters: what a model has none of with its adapters off."""
     return {
-        f"{name}.{inner}": parameter
+        f"{name}.{inner}"
         for name, module in _outermost(model)
-        for inner, parameter in module.named_parameters()
+        for inner, _ in module.named_parameters()
         if not inner.startswith(("base_layer.", "original_module."))
     }
 

@@ -4,9 +4,11 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diffpo.models.adapter_folder import refuse_adapter
 from diffpo.models.file_replacement import write_atomically
@@ -21,6 +23,9 @@ from diffpo.models.threshold_file import add_threshold_fields, stored_threshold
 from diffpo.models.tokenizer_files import PublishedFiles, read_tokenizer
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.models.weights import POLICY, weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_models", "write_atomically"]
 
@@ -87,8 +92,7 @@ def load(
     tokenizer = read_tokenizer(folder, config, known.mask_token)
     files = PublishedFiles.read(folder, tokenizer, _CARRIED if isinstance(known, PublishedFormat) else _CARRIED[:1])
     dtype = dtype or stored["embed_tokens.weight"].dtype
-    with torch.device("meta"):
-        model = MaskedDiffusionLM(config, tokenizer)
+    model = _without_memory(config, tokenizer)
     _refuse_too_large(model, device, dtype)
     model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
@@ -109,6 +113,8 @@ def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
 
 def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
     """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"a model is a shipped name, a folder or a hub id, got {type(name_or_path).__name__}")
     name = os.fspath(name_or_path)
     local = Path(name) if os.path.isdir(name) else SHIPPED / name if name in shipped_models() else None
     if local is not None:
@@ -164,13 +170,26 @@ def _shapes(config: ModelConfig, most_layers: int, folder: Path) -> dict[str, to
     layers = config.num_hidden_layers
     if layers > most_layers:
         raise ValueError(f"{folder}: the config asks for {layers} layers, the files hold {most_layers} tensors")
-    with torch.device("meta"):
-        single = MaskedDiffusionLM(config.model_copy(update={"num_hidden_layers": 1}))
+    single = _without_memory(config.model_copy(update={"num_hidden_layers": 1}))
     shapes: dict[str, torch.Size] = {}
     for name, tensor in weights(single).items():
         repeated = range(layers) if name.startswith("layers.0.") else [0]
         shapes |= {name.replace("layers.0.", f"layers.{layer}.", 1): tensor.shape for layer in repeated}
     return shapes
+
+
+def _without_memory(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None" = None) -> MaskedDiffusionLM:
+    with torch.device("meta"), _NothingDrawn():
+        return MaskedDiffusionLM(config, tokenizer)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Initial values are not drawn: on the meta device a draw imports torch._dynamo, which takes as long as torch, and then half a load."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        drawing = func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+        return kwargs["tensor"] if drawing else func(*args, **kwargs)
 
 
 def _refuse_too_large(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:

@@ -36,6 +36,8 @@ def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard
     ValueError, with nothing written, for weights that are not finite, adapters that cannot be merged, and a folder without a name. OSError
     in the other processes when the one that writes fails.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"folder must be a path, got {type(folder).__name__}")
     if not os.fspath(folder):
         raise ValueError("folder: the name is empty; give the folder to save into")
     model, folder = without_wrapper(model), Path(folder)
@@ -54,6 +56,8 @@ def write_checkpoint(
     if damaged:
         raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")
     fields = _config_fields(model, tensors["embed_tokens.weight"].dtype)
+    if folder.is_file():
+        raise FileExistsError(f"folder: {folder} is a file; give the folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
         new, old = Path(staging, "new"), Path(staging, "old")

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffpo.config import Field, Fraction, Limit
+from diffpo.config import Field, Fraction, Limit, model_validator
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
@@ -44,6 +44,14 @@ class DiffpoConfig(AlgorithmConfig):
     clip: Limit = 0.2
     normalisation: Literal["sequence", "token"] = "sequence"
     prompt_mask_probability: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _of_what_is_trained(self) -> "DiffpoConfig":
+        for name in ("m", "kl_coefficient", "prompt_mask_probability"):
+            default = type(self).model_fields[name].default
+            if "model" not in self.train and getattr(self, name) != default and (name == "m" or getattr(self, name)):
+                raise ValueError(f"{name}: is of the model, which is not trained: add it to algorithm.train")
+        return self
 
 
 def draw_boundaries(nfe_B: Tensor, rollout_B: Tensor, m: int, *key: int) -> list[int | Tensor]:

@@ -30,7 +30,7 @@ class AlgorithmConfig(Config):
     """draw what is random about the latents anew for each inner update; without it once per batch, so that old and reference scores are
     computed once: a quarter fewer denoiser calls an update"""
     kl_coefficient: NonNegative = 0.01
-    """weight of the KL to the starting model"""
+    """weight of the KL, to the starting model unless the algorithm says another"""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class Objective(ABC, Generic[Settings]):
 
     Config: its settings, with the published defaults; rollout: the published settings of its rollouts, below the user's own;
     separable: the loss is a sum over tokens, each scored from one latent, whose normalisers do not depend on the scores: its gradient can
-    then be taken part by part (``training/update.py``).
+    then be taken part by part (``training/update.py``);
+    anchored: its KL is to the starting model, which is otherwise neither kept nor scored.
     """
 
     Config: ClassVar[type[AlgorithmConfig]]
     rollout: ClassVar[dict[str, Any]] = {}
     separable: ClassVar[bool] = False
+    anchored: ClassVar[bool] = True
 
     def __init__(self, config: Settings) -> None:
         self.config = config

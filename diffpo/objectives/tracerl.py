@@ -37,6 +37,7 @@ class TraceRL(Objective[TraceRLConfig]):
     Config = TraceRLConfig
     rollout: ClassVar[dict[str, Any]] = {"speed_exponent": 0.0, "temperature": 0.8}
     separable = True
+    anchored = False
 
     def latents(self, batch: Batch, *key: int) -> Latents:
         return mean_field(batch.trajectory, range(0, int(batch.trajectory.nfe.max()), self.config.merged_steps))

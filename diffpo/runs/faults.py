@@ -31,15 +31,23 @@ def stopped(reason: str, code: int = STOPPED) -> int:
 
 
 @contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Around a whole program: without a reader of standard output it ends quietly, with exit code 1."""
+def output_may_fail() -> Iterator[None]:
+    """Around a whole program: exit code 1 where standard output cannot be written. Quietly where its reader is gone, in one line where the
+    disk is full."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()  # what was printed last may still be on its way
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno not in DISK_FAULTS:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        before = error.__context__  # how the program was ending, if the flush failed
+        if isinstance(before, SystemExit) and before.code:
+            raise before from None
+        if not isinstance(error, BrokenPipeError):
+            stopped(f"at the end: {described(error)}")
         raise SystemExit(STOPPED) from None
 
 

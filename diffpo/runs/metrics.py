@@ -48,9 +48,9 @@ def summary_line(metrics: dict, updates: int) -> str:
         f"reward {metrics['reward']:.3f}",
         f"accuracy {metrics['accuracy']:.1%}",
         f"NFE {metrics['nfe']:.2f}",
-        f"gamma {metrics['gamma']:.3f}",
+        f"gamma {metrics['gamma']:.3f} nats",
         f"no-advantage groups {metrics['zero_advantage_fraction']:.0%}",
     ]
     if "ess" in metrics:
-        parts += [f"ESS {metrics['ess']:.2f}", f"clip {metrics['clip_fraction']:.1%}", f"KL {metrics['kl']:.3f}"]
+        parts += [f"ESS {metrics['ess']:.2f}", f"clip {metrics['clip_fraction']:.1%}", f"KL {metrics['kl']:.3f} nats"]
     return "  ".join([*parts, f"{sum(v for k, v in metrics.items() if k.startswith('seconds/')):.1f} s"])

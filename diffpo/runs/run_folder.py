@@ -169,9 +169,11 @@ class RunFolder:
     def _check_same(self, marker: Marker) -> bool:
         """Whether anything differs from the run to resume, and may. ValueError if it may not."""
         may, free = self._may_change, {*_FREE, *self._may_change.free}
-        both = _by_their_names(self._settings_before(), may.renamed), self._settings
-        before, now = ({k: v for k, v in settings.items() if k not in free} for settings in both)
-        settings, inputs = differences(before, now), differences(marker.inputs, self.inputs)
+        changes = differences(_by_their_names(self._settings_before(), may.renamed), self._settings)
+        settings = [
+            change for change in changes if not any(change.startswith((f"{name}:", f"{name}.")) for name in free)
+        ]
+        inputs = differences(marker.inputs, self.inputs)
         reasons = {change: why for name, why in may.never.items() for change in settings if change.startswith(name)}
         if may.others and reasons:
             raise ValueError(f"resume: {'; '.join(reasons)}: {'; '.join(dict.fromkeys(reasons.values()))}")

@@ -47,7 +47,10 @@ def check_vocabulary(model: MaskedDiffusionLM, task: CompactTask) -> None:
     known = model.tokenizer.get_vocab() if model.tokenizer is not None else {}
     missing = [word for word in task.vocabulary if word not in known]
     if missing:
-        raise ValueError(f"the model's tokenizer does not know words of task {task.name}: {' '.join(missing[:8])}")
+        raise ValueError(
+            f"task: the model's tokenizer does not know words of task {task.name}: {' '.join(missing[:8])}; give a model that was "
+            f"pretrained on it (python -m diffpo.pretrain --task {task.name} makes one), or another task"
+        )
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, task: Task, problems: Sequence) -> list[Tensor]:

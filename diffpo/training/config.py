@@ -19,6 +19,7 @@ from diffpo.config import (
     Tag,
     create_model,
     fail,
+    field_validator,
     flag,
     model_validator,
     nearest,
@@ -63,6 +64,13 @@ class RolloutConfig(RuleConfig):
     """tokens decoded before the next ones are begun; default 32, a compact task's own"""
     speed_exponent: NonNegative = 1.0
     """a right answer is worth its task reward * ((L + 1 - NFE) / L) ** speed_exponent, a wrong one at most L ** -speed_exponent; 0 = the task reward alone"""
+
+    @field_validator("threshold_gammas")
+    @classmethod
+    def _bins_that_differ(cls, gammas: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if gammas is not None and len(set(gammas)) < len(gammas):
+            raise ValueError("each bin stands there once")
+        return gammas
 
     def rules(self, model: MaskedDiffusionLM, gen_length: int, trains_threshold: bool) -> tuple[Rule, Rule]:
         """The rule of the rollouts, and the one to evaluate with. Orders by confidence where no other is named."""
@@ -166,6 +174,9 @@ class TrainConfig(Config):
             raise ValueError("rollout.gamma: the threshold is learned: give its bins as rollout.threshold_gammas")
         if not learned and self.rollout.threshold_gammas is not None:
             raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
+        for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
+            if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
+                raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
         return self
 
     @property

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from diffpo.models.adapters import adapters_off, added_parameters
 from diffpo.models.sharding import reshard
@@ -20,10 +19,14 @@ class Reference:
 
     def __init__(self, model: MaskedDiffusionLM):
         reshard(model)  # the optimizer's parameters, not what a forward has gathered of them
-        without = {*added_parameters(model), *(name for name, _ in model.named_parameters() if _of_threshold(name))}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in without}
+        added = added_parameters(model)
+        kept = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name not in added and not name.startswith("threshold.")
+        ]
         self._model = model
-        self._apart = [(parameter, parameter.detach().clone()) for parameter in trained.values()]
+        self._apart = [(parameter, parameter.detach().clone()) for parameter in kept]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -40,10 +43,6 @@ class Reference:
         """What is in the model and what is kept beside it change places, one tensor after the other, in the memory where each lies."""
         reshard(self._model)
         for parameter, apart in self._apart:
-            kept: Tensor = parameter.clone()
+            now = parameter.clone()
             parameter.copy_(apart)
-            apart.copy_(kept)
-
-
-def _of_threshold(name: str) -> bool:
-    return name.startswith("threshold.")
+            apart.copy_(now)

@@ -1,5 +1,6 @@
 """Rollouts: fresh problems, G completions each, their rewards and advantages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
@@ -9,10 +10,11 @@ from torch import Tensor
 from diffpo.decoding.generation import encode_prompts, generate
 from diffpo.decoding.rules import Rule
 from diffpo.keyed_random import derive
+from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
 from diffpo.tasks.grading import graded_together
-from diffpo.tasks.task import Lengths, Prompt, begun, completion_lengths
+from diffpo.tasks.task import Lengths, begun, completion_lengths
 from diffpo.trajectory import Trajectory
 
 
@@ -54,9 +56,10 @@ def collect(
     prompted = [task.prompt(problem) for problem in problems]
     lengths = lengths or completion_lengths(task)
     key = torch.arange(len(problems)) + update * len(problems)
+    ids = encode_prompts(model, prompted)
     out = generate(
-        model, prompted, *lengths, rule, temperature, seed, row_ids=key,
-        batch_size=rows_at_once(model, prompted, lengths.gen_length, tokens_at_once),
+        model, ids, *lengths, rule, temperature, seed, row_ids=key,
+        batch_size=rows_at_once(ids, lengths.gen_length, tokens_at_once),
     )  # fmt: skip
     trajectory = out.trajectory
     version = torch.full_like(trajectory.key, update)
@@ -70,17 +73,13 @@ def collect(
     return Rollout(trajectory, task_reward, reward, correct)
 
 
-def rows_at_once(
-    model: MaskedDiffusionLM, prompts: list[Prompt], gen_length: int, tokens_at_once: int | None
-) -> int | None:
-    """How many prompts may be decoded together. ValueError if not even one may."""
+def rows_at_once(prompts: Sequence[Tensor], gen_length: int, tokens_at_once: int | None) -> int | None:
+    """How many prompts (ids, each 1-d) may be decoded together, None: all. PartTooSmallError if not even one may."""
     if tokens_at_once is None:
         return None
-    width = max(map(len, encode_prompts(model, prompts))) + gen_length
+    width = max(map(len, prompts)) + gen_length
     if tokens_at_once < width:
-        raise ValueError(
-            f"update.tokens_at_once: must be at least {width}, the length of one sequence, got {tokens_at_once}"
-        )
+        raise PartTooSmallError(width, tokens_at_once)
     return tokens_at_once // width
 
 

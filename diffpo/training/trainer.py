@@ -51,7 +51,8 @@ class Trainer:
             wanted = (config.rollout.bins, config.rollout.threshold_order)
             if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_order) != wanted:
                 model.add_threshold(*wanted)
-        anchored = algorithm.kl_coefficient > 0 and "model" in algorithm.train  # a frozen model cannot drift
+        # a frozen model cannot drift
+        anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
         if config.compile:
@@ -175,7 +176,7 @@ class Trainer:
         return {"loss": loss.item(), "gradient_norm": norm.item(), "lr": self.config.optimizer.lr * factor}
 
     def _lr_factor(self) -> float:
-        """Linear warm-up, then linear decay to ``final_lr_fraction`` at the last update."""
+        """Linear warm-up, then linear decay to ``final_lr_fraction``, which the update after the last would have."""
         settings, total = self.config.optimizer, self.config.updates
         decay = 1 - (1 - settings.final_lr_fraction) * self.update / total
         return min(1.0, (self.update + 1) / max(settings.warmup_updates, 1)) * decay

@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +17,7 @@ study = pytest.importorskip("study")
 
 
 def run_smoke(monkeypatch, name: str, flags: list[str], output: Path) -> dict:
-    """In this process: what is of its own, training runs and decoding, starts its own."""
+    """In this process; sampler's training and decoding start their own."""
     monkeypatch.setattr(sys, "argv", [str(EXPERIMENTS / f"{name}.py"), "--smoke", *flags])
     importlib.import_module(name).main()
     document = json.loads((output / f"{name}.json").read_text())
@@ -22,9 +25,20 @@ def run_smoke(monkeypatch, name: str, flags: list[str], output: Path) -> dict:
     return document
 
 
+def train_here(command: list[str], **_) -> subprocess.CompletedProcess:
+    """``python -m diffpo.train`` in this process, which has everything imported."""
+    from diffpo.train import main
+
+    assert command[:3] == [sys.executable, "-m", "diffpo.train"]
+    return subprocess.CompletedProcess(command, main(command[3:]), "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["estimators", "sampler"])
 def test_smoke_of_a_study(name: str, tmp_path: Path, monkeypatch) -> None:
+    if name == "estimators":
+        monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=train_here, PIPE=None, STDOUT=None))
+        monkeypatch.setattr(study, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
     folders = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     flags = ["--jobs", "1", "--tasks", "countdown", *folders]
     document = run_smoke(monkeypatch, name, flags, tmp_path / "results")

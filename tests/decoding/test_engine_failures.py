@@ -9,6 +9,7 @@ from engine_runs import alone, assert_equal, drained, results
 import diffpo
 from diffpo import DecodingOptions, Engine, Request
 from diffpo.decoding.engine import Committed, Failed, Restarted
+from diffpo.decoding.rules import Plan, Rule
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
@@ -114,3 +115,67 @@ def test_an_error_of_a_rule_is_the_failure_of_its_rows_in_flight(model, random_p
     assert sorted(found) == [id for id in range(3) if id not in in_flight]
     for number, one in found.items():
         assert_equal(one, alone(model, Request(prompts[number], plain, key=number)))
+
+
+def _plan(**changes):
+    return lambda self, step: Plan(
+        **{"order": step.doubt(), "cost": step.entropy, "budget": torch.zeros_like(step.gamma)} | changes
+    )
+
+
+class _Draws(Rule):
+    draws_gamma = True
+
+
+UNUSABLE = {
+    "no plan": (Rule, {"plan": lambda self, step: None}),
+    "no order": (Rule, {"plan": _plan(order=None)}),
+    "another shape": (Rule, {"plan": _plan(cost=torch.zeros(1, 1))}),
+    "another dtype": (Rule, {"plan": _plan(budget=torch.zeros(1, dtype=torch.int64))}),
+    "an unknown way": (Rule, {"plan": _plan(rule="unknown")}),
+    "no number": (Rule, {"plan": _plan(budget=torch.full((1,), float("nan")))}),
+    "no thresholds": (_Draws, {"thresholds": lambda self, *given: None}),
+    "too many thresholds": (_Draws, {"thresholds": lambda self, *given: [torch.zeros(7)] * 3}),
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "beside another rule"])
+@pytest.mark.parametrize(("kind", "members"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_what_a_rule_cannot_return_is_the_failure_of_its_row(model, random_prompts, kind, members, together):
+    rule = type("Unusable", (kind,), members)()
+    ill, sound = (
+        Request(prompt, DecodingOptions(12, 4, rule, 1.0), key=number)
+        for number, (prompt, rule) in enumerate(
+            zip(random_prompts(model, [5, 9]), (rule, diffpo.EntropyBounded(0.5)), strict=True)
+        )
+    )
+    engine = Engine(model, 2 if together else 1, 9, 12)
+    engine.submit(ill), engine.submit(sound)
+    events = drained(engine)
+    assert [event.id for event in events if isinstance(event, Failed)] == [0]
+    assert_equal(results(events)[1], alone(model, sound))
+
+
+def test_a_rule_may_plan_in_another_precision_whatever_is_beside_it(model, random_prompts):
+    rule = type("Double", (Rule,), {"plan": lambda self, step: Plan(step.doubt().double(), step.entropy, step.gamma)})
+    rule.gamma = 0.5
+    asked = [
+        Request(prompt, DecodingOptions(12, 4, rule, 1.0), key=number)
+        for number, (prompt, rule) in enumerate(
+            zip(random_prompts(model, [5, 9]), (rule(), diffpo.EntropyBounded(0.5)), strict=True)
+        )
+    ]
+    engine = Engine(model, 2, 9, 12)
+    for request in asked:
+        engine.submit(request)
+    found = results(drained(engine))
+    for number, request in enumerate(asked):
+        assert_equal(found[number], alone(model, request))
+
+
+@pytest.mark.parametrize("wrong", [{"gamma": torch.zeros(2)}, {"number": "x"}, {"family": [1]}], ids=str)
+def test_a_rule_that_no_batch_can_hold_is_refused(model, wrong):
+    engine, rule = Engine(model, 1, 4, 8), type("Odd", (Rule,), wrong)()
+    with pytest.raises(ValueError, match="rule: Odd has no gamma, number or family for a row"):
+        engine.submit(Request([3, 4], DecodingOptions(8, rule=rule)))
+    assert len(engine) == 0

@@ -105,6 +105,8 @@ def test_engines_that_cannot_be(random_model, arguments, message):
         Engine(random_model(), 1, 4, 4, cache="some")
     with pytest.raises(ValueError, match="cuda_graph=True needs a model on a GPU"):
         Engine(random_model(), 1, 4, 4, cuda_graph=True)
+    with pytest.raises(ValueError, match="version must be an int"):
+        Engine(random_model(), 1, 4, 4, version="a")
 
 
 def test_a_request_keeps_its_ids_whatever_becomes_of_the_buffer() -> None:

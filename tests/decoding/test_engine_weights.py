@@ -47,6 +47,15 @@ def test_weights_of_another_model(random_model):
     wrong = {name: tensor + 1 for name, tensor in before.items()} | {"norm.weight": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"weights: norm.weight must be \[32\], got \[3\]"):
         engine.load(wrong, 1)
+    for other in (None, "a folder", model):
+        with pytest.raises(ValueError, match=r"weights must be named as in model\.state_dict\(\), got"):
+            engine.load(other, 1)
+    last, changed = list(before)[-1], {name: tensor + 1 for name, tensor in before.items()}
+    for value, got in ((before[last].numpy(), "ndarray"), (before[last].int(), "torch.int32")):
+        with pytest.raises(ValueError, match=f"weights: {last} must be a tensor of floats, got {got}"):
+            engine.load(changed | {last: value}, 1)
+    with pytest.raises(ValueError, match="version must be an int"):
+        engine.load(changed, "a")
     assert engine.version == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

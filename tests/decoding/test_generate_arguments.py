@@ -138,6 +138,30 @@ def test_chats_without_a_template(word_model):
         diffpo.generate(word_model, [[{"role": "user", "content": "1"}]], 4)
 
 
+@pytest.mark.parametrize("has_template", [False, True])
+@pytest.mark.parametrize("prompt", [[3, 4], [0.5], ["1"], []], ids=["ids", "floats", "strings", "empty"])
+def test_a_list_that_is_no_chat_says_so(word_model, prompt, has_template):
+    """Whether or not the model has a template, which is not the fault."""
+    word_model.tokenizer.chat_template = "{{ messages[0]['content'] }}" if has_template else None
+    numbers = bool(prompt) and not isinstance(prompt[0], str)
+    message = r"give token ids as a tensor, torch\.tensor\(ids\)" if numbers else "messages must be a list of"
+    with pytest.raises(ValueError, match=rf"prompts\[0\]: .*{message}"):
+        diffpo.generate(word_model, [prompt], 4)
+
+
+@pytest.mark.parametrize("model", ["tiny-countdown", None, torch.nn.Linear(1, 1)], ids=["name", "none", "module"])
+def test_what_is_no_model_says_so(random_model, random_prompts, model):
+    trajectory = diffpo.generate(random_model(), random_prompts(random_model(), [3]), 4).trajectory
+    for call in (
+        lambda: diffpo.generate(model, ids(3), 4),
+        lambda: diffpo.stream(model, ids(3), 4),
+        lambda: diffpo.Engine(model, 1, 4, 4),
+        lambda: diffpo.trajectory_logprobs(model, trajectory, [0]),
+    ):
+        with pytest.raises(ValueError, match=r"model must be a model, as diffpo.load\(name\) gives it, got"):
+            call()
+
+
 def test_a_bare_string_is_an_error_with_a_tokenizer_too(word_model):
     with pytest.raises(ValueError, match="prompts"):
         diffpo.generate(word_model, "1 + 2", 4)
@@ -160,6 +184,14 @@ def test_a_bare_string_is_an_error_with_a_tokenizer_too(word_model):
         (lambda: diffpo.EntropyBounded(torch.zeros(2, 2)), "gamma"),
         (lambda: diffpo.EntropyBounded(0.1, order="entropie"), r"order.*entropy, confidence, margin.*'entropie'"),
         (lambda: diffpo.PromptThreshold(order="random"), r"order.*'random'"),
+        (lambda: diffpo.FixedSchedule(2.5), r"steps must be an int, got 2\.5"),
+        (lambda: diffpo.FixedSchedule("4"), "steps must be an int, got '4'"),
+        (lambda: diffpo.ConfidenceThreshold("0.9"), "p must be a probability.*got '0.9'"),
+        (lambda: diffpo.FactorThreshold("1"), "factor must be at least 0.*got '1'"),
+        (lambda: diffpo.FactorThreshold(None), "factor must be at least 0.*got None"),
+        (lambda: diffpo.EntropyBounded("0.1"), "gamma must be a number or a tensor.*got '0.1'"),
+        (lambda: diffpo.EntropyBounded(None), "gamma must be a number or a tensor.*got None"),
+        (lambda: diffpo.EntropyBounded(True), "gamma must be a number or a tensor.*got True"),
     ],
 )
 def test_rules_that_cannot_be(build, message):

@@ -45,9 +45,20 @@ def test_asking_for_native_without_the_extension_says_why() -> None:
 
 
 def test_report_names_every_operator() -> None:
-    done = run_python("import runpy; runpy.run_module('diffpo_kernels', run_name='__main__')", COLUMNS="160")
-    assert done.returncode == 0, done.stderr
-    assert all(operator in done.stdout for operator in backends.OPERATORS)
+    for width in ("80", "160"):
+        done = run_python("import runpy; runpy.run_module('diffpo_kernels', run_name='__main__')", COLUMNS=width)
+        assert done.returncode == 0, done.stderr
+        assert all(f" {operator} " in done.stdout for operator in backends.OPERATORS), width
+
+
+def test_report_has_a_help_and_takes_no_other_argument(capsys) -> None:
+    for arguments, code in ((["--help"], 0), (["--device"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            report.main(arguments)
+        assert stopped.value.code == code
+        said = capsys.readouterr()
+        assert "usage: python -m diffpo_kernels" in said.out + said.err
+        assert "compiled extension" not in said.out
 
 
 @pytest.mark.parametrize("has_cuda", [False, True])

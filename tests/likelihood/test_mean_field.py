@@ -226,7 +226,22 @@ def test_bad_boundaries(rollouts, forward_rows, boundaries):
     assert rows == []
 
 
-@pytest.mark.parametrize("boundary", [float("nan"), 1.9, True, torch.tensor([1.0] * 6)], ids=str)
+@pytest.mark.parametrize("boundaries", ["all", 3, None, {0, 3}], ids=str)
+def test_boundaries_are_a_list(rollouts, boundaries):
+    model, trajectory = rollouts(seed=1)
+    with pytest.raises(ValueError, match=r"boundaries must be a list of steps, such as \[0, 3\]"):
+        trajectory_logprobs(model, trajectory, boundaries)
+
+
+def test_what_is_no_trajectory_says_so(rollouts):
+    model, trajectory = rollouts(seed=1)
+    with pytest.raises(ValueError, match=r"trajectory must be a Trajectory, got Generation: give its \.trajectory"):
+        trajectory_logprobs(model, diffpo.Generation(None, trajectory), [0])
+    with pytest.raises(ValueError, match=r"trajectory must be a Trajectory, got list$"):
+        trajectory_logprobs(model, [trajectory], [0])
+
+
+@pytest.mark.parametrize("boundary", [float("nan"), 1.9, True, "1", None, torch.tensor([1.0] * 6)], ids=str)
 def test_boundaries_are_integers(rollouts, boundary):
     model, trajectory = rollouts(seed=1)
     with pytest.raises(ValueError, match="must be an int or an int64 tensor"):

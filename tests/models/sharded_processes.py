@@ -1,10 +1,12 @@
-"""What each of two processes does in test_sharded.py: ``python sharded_processes.py RANK FOLDER``, the rendezvous in FOLDER."""
+"""What each of two processes does in test_sharded.py: ``python sharded_processes.py FOLDER``, the rendezvous in FOLDER."""
 
 import copy
+import multiprocessing
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from conftest import build_random_model
@@ -153,8 +155,6 @@ def check_one_writer(mesh, folder, rank):
 
 
 def check_adapters(mesh, folder, rank, options):
-    import peft
-
     def build(base):
         config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj", "lm_head"], modules_to_save=["threshold"])
         torch.manual_seed(0)
@@ -246,8 +246,6 @@ def trainer_of(adapters, shard=lambda model: model):
     model.add_threshold(config.rollout.bins, config.rollout.threshold_order)
     model.eval()
     if adapters:
-        import peft
-
         model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj", "lm_head"])).eval()
         model.threshold.requires_grad_(True)
     shard(without_wrapper(model))
@@ -268,7 +266,7 @@ def counted(module, name):
     setattr(module, name, function)
 
 
-def main(rank: int, folder: Path) -> None:
+def check(rank: int, folder: Path) -> None:
     store = distributed.FileStore(str(folder / "rendezvous"), 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -286,6 +284,15 @@ def main(rank: int, folder: Path) -> None:
     print("done", rank)
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
+    """Two processes of one start, because the imports take seconds."""
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    other = multiprocessing.get_context("fork").Process(target=check, args=(1, folder), daemon=True)
+    other.start()
+    check(0, folder)
+    other.join()
+    sys.exit(other.exitcode)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -108,6 +108,19 @@ def test_a_model_larger_than_the_memory_is_refused(published, monkeypatch):
         diffpo.load(folder)
 
 
+def test_a_model_has_a_name_and_a_folder_a_path(random_model, tmp_path):
+    for name in (None, 3, b"tiny-countdown"):
+        with pytest.raises(ValueError, match="a model is a shipped name, a folder or a hub id, got"):
+            diffpo.load(name)
+        with pytest.raises(ValueError, match="folder must be a path, got"):
+            random_model().save(name)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"folder: .*file is a file; give the folder to save into"):
+        random_model().save(file)
+    assert file.read_text() == "mine"
+
+
 def test_a_folder_without_a_name_is_refused(random_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="folder: the name is empty"):

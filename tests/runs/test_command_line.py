@@ -1,6 +1,7 @@
 """``diffpo <command>``, and ``python -m diffpo``, which is the same."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,13 +63,23 @@ def test_no_command_is_a_mistake():
     assert "no command: give one of train, evaluate, generate, pretrain, kernels" in done.stderr
 
 
-@pytest.mark.parametrize("start", [("-m", "diffpo"), SCRIPT], ids=["module", "script"])
-def test_a_command_does_what_its_module_does(start):
+def test_a_command_does_what_its_module_does():
     arguments = ("8 12 5 -> 36", "--gen-length", "5", "--block-length", "2")
-    done, module = run("generate", *arguments, start=start), run(*arguments, start=("-m", "diffpo.generate"))
-    assert (done.returncode, done.stdout, done.stderr) == (module.returncode, module.stdout, module.stderr)
-    assert done.returncode == 2
-    assert "multiple of block_length" in done.stderr
+    module = run(*arguments, start=("-m", "diffpo.generate"))
+    assert module.returncode == 2
+    assert "multiple of block_length" in module.stderr
+    for start in (("-m", "diffpo"), SCRIPT):
+        done = run("generate", *arguments, start=start)
+        assert (done.returncode, done.stdout, done.stderr) == (module.returncode, module.stdout, module.stderr)
+
+
+def test_an_interrupt_while_a_command_is_imported_is_one_line(tmp_path):
+    """Torch alone takes seconds, in which nothing of the command can catch it."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    start = ["-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from diffpo.__main__ import main; main()"]
+    for command in ("train", "evaluate", "generate", "pretrain", "kernels"):
+        done = run(command, start=start)
+        assert (done.returncode, done.stderr) == (130, "stopped before the start: interrupted\n"), command
 
 
 def test_the_kernels_are_reported():
@@ -77,24 +88,40 @@ def test_the_kernels_are_reported():
     assert "row_statistics" in done.stdout
 
 
+def ending(arguments: list[str], stdout, buffered: bool) -> tuple[int, str]:
+    """The exit code and what is said on standard error."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "diffpo", *arguments]
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
+    if process.stdout is not None:
+        process.stdout.close()
+    return process.wait(), process.stderr.read().decode()
+
+
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_a_reader_that_leaves_is_no_fault(arguments, buffered):
     """As in ``diffpo train --help | head -3``."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "diffpo", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 1
+    assert ending(arguments, subprocess.PIPE, buffered) == (1, "")
 
 
-def test_every_module_that_is_a_command_lets_its_reader_leave():
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
+@pytest.mark.parametrize(("arguments", "when"), [(["--help"], "at the end"), (["train", "--dry-run"], "(at the end|before the start)")],
+                         ids=["help", "dry run"])  # fmt: skip
+def test_an_output_on_a_full_disk_is_one_line(arguments, when, buffered):
+    with open("/dev/full", "wb") as full:
+        code, said = ending(arguments, full, buffered)
+    assert code == 1
+    assert re.fullmatch(f"stopped {when}: No space left on device\n", said)
+
+
+def test_every_module_that_is_a_command_may_have_its_output_fail():
     own = {"math_worker.py", "tokenizer_trial.py"}  # processes that a command starts for itself
     programs = [
         path for path in (REPOSITORY / "diffpo").rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
     ]
     names = {path.name for path in programs}
     assert names > own | {"train.py", "evaluate.py", "generate.py", "pretrain.py"}
-    assert {path.name for path in programs if "with reader_may_leave():" in path.read_text()} == names - own
+    assert {path.name for path in programs if "with output_may_fail():" in path.read_text()} == names - own

@@ -3,9 +3,13 @@
 Sudoku, because its reward is the fraction of right cells: an untrained model already has groups of unequal reward.
 """
 
+import functools
 import json
 import os
+import shutil
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,25 +35,53 @@ def sudoku_model(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def flags(sudoku_model, tmp_path) -> list[str]:
-    """Flags of a short run called "run" in tmp_path."""
+def flags_of_a_run(model: str, runs: Path) -> list[str]:
+    """Of a short run called "run" in the folder ``runs``."""
     return [
-        *("--model", sudoku_model, "--task", "sudoku", "--name", "run", "--runs", str(tmp_path)),
+        *("--model", model, "--task", "sudoku", "--name", "run", "--runs", str(runs)),
         *("--heldout", "8", "--updates", "4", "--save-every", "1"),
         *("--algorithm.prompts-per-update", "4", "--algorithm.group-size", "4"),
     ]
 
 
+def shorten_the_report(patch: pytest.MonkeyPatch) -> None:
+    """Without the full sweep of rules and without the figure, which take longer than the training; see test_reports.py."""
+    patch.setattr(diffpo.train, "parallel_rules", lambda task: [EntropyBounded(0.5)])
+    patch.setattr(diffpo.train, "draw_curves", lambda lines, path, title: None)
+
+
+@pytest.fixture
+def flags(sudoku_model, tmp_path) -> list[str]:
+    """Flags of a short run called "run" in tmp_path."""
+    return flags_of_a_run(sudoku_model, tmp_path)
+
+
 @pytest.fixture
 def train(flags, monkeypatch):
-    """train(*more flags) -> exit code of ``python -m diffpo.train``; a flag given twice takes its last value.
-
-    Without the full sweep of rules and without the figure, which take longer than the training; see test_reports.py.
-    """
-    monkeypatch.setattr(diffpo.train, "parallel_rules", lambda task: [EntropyBounded(0.5)])
-    monkeypatch.setattr(diffpo.train, "draw_curves", lambda lines, path, title: None)
+    """train(*more flags) -> exit code of ``python -m diffpo.train`` with a short report; a flag given twice takes its last value."""
+    shorten_the_report(monkeypatch)
     return lambda *more: diffpo.train.main([*flags, *more])
+
+
+@pytest.fixture(scope="session")
+def whole_run(sudoku_model, tmp_path_factory):
+    """whole_run(*more flags) -> the folder of ``train(*more flags)`` when nothing stops it, made once: to compare with, not to change."""
+
+    @functools.cache
+    def run(*more: str) -> Path:
+        runs = tmp_path_factory.mktemp("whole")
+        with pytest.MonkeyPatch.context() as patch:
+            shorten_the_report(patch)
+            assert diffpo.train.main([*flags_of_a_run(sudoku_model, runs), *more]) == 0
+        return runs / "run"
+
+    return run
+
+
+@pytest.fixture
+def finished_run(whole_run, tmp_path):
+    """finished_run(*more flags) -> what ``train(*more flags)`` leaves in tmp_path when nothing stops it: a copy of the whole run."""
+    return lambda *more: Path(shutil.copytree(whole_run(*more), tmp_path / "run"))
 
 
 @pytest.fixture
@@ -117,3 +149,28 @@ def killed_at():
         return code == 9
 
     return kill
+
+
+@pytest.fixture
+def in_a_child():
+    """in_a_child(act) -> exit code (of a signal: less than zero) and standard error of a forked process that returns what ``act`` does."""
+
+    def run(act) -> tuple[int, str]:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with open(os.devnull, "w") as sys.stdout, open(writing, "w") as sys.stderr:
+                    try:
+                        code = act()
+                    except BaseException:
+                        traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(writing)
+        with open(reading) as errors:
+            said = errors.read()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+    return run

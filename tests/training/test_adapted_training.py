@@ -26,10 +26,10 @@ def make_adapted(sudoku_model):
     """make_adapted(settings of LoraConfig or None) -> Trainer on the sudoku model with such adapters, or on the plain model."""
 
     def build(settings, train=("model", "threshold"), rank=2) -> Trainer:
-        algorithm = {
-            "name": "diffpo", "prompts_per_update": 4, "group_size": 4, "kl_coefficient": 0.5, "inner_updates": 3, "train": train,
-        }  # fmt: skip
-        optimizer = {"lr": 1e-2, "warmup_updates": 0}
+        algorithm = {"name": "diffpo", "prompts_per_update": 4, "group_size": 4, "inner_updates": 3, "train": train}
+        optimizer: dict[str, float] = {"warmup_updates": 0}
+        if "model" in train:
+            algorithm["kl_coefficient"], optimizer["lr"] = 0.5, 1e-2
         config = TrainConfig(task="sudoku", updates=8, algorithm=algorithm, optimizer=optimizer)
         model = load(sudoku_model)
         if "threshold" in train:

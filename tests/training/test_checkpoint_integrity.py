@@ -107,8 +107,8 @@ def test_every_damage_gives_way_to_the_checkpoint_before(make_trainer, saved, da
         assert restore(newest(saved, fresh.model), fresh.model, fresh.optimizer)["update"] == 1
 
 
-def test_a_command_without_an_undamaged_checkpoint_says_so_in_one_line(train, tmp_path, capsys):
-    assert train() == 0
+def test_a_command_without_an_undamaged_checkpoint_says_so_in_one_line(train, finished_run, tmp_path, capsys):
+    finished_run()
     config = (tmp_path / "run/config.json").read_text()
     for path in checkpoints(tmp_path / "run/checkpoints"):
         flip_a_bit(path / "optimizer.safetensors", 5)

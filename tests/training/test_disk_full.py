@@ -45,11 +45,8 @@ def whole(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", [".diffpo-run", "config.json", "base.json", "summary.json", "model.safetensors"])
 def test_a_file_that_cannot_be_written_ends_the_run_in_one_line(
-    train, tmp_path, monkeypatch, capsys, assert_same_weights, name
+    train, whole_run, tmp_path, monkeypatch, capsys, assert_same_weights, name
 ):
-    whole_run = train("--name", "whole", "--updates", "2")
-    assert whole_run == 0
-    capsys.readouterr()
     with monkeypatch.context() as patch:
         # the weights of the finished model, not those of a checkpoint: they come after both
         fail_renames(patch, name, after=2 if name == "model.safetensors" else 0)
@@ -65,7 +62,7 @@ def test_a_file_that_cannot_be_written_ends_the_run_in_one_line(
         else False
     )
     assert train("--updates", "2", *(["--resume"] if begun else [])) == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run("--updates", "2") / "model")
 
 
 def fail_writes(patch, after: int) -> None:
@@ -96,7 +93,9 @@ def fail_writes(patch, after: int) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_metrics_that_cannot_be_written(train, tmp_path, monkeypatch, capsys, assert_same_weights, metrics_of, after):
+def test_metrics_that_cannot_be_written(
+    train, whole_run, tmp_path, monkeypatch, capsys, assert_same_weights, metrics_of, after
+):
     with monkeypatch.context() as patch:
         fail_writes(patch, after)
         assert train() == 1
@@ -106,9 +105,8 @@ def test_metrics_that_cannot_be_written(train, tmp_path, monkeypatch, capsys, as
     whole(tmp_path / "run")
     assert len(metrics_of(tmp_path / "run")) == after
     assert train("--resume") == 0
-    assert train("--name", "clean") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "clean/model")
-    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "clean")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
+    assert metrics_of(tmp_path / "run") == metrics_of(whole_run())
 
 
 def test_sigterm_with_a_full_disk_does_not_say_that_it_saved(train, tmp_path, monkeypatch, capsys):

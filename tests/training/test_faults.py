@@ -70,7 +70,7 @@ def test_three_in_a_row_stop_with_the_last_good_checkpoint(
 
 
 def test_a_reader_that_leaves_stops_a_run_with_all_that_was_done(
-    train, monkeypatch, assert_same_weights, tmp_path, capsys
+    train, whole_run, monkeypatch, assert_same_weights, tmp_path, capsys
 ):
     class Leaving(io.StringIO):
         def write(self, text):
@@ -84,8 +84,7 @@ def test_a_reader_that_leaves_stops_a_run_with_all_that_was_done(
     assert capsys.readouterr().err == ""
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000001"]
     assert train("--save-every", "100", "--resume") == 0
-    assert train("--name", "whole") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
 def truncate(path) -> None:
@@ -108,21 +107,23 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, tmp_path
     assert torch.equal(fresh.model.lm_head.weight, weights[0])
 
 
-def test_a_run_goes_on_after_its_newest_checkpoint_was_damaged(train, assert_same_weights, tmp_path):
-    assert train() == 0
+def test_a_run_goes_on_after_its_newest_checkpoint_was_damaged(
+    train, whole_run, finished_run, assert_same_weights, tmp_path
+):
+    finished_run()
     truncate(tmp_path / "run/checkpoints/000004/model.safetensors")
     with pytest.warns(UserWarning, match="not readable"):
         assert train("--resume") == 0
-    assert train("--name", "whole") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
-def test_without_a_readable_checkpoint_a_run_begins_again(train, assert_same_weights, tmp_path):
-    assert train() == 0
-    shutil.copytree(tmp_path / "run/model", tmp_path / "before")
+def test_without_a_readable_checkpoint_a_run_begins_again(
+    train, whole_run, finished_run, assert_same_weights, tmp_path
+):
+    finished_run()
     shutil.rmtree(tmp_path / "run/checkpoints")
     assert train("--resume") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "before")
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
 def test_only_the_newest_checkpoints_stay_and_leftovers_do_not_count(make_trainer, tmp_path):
@@ -170,3 +171,21 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(train, monkeypatch, tm
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["000004", "000002"]
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "left a partial checkpoint behind"
     assert json.loads((tmp_path / "run/summary.json").read_text())["heldout"] == 8
+
+
+def test_weights_whose_logits_are_not_finite_are_not_called_good(train, monkeypatch, tmp_path, capsys):
+    """They are finite themselves, but nothing can go on from them."""
+    step = diffpo.train.Trainer.step
+
+    def huge(self):
+        metrics = step(self)
+        if self.update == 2:
+            self.model.lm_head.weight.data.fill_(3e38)
+        return metrics
+
+    monkeypatch.setattr(diffpo.train.Trainer, "step", huge)
+    assert train("--save-every", "100") == 1
+    error = capsys.readouterr().err
+    assert "logits are NaN or infinite" in error
+    assert error.strip().endswith("there is no checkpoint")
+    assert checkpoints(tmp_path / "run/checkpoints") == []

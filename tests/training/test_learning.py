@@ -50,7 +50,7 @@ def train(updates: int, speed_exponent: float = 1.0, **algorithm) -> list[dict]:
         updates=updates,
         algorithm={"name": "diffpo", "prompts_per_update": 32, "group_size": 8} | algorithm,
         rollout={"speed_exponent": speed_exponent} | ({} if algorithm else {"threshold_gammas": GAMMAS}),
-        optimizer={"lr": 5e-3, "threshold_lr": 0.05, "warmup_updates": 5},
+        optimizer={"lr": 5e-3, "warmup_updates": 5} | ({} if algorithm else {"threshold_lr": 0.05}),
     )
     task = Echo()
     trainer = Trainer(config, build_model(task, size), task)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpo.decoding.rules import EntropyBounded, FixedSchedule, PromptThreshold
+from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Grade
 
 
@@ -170,3 +171,25 @@ def test_rollouts_say_who_they_are(make_trainer, monkeypatch):
     assert len(keys.unique()) == len(keys)
     assert all((trajectory.group == trajectory.key // 4).all() for trajectory in seen)
     assert [int(trajectory.version[0]) for trajectory in seen] == [0, 1]
+
+
+def test_no_pass_of_a_training_is_larger_than_asked(train, monkeypatch):
+    largest, forward = [], MaskedDiffusionLM.forward
+
+    def seen(self, tokens, *others, **more):
+        largest.append(tokens.numel())
+        return forward(self, tokens, *others, **more)
+
+    monkeypatch.setattr(MaskedDiffusionLM, "forward", seen)
+    assert train("--update.tokens-at-once", "100", "--updates", "1") == 0
+    assert 50 < max(largest) <= 100
+
+
+def test_tracerl_keeps_and_scores_no_starting_model(make_trainer):
+    """Its KL is to the policy that rolled out."""
+    trainer = make_trainer(name="tracerl", kl_coefficient=0.1, inner_updates=2)
+    metrics = trainer.step()
+    assert trainer.reference is None
+    assert metrics["updated"] == 1
+    assert trainer.denoiser_calls["score"] == 0
+    assert metrics["kl"] > 0

@@ -99,6 +99,8 @@ def test_the_command_goes_on_from_a_model(tmp_path, monkeypatch):
         ("--start", "tiny-nothing"),
         ("--device", "cuda"),
         ("--task", "gsm8k"),
+        ("--start", "tiny-countdown", "--model.hidden-size", "64"),
+        ("--start", "tiny-countdown", "--model.num-hidden-layers", "3"),
     ],
 )
 def test_mistakes_end_before_anything_is_written(mistake, tmp_path, monkeypatch):

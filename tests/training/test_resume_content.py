@@ -1,9 +1,8 @@
 """A resumed run goes on with the contents it began with, whatever they are called; the difference is listed."""
 
 import json
+import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,8 +59,8 @@ def test_other_content_under_the_same_name_is_refused(train, refused, model, tmp
     assert train("--model", str(model), "--updates", "1", "--resume") == 0  # it is the run's now
 
 
-def test_the_same_content_under_another_name_goes_on(train, model, sudoku_model, tmp_path, assert_same_weights):
-    assert train("--updates", "1") == 0
+def test_the_same_content_under_another_name_goes_on(train, finished_run, model):
+    finished_run("--updates", "1")
     assert train("--updates", "1", "--resume", "--model", str(model)) == 0
 
 
@@ -91,8 +90,8 @@ def test_after_an_allowed_change_the_base_is_measured_on_the_model_as_it_came(tr
     [("--algorithm.name", "d1"), ("--algorithm.train", "threshold"), ("--algorithm.train", "model"),
      ("--rollout.threshold-gammas", "0.5", "1.0"), ("--rollout.threshold-gammas", "9", "8", "7", "6")],
 )  # fmt: skip
-def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, refused, tmp_path, change):
-    assert train("--updates", "1") == 0
+def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, finished_run, refused, tmp_path, change):
+    finished_run("--updates", "1")
     config = (tmp_path / "run/config.json").read_text()
     error = refused("--updates", "1", "--resume", "--allow-config-change", *change)
     assert "another algorithm" in error or "another model" in error
@@ -124,8 +123,8 @@ def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, refus
         ("config.json", b"[" * 100_000, "config.json is not readable"),
     ],
 )
-def test_a_log_that_cannot_be_read_is_one_line(train, refused, tmp_path, name, content, message):
-    assert train("--updates", "1") == 0
+def test_a_log_that_cannot_be_read_is_one_line(train, finished_run, refused, tmp_path, name, content, message):
+    finished_run("--updates", "1")
     (tmp_path / "run" / name).write_bytes(content)
     assert message in refused("--updates", "1", "--resume")
     assert (tmp_path / "run" / name).read_bytes() == content
@@ -149,32 +148,22 @@ def test_what_does_not_fit_is_found_before_the_folder_is_made(refused, tmp_path,
     assert list(tmp_path.iterdir()) == before
 
 
-FULL_DISK = """
-import resource, sys
-import torch
-torch.set_num_threads(1)
-import diffpo.train
-from diffpo.decoding.rules import EntropyBounded
-diffpo.train.parallel_rules = lambda task: []
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))  # a write beyond fails in the kernel, as on a full disk
-sys.exit(diffpo.train.main(sys.argv[2:]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 1500, 20_000, 60_000])
-def test_a_limit_of_the_kernel_on_every_file(train, flags, tmp_path, size, assert_same_weights):
-    command = [sys.executable, "-c", FULL_DISK, str(size), *flags, "--no-sweep"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("stopped")], done.stderr
+def test_a_limit_of_the_kernel_on_every_file(train, in_a_child, tmp_path, size, whole_run, assert_same_weights):
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))  # a write beyond fails in the kernel, as on a full disk
+        return train("--no-sweep")
+
+    code, errors = in_a_child(limited)
+    assert code == 1, errors
+    assert "Traceback" not in errors
+    assert [line for line in errors.splitlines() if line.startswith("stopped")], errors
     for path in checkpoints(tmp_path / "run/checkpoints"):
         assert (path / "manifest.json").exists()
     marker = tmp_path / "run/.diffpo-run"
     begun = marker.exists() and json.loads(marker.read_text())["begun"]
     more = ["--no-sweep", *(["--resume"] if begun else [])]
     assert train(*more) == 0
-    assert train("--no-sweep", "--name", "whole") == 0
-    assert_same_weights(tmp_path / "run/model", tmp_path / "whole/model")
+    assert_same_weights(tmp_path / "run/model", whole_run("--no-sweep") / "model")
     assert torch.isfinite(load_file(tmp_path / "run/model/model.safetensors")["lm_head.weight"]).all()

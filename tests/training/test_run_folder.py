@@ -47,8 +47,8 @@ def test_an_empty_folder_is_fine_and_overwrite_starts_afresh(train, metrics_of, 
 
 
 @pytest.mark.parametrize("how", ["--overwrite", "--resume"])
-def test_a_folder_in_use_is_refused(train, refused, tmp_path, how):
-    assert train("--updates", "1") == 0
+def test_a_folder_in_use_is_refused(finished_run, refused, tmp_path, how):
+    finished_run("--updates", "1")
     before = contents(tmp_path / "run/checkpoints")
     with (tmp_path / "run/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -86,8 +86,8 @@ def test_resume_without_a_run_is_refused_and_creates_nothing(refused, tmp_path):
         (("--updates", "9"), "updates: 4 -> 9"),
     ],
 )
-def test_resume_with_a_changed_configuration_names_the_field(train, refused, tmp_path, change, named):
-    assert train() == 0
+def test_resume_with_a_changed_configuration_names_the_field(finished_run, refused, tmp_path, change, named):
+    finished_run()
     message = refused("--resume", *change)
     assert named in message
     assert "--allow-config-change" in message

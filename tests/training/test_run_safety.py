@@ -18,21 +18,16 @@ from diffpo.training.config import TrainConfig
 FLAGS = {"plain": (), "--resume": ("--resume",), "--overwrite": ("--overwrite",)}
 
 
-@pytest.fixture(scope="module")
-def finished_once(sudoku_model, tmp_path_factory) -> Path:
+@pytest.fixture
+def finished_once(whole_run) -> Path:
     """The folder of a finished run of one update."""
-    runs = tmp_path_factory.mktemp("runs")
-    flags = ("--model", sudoku_model, "--task", "sudoku", "--heldout", "8", "--updates", "1", "--no-sweep")
-    small = ("--algorithm.prompts-per-update", "4", "--algorithm.group-size", "4")
-    assert diffpo.train.main([*flags, *small, "--name", "run", "--runs", str(runs)]) == 0
-    return runs / "run"
+    return whole_run("--updates", "1", "--no-sweep")
 
 
 @pytest.fixture
-def finished(finished_once, tmp_path) -> Path:
+def finished(finished_run) -> Path:
     """A copy of it."""
-    shutil.copytree(finished_once, tmp_path / "run")
-    return tmp_path / "run"
+    return finished_run("--updates", "1", "--no-sweep")
 
 
 @pytest.fixture

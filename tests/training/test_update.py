@@ -124,12 +124,26 @@ def test_no_latents_have_no_scores(rollouts):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"mask_id": 5}, "mask token is 5"), ({"tokens": 50}, "holds token 50"), ({"cfg_scale": 1.0}, "cfg_scale 1.0")],
+    [
+        ({"mask_id": 5}, "mask token is 5"),
+        ({"tokens": 50}, "holds token 50"),
+        ({"tokens": -1}, "holds token -1"),
+        ({"cfg_scale": 1.0}, "cfg_scale 1.0"),
+    ],
 )
 def test_a_trajectory_of_another_model_is_refused(rollouts, forward_rows, change, named):
     model, batch = rollouts
     change = {k: torch.full_like(batch.trajectory.tokens, v) if k == "tokens" else v for k, v in change.items()}
     trajectory = replace(batch.trajectory, **change)
     with forward_rows(model) as rows, pytest.raises(ValueError, match=named):
+        score(model, trajectory, mean_field(trajectory, [0]))
+    assert rows == []
+
+
+def test_a_trajectory_with_a_threshold_that_the_model_has_not_is_refused(rollouts, forward_rows):
+    model, batch = rollouts
+    drawn = batch.trajectory.actions["gamma"]
+    trajectory = replace(batch.trajectory, actions={"gamma": drawn._replace(choice=torch.full_like(drawn.choice, 3))})
+    with forward_rows(model) as rows, pytest.raises(ValueError, match=r"it drew threshold 3, .* this model has 3"):
         score(model, trajectory, mean_field(trajectory, [0]))
     assert rows == []
