@@ -98,6 +98,9 @@ def pretrain(
     chunk = 50  # steps per call of the generator
     started = time.perf_counter()
     losses = []
+    if config.compile:
+        for layer in model.layers:
+            layer.compile(dynamic=True)
     with progress_bar(Console()) as progress:
         bar = progress.add_task(f"pretraining on {task.name}", total=config.steps)
         for step in range(config.steps):
@@ -105,7 +108,8 @@ def pretrain(
                 examples = encode_examples(model, task, chunk * config.batch_size, derive(config.seed, step))
                 prompts, completions = (ids.to(model.device) for ids in examples)
             rows = slice((step % chunk) * config.batch_size, (step % chunk + 1) * config.batch_size)
-            loss = elbo_loss(model, prompts[rows], completions[rows], config.seed, step)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
+                loss = elbo_loss(model, prompts[rows], completions[rows], config.seed, step)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}: lower --lr")
             loss.backward()
