@@ -93,6 +93,11 @@ def test_without_arguments_the_defaults_hold():
         ('[algorithm]\ntrain = ["threshold"]\n[optimizer]\nlr = 0.1', "optimizer.lr: no model is trained"),
         ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained"),
         ('[algorithm]\ntrain = ["threshold"]\nkl_coefficient = 0.5', "kl_coefficient: is of the model"),
+        ('[algorithm]\ntrain = ["model", "model"]', "train: each part stands there once"),
+        (
+            "[algorithm]\nimportance_correction = false\nweight_cap = 3.0",
+            "weight_cap: is of the importance correction, which is off",
+        ),
         ('[algorithm]\nname = "d1"\n[rollout]\np = 0.5', "p: is a setting of rule confidence"),
         ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown algorithm 'dffpo'; nearest: diffpo"),
         ("[algorithm]\nname = 3", "algorithm.name"),
@@ -264,6 +269,11 @@ def test_bounds_that_may_be_infinite(toml):
     assert config.algorithm.weight_cap == config.algorithm.clip == config.rollout.gamma == float("inf")
     written = json.loads(config.model_dump_json(), parse_constant=pytest.fail)
     assert TrainConfig(**written) == config
+
+
+def test_what_is_trained_has_no_order(toml):
+    """Or a run could not go on because its two words were written the other way round."""
+    assert train_config(toml('[algorithm]\ntrain = ["threshold", "model"]')).algorithm.train == ("model", "threshold")
 
 
 def test_settings_are_checked_together_after_the_flags(toml, capsys):

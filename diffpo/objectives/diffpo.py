@@ -51,6 +51,10 @@ class DiffpoConfig(AlgorithmConfig):
             default = type(self).model_fields[name].default
             if "model" not in self.train and getattr(self, name) != default and (name == "m" or getattr(self, name)):
                 raise ValueError(f"{name}: is of the model, which is not trained: add it to algorithm.train")
+        if not self.importance_correction and self.weight_cap != type(self).model_fields["weight_cap"].default:
+            raise ValueError(
+                "weight_cap: is of the importance correction, which is off: set importance_correction to true"
+            )
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from diffpo.config import Config, Field, NonNegative, Rows
+from diffpo.config import Config, Field, NonNegative, Rows, field_validator
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.objectives.advantage import Advantage
@@ -31,6 +31,13 @@ class AlgorithmConfig(Config):
     computed once: a quarter fewer denoiser calls an update"""
     kl_coefficient: NonNegative = 0.01
     """weight of the KL, to the starting model unless the algorithm says another"""
+
+    @field_validator("train")
+    @classmethod
+    def _each_part_once(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(parts)) < len(parts):
+            raise ValueError("each part stands there once")
+        return tuple(sorted(parts))
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,12 @@ def collect(
     update: int = 0,
     tokens_at_once: int | None = None,
     lengths: Lengths | None = None,
+    first: int = 0,
 ) -> Rollout:
     """Decode ``group_size`` completions of each of ``prompts`` fresh training problems, the problems keyed by (seed, update).
 
-    A rollout's key is its number in the run, a group's likewise; ``seed`` and the key decide its draws. update: of the weights, and the
-    trajectory's version. tokens_at_once: of the network, prompt and completion together; None: all at once. lengths: of completion and
+    A rollout's key is its number in the run, from ``first`` on, a group's that of its first member; ``seed`` and the key decide its draws.
+    update: of the weights, and the trajectory's version. tokens_at_once: of the network, prompt and completion together; None: all at once. lengths: of completion and
     block; None: the task's own, see `completion_lengths`. A grade without a reward is dropped, its reward is NaN.
 
     ValueError for a task without training problems, or one that the model cannot be asked. TaskError if the task gives something else than a grade.
@@ -55,21 +56,22 @@ def collect(
     problems = [problem for problem in task.problems("train", prompts, derive(seed, update)) for _ in range(group_size)]
     prompted = [task.prompt(problem) for problem in problems]
     lengths = lengths or completion_lengths(task)
-    key = torch.arange(len(problems)) + update * len(problems)
+    number = torch.arange(len(problems))
     ids = encode_prompts(model, prompted)
     out = generate(
-        model, ids, *lengths, rule, temperature, seed, row_ids=key,
+        model, ids, *lengths, rule, temperature, seed, row_ids=first + number,
         batch_size=rows_at_once(ids, lengths.gen_length, tokens_at_once),
     )  # fmt: skip
     trajectory = out.trajectory
-    version = torch.full_like(trajectory.key, update)
-    trajectory = replace(trajectory, group=trajectory.key // group_size, version=version)
+    group = (first + number // group_size * group_size).to(trajectory.key.device)
+    trajectory = replace(trajectory, group=group, version=torch.full_like(group, update))
     assert out.text is not None  # the prompts are texts, which take a tokenizer
     texts = [begun(prompt) + text for prompt, text in zip(prompted, out.text, strict=True)]
     grades = graded_together(task, problems, texts)
     task_reward = torch.tensor([nan if grade.reward is None else grade.reward for grade in grades])  # fp32
     correct = torch.tensor([grade.correct is True for grade in grades])
-    reward = priced(task_reward, correct, out.nfe.cpu(), lengths.gen_length, speed_exponent)
+    wrong = torch.tensor([grade.correct is False for grade in grades])
+    reward = priced(task_reward, ~wrong, out.nfe.cpu(), lengths.gen_length, speed_exponent)
     return Rollout(trajectory, task_reward, reward, correct)
 
 
@@ -83,17 +85,21 @@ def rows_at_once(prompts: Sequence[Tensor], gen_length: int, tokens_at_once: int
     return tokens_at_once // width
 
 
-def priced(task_reward: Tensor, correct: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:
+def priced(task_reward: Tensor, right: Tensor, nfe: Tensor, gen_length: int, speed_exponent: float) -> Tensor:
     """Rewards [B]: a right answer's task_reward * speed ** speed_exponent, a wrong one's partial credit, at most L ** -speed_exponent.
 
-    task_reward: fp32 [B], NaN or infinite gives NaN; correct: bool [B]; nfe: int64 [B]; gen_length: L, tokens.
+    task_reward: fp32 [B], NaN or infinite gives NaN; right: bool [B], True also where a task gives a reward and no verdict; nfe: int64
+    [B]; gen_length: L, tokens.
     The cap is what the slowest right answer is worth. Only a right answer gains by being fast, or being wrong quickly would pay; partial credit above the
-    worth of a slow right answer would have the same effect. Exponent 0: the task's own rewards.
+    worth of a slow right answer would have the same effect. A reward below 0 stays: it would shrink with time. Exponent 0: the task's
+    own rewards.
     """
     task_reward = torch.where(task_reward.isfinite(), task_reward, nan)
-    right = task_reward * speed(nfe, gen_length) ** speed_exponent
+    if speed_exponent == 0:
+        return task_reward
+    in_time = task_reward * speed(nfe, gen_length) ** speed_exponent
     slowest = speed(torch.tensor(gen_length), gen_length) ** speed_exponent
-    return torch.where(correct, right, torch.minimum(task_reward, slowest))
+    return torch.where(right & (task_reward > 0), in_time, torch.minimum(task_reward, slowest))
 
 
 def speed(nfe: Tensor, gen_length: int) -> Tensor:

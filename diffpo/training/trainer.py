@@ -4,6 +4,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Trainer:
         if config.compile:
             for layer in model.layers:
                 layer.compile(dynamic=True)
-        self.update = 0
+        self.update = self.rollouts = 0
         self.skipped = self.skipped_in_a_row = 0
         self.denoiser_calls: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -94,9 +95,13 @@ class Trainer:
         kept = varied.repeat_interleave(algorithm.group_size)
         if varied.any():
             device = self.model.device
-            batch = Batch(rollout.trajectory, rollout.reward.to(device), advantage.to(device))
+            trajectory = rollout.trajectory
+            if "threshold" not in algorithm.train:  # what a frozen threshold chose is no action of the model
+                trajectory = replace(trajectory, actions={})
+            batch = Batch(trajectory, rollout.reward.to(device), advantage.to(device))
             metrics |= self._optimise(batch[kept.to(device)])
         self.update += 1
+        self.rollouts += len(advantage)
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
         self._seconds.clear()
         return metrics | {
@@ -120,6 +125,7 @@ class Trainer:
             update=self.update,
             tokens_at_once=self.config.update.tokens_at_once,
             lengths=self.lengths,
+            first=self.rollouts,
         )
 
     def _optimise(self, batch: Batch) -> dict:
@@ -195,7 +201,7 @@ class Trainer:
         threshold = self.model.threshold
         if threshold is not None and "gamma" in trajectory.actions:
             bins, chosen = len(threshold.gammas), trajectory.actions["gamma"].choice
-            metrics["gamma_histogram"] = torch.bincount(chosen.clamp(min=0), minlength=bins).tolist()
+            metrics["gamma_histogram"] = torch.bincount(chosen[chosen >= 0], minlength=bins).tolist()
         return metrics
 
     @contextmanager
@@ -217,6 +223,7 @@ class Trainer:
         """What a resume needs beside the model and the optimizer."""
         return {
             "update": self.update,
+            "rollouts": self.rollouts,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "denoiser_calls": dict(self.denoiser_calls),
@@ -225,6 +232,8 @@ class Trainer:
     def restore(self, state: dict) -> None:
         self.update, self.skipped, self.skipped_in_a_row = state["update"], state["skipped"], state["skipped_in_a_row"]
         self.denoiser_calls = Counter(state["denoiser_calls"])
+        algorithm = self.config.algorithm  # a checkpoint of 0.1 does not count them
+        self.rollouts = state.get("rollouts", self.update * algorithm.prompts_per_update * algorithm.group_size)
 
 
 def mean_diagnostics(of_updates: Sequence[dict[str, Tensor]]) -> dict:

@@ -185,7 +185,8 @@ def test_the_exact_surrogate_needs_no_correction(rollouts):
 def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, correction):
     model, trajectory = rollouts(19, learned)
     train = ("model", "threshold") if learned else ("model",)
-    objective = Diffpo(DiffpoConfig(train=train, importance_correction=correction, weight_cap=1.1))
+    cap = {"weight_cap": 1.1} if correction else {}
+    objective = Diffpo(DiffpoConfig(train=train, importance_correction=correction, **cap))
     batch = batch_of(trajectory)
     with torch.no_grad():
         scores = score(model, trajectory, objective.latents(batch, 5, 8))

@@ -86,13 +86,15 @@ def finished_run(whole_run, tmp_path):
 
 @pytest.fixture
 def make_trainer(sudoku_model):
-    """make_trainer(**AlgorithmConfig fields) -> Trainer on the sudoku model."""
+    """make_trainer(**AlgorithmConfig fields) -> Trainer on the sudoku model, or another one of the task."""
 
-    def build(rollout: dict | None = None, compile: bool = False, update: dict | None = None, **algorithm) -> Trainer:
+    def build(
+        rollout: dict | None = None, compile: bool = False, update: dict | None = None, model=None, **algorithm
+    ) -> Trainer:
         algorithm = {"name": "diffpo", "prompts_per_update": 4, "group_size": 4} | algorithm
         config = TrainConfig(task="sudoku", updates=4, compile=compile, algorithm=algorithm, rollout=rollout or {},
                              update=update or {})  # fmt: skip
-        return Trainer(config, load(sudoku_model), get_task("sudoku"))
+        return Trainer(config, model or load(sudoku_model), get_task("sudoku"))
 
     return build
 

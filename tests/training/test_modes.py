@@ -169,8 +169,35 @@ def test_rollouts_say_who_they_are(make_trainer, monkeypatch):
     trainer.step(), trainer.step()
     keys = torch.cat([trajectory.key for trajectory in seen])
     assert len(keys.unique()) == len(keys)
-    assert all((trajectory.group == trajectory.key // 4).all() for trajectory in seen)
+    assert all((trajectory.group == trajectory.key // 4 * 4).all() for trajectory in seen), "its first member's"
     assert [int(trajectory.version[0]) for trajectory in seen] == [0, 1]
+
+
+def test_a_run_that_goes_on_with_other_batches_draws_nothing_twice(make_trainer, monkeypatch):
+    first, second = make_trainer(), make_trainer(prompts_per_update=3, group_size=3)
+    seen = []
+    for trainer in (first, second):
+        collect = trainer._collect
+        monkeypatch.setattr(trainer, "_collect", lambda collect=collect: seen.append(collect()) or seen[-1])
+    first.step(), first.step()
+    second.restore(first.state())
+    second.step(), second.step()
+    keys = torch.cat([rollout.trajectory.key for rollout in seen])
+    assert len(keys.unique()) == len(keys) == 16 + 16 + 9 + 9
+    groups = [rollout.trajectory.group.unique(return_counts=True) for rollout in seen]
+    assert [counts.tolist() for _, counts in groups] == [[4] * 4] * 2 + [[3] * 3] * 2
+    assert len(torch.cat([group for group, _ in groups]).unique()) == 14
+
+
+def test_a_frozen_threshold_is_no_action_of_the_model(make_trainer, monkeypatch):
+    joint = make_trainer(rollout={"threshold_gammas": (0.1, 4.0)})
+    trainer = make_trainer(train=["model"], rollout={"rule": "learned"}, model=joint.model)
+    seen, optimise = [], trainer._optimise
+    monkeypatch.setattr(trainer, "_optimise", lambda batch: seen.append(batch.trajectory) or optimise(batch))
+    metrics = trainer.step()
+    assert seen[0].actions == {}
+    assert sum(metrics["gamma_histogram"]) == 16, "what it drew is still reported"
+    assert all(p.grad is None for p in trainer.model.threshold.parameters())
 
 
 def test_no_pass_of_a_training_is_larger_than_asked(train, monkeypatch):

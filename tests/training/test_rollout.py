@@ -58,3 +58,24 @@ def test_no_wrong_answer_is_worth_more_than_a_right_one(exponent):
 
 def test_a_dropped_reward_stays_dropped():
     assert priced(torch.tensor([torch.nan]), torch.tensor([False]), torch.tensor([3]), 16, 1.0).isnan().all()
+
+
+def test_a_reward_without_a_verdict_is_priced_as_a_right_one():
+    """A reward model, say, gives a number and no verdict: all of its completions being wrong would leave nothing to learn."""
+    nfe, unknown = torch.tensor([1, 16, 1, 16]), torch.ones(4, dtype=torch.bool)
+    reward = priced(torch.tensor([0.8, 0.8, -2.0, -2.0]), unknown, nfe, 16, 1.0)
+    assert torch.equal(reward, torch.tensor([0.8, 0.8 / 16, -2.0, -2.0])), "a bad one is not better for being slow"
+
+
+def test_without_a_price_the_rewards_are_the_tasks():
+    task_reward = torch.tensor([3.0, -1.0, 2.5])
+    right = torch.tensor([True, True, False])
+    assert torch.equal(priced(task_reward, right, torch.tensor([1, 2, 3]), 16, 0.0), task_reward)
+
+
+def test_a_task_without_verdicts_teaches(rollouts, monkeypatch):
+    grade = Sudoku.grade
+    monkeypatch.setattr(Sudoku, "grade", lambda self, problem, text: Grade(grade(self, problem, text).reward, None))
+    rollout = rollouts(speed_exponent=1.0)
+    assert not rollout.correct.any()
+    assert torch.equal(rollout.reward, rollout.task_reward * speed(rollout.trajectory.nfe, 16))
