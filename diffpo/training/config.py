@@ -58,6 +58,8 @@ class RolloutConfig(RuleConfig):
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
+    threshold_exploration: Fraction = 0.0
+    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers"""
     gen_length: Count | None = None
     """tokens of a completion; default 256, a compact task's own"""
     block_length: Count | None = None
@@ -75,7 +77,8 @@ class RolloutConfig(RuleConfig):
     def rules(self, model: MaskedDiffusionLM, gen_length: int, trains_threshold: bool) -> tuple[Rule, Rule]:
         """The rule of the rollouts, and the one to evaluate with. Orders by confidence where no other is named."""
         if trains_threshold:
-            return PromptThreshold(self.threshold_order, sample=True), PromptThreshold(self.threshold_order)
+            sampled = PromptThreshold(self.threshold_order, sample=True, explore=self.threshold_exploration)
+            return sampled, PromptThreshold(self.threshold_order)
         name = self.chosen(has_threshold=False)  # one that is not trained is used only where it is asked for
         order = self.threshold_order if name == "eb" else self.order
         rule = self.model_copy(update={"rule": name, "order": order}).commit_rule(model, gen_length)
@@ -174,6 +177,8 @@ class TrainConfig(Config):
             raise ValueError("rollout.gamma: the threshold is learned: give its bins as rollout.threshold_gammas")
         if not learned and self.rollout.threshold_gammas is not None:
             raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
+        if not learned and self.rollout.threshold_exploration:
+            raise ValueError("rollout.threshold_exploration: no threshold is trained: add it to algorithm.train")
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
