@@ -148,12 +148,15 @@ def test_headroom_finds_a_bound_that_depends_on_the_prompt() -> None:
         nfe = torch.linspace(9, 1, len(headroom.GAMMAS), dtype=torch.float64).expand(600, -1)
         noise = torch.randn(600, 4, generator=generator, dtype=torch.float64)
         features = torch.cat([noise, easy[:, None].double() * 4], dim=1) if told else noise
-        return headroom.Outcomes(solved, nfe, features)
+        kinds = torch.stack([easy, ~easy], dim=1).double() if told else torch.ones(600, 1, dtype=torch.float64)
+        return headroom.Outcomes(solved, nfe, features, kinds)
 
     (told,) = headroom.compare(made(told=True), prices=[0.05])
     assert told["price"] == 0.05
     assert told["fixed"]["bins"][0] == 600, "at this price the smallest bound is the best for all"
     assert told["fitted"]["gain"] == pytest.approx(told["oracle"]["gain"], abs=0.01)
+    assert told["kind"]["gain"] == pytest.approx(told["oracle"]["gain"], abs=0.01)
     assert told["oracle"]["gain"] == pytest.approx(0.5 * 8 * 0.05, abs=0.03), "half of them save 8 evaluations at .05"
     (untold,) = headroom.compare(made(told=False), prices=[0.05])
+    assert untold["kind"]["gain"] == 0, "one kind has one bound"
     assert abs(untold["fitted"]["gain"]) <= 3 * untold["fitted"]["standard_error"]

@@ -1,0 +1,205 @@
+"""``python benchmarks/experiments/adaptive.py``: does the learned threshold adapt to the prompt, and what does each remedy do?
+
+Task medley: kinds of problems that need different bounds. Arms (adaptive_arms.py) differ in the advantage of the threshold's choice, in exploration, and
+in what is trained. Each trained model decodes test problems at its learned threshold and over a sweep of bounds, by kind; problems of difficulties
+that it was not trained on at the learned threshold. Countdown and Sudoku: what a remedy costs where one bound suits all.
+
+By arm, over seeds: accuracy and NFE, the kind that lost most against the base model at a careful bound, the mutual information of the chosen bound and
+the kind (bits), area and AUP (front_area.py). Runs that exist are not repeated. Writes adaptive.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from adaptive_arms import ARMS, BINS, COMMON, runs
+from decode_front import BATCH
+from difficulty import mutual_information
+from front_area import area, aup
+from rich.console import Console
+from rich.table import Table
+from seed_statistics import estimate, text
+from study import Options, existing, parser, provenance, read, train_all, write
+
+from diffpo.cpu_memory import keep_freed_memory
+from diffpo.decoding.generation import generate
+from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
+from diffpo.evaluation import fixed_problems
+from diffpo.models.checkpoints import load
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.tasks import Task, get_task
+from diffpo.tasks.medley import Medley
+from diffpo.training.config import ROLLOUT_ORDER
+
+TASKS = ("medley", "countdown", "sudoku")
+GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+MINUTES = {"medley": 12.0, "countdown": 6.0, "sudoku": 6.0}
+MARGIN = 0.02  # of accuracy, by which a bound may fall behind the careful one
+
+
+def decode(model: MaskedDiffusionLM, task: Task, problems: Sequence, rule: Rule) -> dict:
+    """Greedy decoding: solved, nfe, tokens of each problem; chosen: bin of the learned threshold, or None."""
+    prompts = [task.prompt(problem) for problem in problems]
+    out = generate(model, prompts, task.gen_length, task.block_length, rule, batch_size=BATCH)
+    grades = task.grade_many(problems, out.text)
+    learned = isinstance(rule, PromptThreshold)
+    return {
+        "solved": [int(grade.correct is True) for grade in grades],
+        "nfe": out.trajectory.nfe.tolist(),
+        "tokens": out.trajectory.length.tolist(),
+        "chosen": out.trajectory.actions["gamma"].choice.tolist() if learned else None,
+    }
+
+
+def measure(folder: str, task_name: str, heldout: int) -> dict:
+    """What the model decodes at each bound and, where it has one, at its learned threshold."""
+    keep_freed_memory()
+    model, task = load(folder), get_task(task_name)
+    problems = fixed_problems(task, heldout)
+    found = {
+        "kinds": [task.kind(problem) for problem in problems],
+        "fixed": [decode(model, task, problems, EntropyBounded(gamma, ROLLOUT_ORDER)) for gamma in GAMMAS],
+        "bins": model.config.threshold_gammas or None,
+    }
+    if model.threshold is not None:
+        found["learned"] = decode(model, task, problems, PromptThreshold())
+        if isinstance(task, Medley):
+            unseen = Medley(levels="unseen")
+            others = fixed_problems(unseen, heldout)
+            found["unseen"] = decode(model, unseen, others, PromptThreshold()) | {
+                "kinds": [problem.kind for problem in others],
+                "levels": [problem.level for problem in others],
+            }
+            found["levels"] = [problem.level for problem in problems]
+    return found
+
+
+def by_kind(found: dict, point: dict) -> dict[str, dict[str, float]]:
+    """accuracy and nfe of each kind."""
+    kinds = np.array(found["kinds"])
+    return {
+        str(kind): {name: float(np.mean(np.array(point[column])[kinds == kind])) for name, column in (("accuracy", "solved"), ("nfe", "nfe"))}
+        for kind in np.unique(kinds)
+    }  # fmt: skip
+
+
+def tokens_per_forward(point: dict) -> float:
+    return sum(point["tokens"]) / sum(point["nfe"])
+
+
+def bits(found: dict, chosen: Sequence[int]) -> float:
+    """Mutual information of the chosen bin and the kind."""
+    _, kind = np.unique(found["kinds"], return_inverse=True)
+    return mutual_information(np.array(chosen), kind, max(chosen) + 1) / float(np.log(2))
+
+
+def careful(base: dict) -> dict[str, dict[str, float]]:
+    """The base model by kind at the smallest bin."""
+    return by_kind(base, base["fixed"][GAMMAS.index(BINS[0])])
+
+
+def oracle_by_kind(base: dict) -> dict:
+    """For each kind the bin with the fewest evaluations that keeps the careful bound's accuracy within MARGIN: nfe, accuracy, bits."""
+    safe, kinds = careful(base), np.array(base["kinds"])
+    chosen, nfe, solved = np.zeros(len(kinds), dtype=int), np.zeros(len(kinds)), np.zeros(len(kinds))
+    for kind in safe:
+        of_kind = kinds == kind
+        for index, gamma in enumerate(BINS):
+            point = base["fixed"][GAMMAS.index(gamma)]
+            if np.mean(np.array(point["solved"])[of_kind]) >= safe[kind]["accuracy"] - MARGIN:
+                chosen[of_kind] = index
+                nfe[of_kind], solved[of_kind] = np.array(point["nfe"])[of_kind], np.array(point["solved"])[of_kind]
+    return {"nfe": float(nfe.mean()), "accuracy": float(solved.mean()), "bits": bits(base, chosen)}
+
+
+def best_for_all(base: dict) -> dict:
+    """The bound with the fewest evaluations that keeps every kind within MARGIN."""
+    safe = careful(base)
+    kept = [
+        (float(np.mean(point["nfe"])), gamma, float(np.mean(point["solved"])))
+        for gamma, point in zip(GAMMAS, base["fixed"], strict=True)
+        if all(now["accuracy"] >= safe[kind]["accuracy"] - MARGIN for kind, now in by_kind(base, point).items())
+    ]
+    nfe, gamma, accuracy = min(kept)
+    return {"gamma": gamma, "nfe": nfe, "accuracy": accuracy}
+
+
+def numbers(found: dict, base: dict) -> dict:
+    """Of one trained model: accuracy, nfe, worst (largest loss of a kind against the base's careful bound), bits, the front."""
+    own = found.get("learned") or found["fixed"][GAMMAS.index(BINS[0])]
+    kinds, safe = by_kind(found, own), careful(base)
+    points = [*found["fixed"], *([found["learned"]] if "learned" in found else [])]
+    return {
+        "accuracy": float(np.mean(own["solved"])),
+        "nfe": float(np.mean(own["nfe"])),
+        "worst": min(kinds[kind]["accuracy"] - safe[kind]["accuracy"] for kind in kinds),
+        "bits": bits(found, own["chosen"]) if own["chosen"] else 0.0,
+        "kinds": kinds,
+        "front": [(tokens_per_forward(point), float(np.mean(point["solved"]))) for point in points],
+        "chosen": {kind: dict(Counter(c for c, k in zip(own["chosen"], found["kinds"], strict=True) if k == kind)) for kind in kinds} if own["chosen"] else {},
+    }  # fmt: skip
+
+
+def areas(of_runs: Sequence[dict]) -> None:
+    """Adds area (up to the fewest tokens per forward that all fronts reach) and aup to each."""
+    y_max = max(y for run in of_runs for _, y in run["front"])
+    high = min(max(rho for rho, _ in run["front"]) for run in of_runs)
+    for run in of_runs:
+        run |= {"area": area(run["front"], y_max, high), "aup": aup(run["front"], y_max)}
+
+
+def measured(results: list[dict], given: Options) -> dict[str, dict]:
+    """`measure` of every run and base model, by name; what exists is not decoded again."""
+    folder, found = given.output / "adaptive" / "decoded", {}
+    wanted = {f"{r['task']}-{r['arm']}-seed{r['seed']}": (r["task"], None) for r in results}
+    wanted |= {f"{task}-base": (task, f"tiny-{task}") for task in {r["task"] for r in results}}
+    for name, (task, model) in wanted.items():
+        path = folder / f"{name}.json"
+        if not path.exists() and not given.report:
+            source = model or str(given.runs / "adaptive" / name / "model")
+            write(path, measure(source, task, 24 if given.smoke else int(COMMON[task]["heldout"])))  # type: ignore[call-overload]
+        if path.exists():
+            found[name] = json.loads(path.read_text())
+    return found
+
+
+def report(results: list[dict], given: Options) -> None:
+    decoded, console, document = measured(results, given), Console(width=170, highlight=False), {}
+    for task in dict.fromkeys(result["task"] for result in results):
+        base = decoded[f"{task}-base"]
+        of_runs = [
+            {"arm": r["arm"], "seed": r["seed"], "denoiser_calls": r["denoiser_calls"], **numbers(decoded[name], base)}
+            for r in results
+            if r["task"] == task and (name := f"{task}-{r['arm']}-seed{r['seed']}") in decoded
+        ]
+        areas(of_runs)
+        oracle, one = oracle_by_kind(base), best_for_all(base)
+        document[task] = {"runs": of_runs, "oracle_by_kind": oracle, "best_for_all": one, "careful": careful(base)}
+        columns = ("accuracy", "nfe", "worst", "bits", "area", "aup", "denoiser_calls")
+        table = Table("arm", "seeds", *columns, title=f"{task}: one bound {one}; each kind its own {oracle}")
+        for arm in dict.fromkeys(run["arm"] for run in of_runs):
+            rows = [run for run in of_runs if run["arm"] == arm]
+            cells = (text(estimate([row[name] for row in rows]), digits=0 if name == "denoiser_calls" else 3) for name in columns)  # fmt: skip
+            table.add_row(arm, str(len(rows)), *cells)
+        console.print(table)
+    seeds = {"runs": sorted({result["seed"] for result in results}), "heldout": 0}
+    write(given.output / "adaptive.json", {"tasks": document, "provenance": provenance(seeds)})
+
+
+def main() -> None:
+    command = parser(__doc__, 5, TASKS)
+    command.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    arguments = command.parse_args()
+    given = read(arguments)
+    wanted = runs(given.seeds, given.tasks, tuple(arguments.arms))
+    results = train_all("adaptive", wanted, given, lambda run: MINUTES[run.task])
+    if given.report:
+        results = existing("adaptive", runs(5, given.tasks), given.output)
+    report(results, given)
+
+
+if __name__ == "__main__":
+    main()
