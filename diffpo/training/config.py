@@ -114,13 +114,14 @@ class OptimizerConfig(Config):
 
 
 class GuardConfig(Config):
-    """Watches problems of the validation split, so that no kind of problem is ruined while the mean gets better."""
+    """Watches problems of the validation split, so that no kind of problem is ruined while the mean gets better (docs/guard.md)."""
 
     every: int = Field(50, ge=0, le=2**31 - 1)
-    """updates between checks; 0 = never"""
-    problems: Count = 128
-    tolerance: Fraction = 0.2
-    """a kind may lose this share of what the base model solves under the most careful bound that rollouts can choose"""
+    """updates between checks; 0 = only the report at the end"""
+    problems: Count = 256
+    """of all kinds together; fewer where the validation split holds fewer"""
+    tolerance: float = Field(0.2, ge=0, lt=1)
+    """share that a kind may lose of what the base model solves at the smallest bin of a threshold that is trained, else by the run's rule"""
 
 
 class TrainConfig(Config):
@@ -146,7 +147,8 @@ class TrainConfig(Config):
     split: Literal["test", "validation"] = "test"
     """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
     sweep: bool = True
-    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
+    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time, the careful bound (see guard) and the
+    rule that was trained"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
     save_every: Count = 25
@@ -179,6 +181,11 @@ class TrainConfig(Config):
             raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
         if not learned and self.rollout.threshold_exploration:
             raise ValueError("rollout.threshold_exploration: no threshold is trained: add it to algorithm.train")
+        if self.rollout.threshold_exploration and not getattr(self.algorithm, "importance_correction", True):
+            raise ValueError(
+                "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
+                "algorithm.importance_correction to true"
+            )
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
