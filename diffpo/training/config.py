@@ -59,7 +59,8 @@ class RolloutConfig(RuleConfig):
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
     threshold_exploration: Fraction = 0.0
-    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers"""
+    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance correction makes up
+    for it"""
     gen_length: Count | None = None
     """tokens of a completion; default 256, a compact task's own"""
     block_length: Count | None = None
@@ -181,15 +182,28 @@ class TrainConfig(Config):
             raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
         if not learned and self.rollout.threshold_exploration:
             raise ValueError("rollout.threshold_exploration: no threshold is trained: add it to algorithm.train")
-        if self.rollout.threshold_exploration and not getattr(self.algorithm, "importance_correction", True):
-            raise ValueError(
-                "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
-                "algorithm.importance_correction to true"
-            )
+        if learned and self.rollout.threshold_exploration:
+            self._check_exploration()
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
         return self
+
+    def _check_exploration(self) -> None:
+        """ValueError where a draw's weight, its probability over that of the mixture, would be left out or cut: its gradient is biased then."""
+        assert isinstance(self.algorithm, DiffpoConfig)  # of all algorithms this one has a threshold
+        share, cap = self.rollout.threshold_exploration, self.algorithm.weight_cap
+        if not self.algorithm.importance_correction:
+            raise ValueError(
+                "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
+                "algorithm.importance_correction to true"
+            )
+        largest = 1 / (1 - share + share / len(self.rollout.bins))
+        if cap < largest:
+            raise ValueError(
+                f"rollout.threshold_exploration: at {share:g} a threshold's weight is up to {largest:.3g}, and algorithm.weight_cap "
+                f"{cap:g} would cut it: raise the cap, or explore less"
+            )
 
     @property
     def trains_threshold(self) -> bool:
