@@ -70,7 +70,7 @@ class Guard:
             try:
                 self._choose_problems()
             except Exception as error:  # of the task's own code, whatever it is
-                self.problems, self.off = [], f"{type(error).__name__}: {error}"
+                self._turn_off(error)
 
     def _choose_problems(self) -> None:
         trainer = self.trainer
@@ -142,8 +142,11 @@ class Guard:
         try:
             return evaluate(trainer.model, self.task, self.problems, rule, trainer.lengths, self.rows)
         except TaskError as error:
-            self.problems, self.off = [], str(error)
+            self._turn_off(error)
             return None
+
+    def _turn_off(self, error: Exception) -> None:
+        self.problems, self.off = [], " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def is_lost(base: Item, now: Item, tolerance: float, was_lost: bool = False) -> bool:
@@ -159,9 +162,9 @@ def is_lost(base: Item, now: Item, tolerance: float, was_lost: bool = False) -> 
 
 def careful(rule: Rule, model: MaskedDiffusionLM) -> Rule:
     """The most careful decoding that a rule can choose: a learned threshold's smallest bin; another rule has no choice."""
-    rule = rule.resolve(model)
-    if isinstance(rule, PromptThreshold):
-        return EntropyBounded(min(model.config.threshold_gammas), rule.order)
+    rule, gammas = rule.resolve(model), model.config.threshold_gammas
+    if isinstance(rule, PromptThreshold) and rule.order and gammas:
+        return EntropyBounded(min(gammas), rule.order)
     return rule
 
 

@@ -441,7 +441,7 @@ KINDS = {
 
 @pytest.mark.filterwarnings("ignore:task sudoku raised IndexError on the kind")
 @pytest.mark.parametrize("name", KINDS)
-def test_kinds_of_any_sort(train, ruin, monkeypatch, metrics_of, tmp_path, capsys, name):
+def test_kinds_of_any_sort(train, monkeypatch, metrics_of, tmp_path, capsys, name):
     monkeypatch.setattr(Sudoku, "kind", KINDS[name])
     monkeypatch.setattr(Sudoku, "grade", lambda self, problem, text: Grade(0.5, True))
     assert train(*WATCHED, *SHORT, "--heldout", "50") == 0
@@ -456,13 +456,24 @@ def test_kinds_of_any_sort(train, ruin, monkeypatch, metrics_of, tmp_path, capsy
 
 
 def test_the_parts_of_an_update_bound_what_is_watched(train, monkeypatch):
-    rows = []
-    monkeypatch.setattr(
-        diffpo.training.guard,
-        "evaluate",
-        lambda model, task, problems, rule, lengths, batch: (
-            rows.append(batch) or evaluate(model, task, problems, rule, lengths, batch)
-        ),
-    )
+    """Also where its prompts are longer than the held-out ones."""
+    rows, prompt = [], Sudoku.prompt
+    watched = set(get_task("sudoku").problems("validation", 6, 0))
+    monkeypatch.setattr(Sudoku, "prompt", lambda self, p: prompt(self, p) + (" 1" * 8 if p in watched else ""))
+
+    def noted(model, task, problems, rule, lengths, batch):
+        rows.append(batch)
+        return evaluate(model, task, problems, rule, lengths, batch)
+
+    monkeypatch.setattr(diffpo.training.guard, "evaluate", noted)
     assert train(*WATCHED, *SHORT, "--guard.problems", "6", "--update.tokens-at-once", "100") == 0
-    assert rows == [3, 3]  # 16 tokens of prompt, 16 of completion
+    assert rows == [2, 2]  # 24 tokens of prompt, 16 of completion
+
+
+def test_a_lost_kind_is_written_as_it_is_called(train, ruin, monkeypatch, capsys):
+    monkeypatch.setattr(Sudoku, "kind", KINDS["brackets"])
+    ruin({1: "[/red] [8]"})
+    assert train(*WATCHED, *SHORT, "--heldout", "100") == 0
+    output = capsys.readouterr().out
+    assert "WARNING after update 1, [/red] [8]: 0% of" in output
+    assert "WARNING at the end, [/red] [8]: 0% of" in output

@@ -46,6 +46,17 @@ def test_the_loss_of_a_uniform_model_is_the_entropy_of_its_vocabulary():
     assert sum(losses) / 8 == pytest.approx(expected, rel=0.1)
 
 
+def test_padding_before_a_prompt_changes_no_loss():
+    task = get_task("sudoku")
+    torch.manual_seed(0)
+    model = build_model(task, SIZE)
+    prompts, completions = encode_examples(model, task, 16, seed=0)
+    padded = torch.cat([torch.full((16, 3), model.config.pad_token_id), prompts], dim=1)
+    with torch.no_grad():
+        exact, got = (elbo_loss(model, given, completions, 0).item() for given in (prompts, padded))
+    assert got == pytest.approx(exact, rel=1e-5)
+
+
 def test_a_few_steps_reduce_the_loss():
     task = get_task("sudoku")
     torch.manual_seed(0)
@@ -98,6 +109,7 @@ def test_bf16_follows_fp32(monkeypatch):
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_compiled_bf16_follows_fp32(monkeypatch):
     exact, _ = losses_of(monkeypatch, steps=8)
     compiled, weights = losses_of(monkeypatch, steps=8, bf16=True, compile=True)
