@@ -246,9 +246,7 @@ class Run(command.Run):
 
     def _warn(self, when: str, losses: Iterable[Loss]) -> None:
         for loss in losses:
-            self.console.print(
-                f"WARNING {when}, {loss}. Remedy: {remedy(self.config, loss)} (docs/guard.md)", markup=False
-            )
+            self.console.print(f"WARNING {when}, {loss}. Try {remedy(self.config, loss)} (docs/guard.md)", markup=False)
 
     def _say_guard_is_off(self) -> None:
         self.console.print(f"no kind of problem is watched while training: {self.guard.off}", markup=False)

@@ -202,14 +202,13 @@ def kinds_table(kinds: Mapping[str, Item], lost: Collection[str]) -> Table:
 def remedy(config: TrainConfig, loss: Loss) -> str:
     """The first of the flags that may save a kind and that the run has not set."""
     rollout, algorithm, optimizer = config.rollout, config.algorithm, config.optimizer
-    if config.trains_threshold and (
-        loss.gamma is None or loss.gamma > min(rollout.bins)
-    ):  # the kind is decoded too fast
-        if getattr(algorithm, "threshold_advantage", "std") != "std":
-            return "--algorithm.threshold-advantage std"
-        if not rollout.threshold_exploration and getattr(algorithm, "importance_correction", False):
-            return f"--rollout.threshold-exploration {_EXPLORED}"
+    # decoded faster than it could be: the threshold is at fault
+    fast = config.trains_threshold and (loss.gamma is None or loss.gamma > min(rollout.bins))
+    if fast and getattr(algorithm, "threshold_advantage", "std") != "std":
+        return "--algorithm.threshold-advantage std"
     if rollout.speed_exponent > _GENTLE:
         return f"--rollout.speed-exponent {_GENTLE}"
+    if fast and not rollout.threshold_exploration and getattr(algorithm, "importance_correction", False):
+        return f"--rollout.threshold-exploration {_EXPLORED}"
     part = "lr" if "model" in algorithm.train else "threshold-lr"
     return f"--optimizer.{part} {getattr(optimizer, part.replace('-', '_')) / 2:g}"

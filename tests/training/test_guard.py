@@ -124,7 +124,7 @@ FAST, CAREFUL = Loss("a", 20, 1.0, 0.0, 4.0), Loss("a", 20, 1.0, 0.0, 2.0)
 @pytest.mark.parametrize(
     ("flags", "loss", "said"),
     [
-        ([], FAST, ["--algorithm.threshold-advantage std", "--rollout.threshold-exploration 0.1", "--rollout.speed-exponent 0.25", "--optimizer.lr 0.0001"]),
+        ([], FAST, ["--algorithm.threshold-advantage std", "--rollout.speed-exponent 0.25", "--rollout.threshold-exploration 0.1", "--optimizer.lr 0.0001"]),
         ([], CAREFUL, ["--rollout.speed-exponent 0.25", "--optimizer.lr 0.0001", "--optimizer.lr 5e-05"]),
         (["--algorithm.no-importance-correction", "--algorithm.threshold-advantage", "std"], FAST, ["--rollout.speed-exponent 0.25"]),
         (["--algorithm.train", "threshold", "--rollout.speed-exponent", "0"], CAREFUL, ["--optimizer.threshold-lr 0.001"]),
@@ -231,7 +231,7 @@ def test_a_lost_kind_is_said_once_and_at_once_and_in_the_report(train, ruin, met
     assert len(warnings) == 2
     assert warnings[0].startswith("WARNING after update 2, 8 clues: 0% of ")
     assert lines.index(warnings[0]) < next(i for i, line in enumerate(lines) if "trained model on" in line)
-    assert " nats, the base model solves 100%. Remedy: --algorithm." in warnings[0]
+    assert " nats, the base model solves 100%. Try --algorithm." in warnings[0]
     assert lines[-1] == warnings[1]
     assert warnings[1].startswith("WARNING at the end, 8 clues: 0% of ")
     assert "LOST" in next(line for line in lines if "8 clues" in line and "│" in line)
