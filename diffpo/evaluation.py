@@ -6,6 +6,7 @@ Problems are decoded in a stream. Finished rows are graded together, in chunks, 
 import math
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -52,7 +53,7 @@ class Evaluation:
     tokens_per_second: float
     decoding_seconds: float
     gamma: float | None
-    kinds: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    kinds: dict[str, Item] = field(default_factory=dict)
 
     def asdict(self) -> dict:
         return asdict(self)
@@ -173,17 +174,26 @@ def summarise(rule: Rule, done: Sequence[Mapping[str, Any]]) -> Evaluation:
     )
 
 
-def by_kind(task: Task, problems: Sequence, rule: Rule, done: Sequence[Item]) -> dict[str, dict[str, float | None]]:
+def by_kind(task: Task, problems: Sequence, rule: Rule, done: Sequence[Item]) -> dict[str, Item]:
     """`Evaluation.kinds` of these items; empty if all their problems are of one kind."""
     items = defaultdict(list)
     for item in done:
-        items[task.kind(problems[item["index"]])].append(item)
+        items[_kind(task, problems[item["index"]])].append(item)
     if len(items) < 2:
         return {}
     summaries = {kind: summarise(rule, of_kind) for kind, of_kind in sorted(items.items())}
     return {
         kind: {"done": e.done, "accuracy": e.accuracy, "nfe": e.nfe, "gamma": e.gamma} for kind, e in summaries.items()
     }
+
+
+def _kind(task: Task, problem: Any) -> str:
+    """The problem's kind as text; the task's name, and a warning, where the task raises: a report must not end an evaluation."""
+    try:
+        return str(task.kind(problem))
+    except Exception as error:
+        warnings.warn(f"task {task.name} raised {type(error).__name__} on the kind of a problem: {error}", stacklevel=2)
+        return task.name
 
 
 def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:

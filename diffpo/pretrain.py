@@ -50,9 +50,11 @@ def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Te
     def read(hidden_BSD: Tensor) -> Tensor:
         return model.logprobs(hidden_BSD[:, -L:][masked_BL], completion_BL[masked_BL], banned_ids=[model.mask_id])
 
-    padding_B = (prompt_ids_BP == model.config.pad_token_id).sum(dim=1)
-    padding = padding_B if padding_B.any() else None  # without any, the fastest attention kernel applies
-    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), padding=padding, read=read)
+    pad = model.config.pad_token_id
+    padding_B = None if pad is None else torch.eq(prompt_ids_BP, pad).sum(dim=1)
+    if padding_B is not None and not padding_B.any():
+        padding_B = None  # then the fastest attention kernel applies
+    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), padding=padding_B, read=read)
     weight_N = (1 / rate_B1).expand(B, L)[masked_BL]
     return -(weight_N * logprob_N).sum() / (B * L)
 

@@ -23,6 +23,7 @@ NEED_MORE = {
     "diffpo.pretrain",
     "diffpo.train",
     "diffpo.training.config",
+    "diffpo.training.guard",
     "diffpo.training.trainer",
     "diffpo.training.update",
 }

@@ -276,7 +276,8 @@ class PromptThreshold(Rule):
     """Entropy-bounded with the threshold the model predicts for each prompt: its mode, or a draw when ``sample`` (training).
 
     order: of commitment; None takes the one the threshold was trained with; ``proxy`` was its name. explore: share of the draws, 0 to 1,
-    that are uniform over the bins, whatever the model predicts; the recorded probability is that of the mixture.
+    that are uniform over the bins, whatever the model predicts; the recorded probability is that of the mixture. ValueError for another
+    order or share, or one without ``sample``.
     """
 
     draws_gamma = True
@@ -288,6 +289,8 @@ class PromptThreshold(Rule):
         order = order if proxy is None else _by_its_old_name(proxy)
         if not _is_number(explore) or not 0 <= explore <= 1:
             raise ValueError(f"explore must be a share from 0 to 1, got {explore!r}")
+        if explore and not sample:
+            raise ValueError("explore: only draws explore, set sample=True")
         self.order, self.sample, self.explore = order if order is None else _checked_order(order), sample, explore
 
     def __repr__(self) -> str:

@@ -64,7 +64,10 @@ class Task(ABC, Generic[ProblemT]):
         """
 
     def kind(self, problem: ProblemT) -> str:
-        """Which sort of problem it is, where a task has several: results are also reported by kind. The task's name by default."""
+        """Which sort of problem it is, where a task has several; the task's name by default.
+
+        Training reports by kind, and warns when one is lost: a few kinds, each with many problems.
+        """
         return self.name
 
     def grade_many(self, problems: Sequence[ProblemT], texts: Sequence[str]) -> list[Grade]:

@@ -59,7 +59,8 @@ class RolloutConfig(RuleConfig):
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
     threshold_exploration: Fraction = 0.0
-    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers"""
+    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance correction makes up
+    for it"""
     gen_length: Count | None = None
     """tokens of a completion; default 256, a compact task's own"""
     block_length: Count | None = None
@@ -114,13 +115,14 @@ class OptimizerConfig(Config):
 
 
 class GuardConfig(Config):
-    """Watches problems of the validation split, so that no kind of problem is ruined while the mean gets better."""
+    """Watches problems of the validation split, so that no kind of problem is ruined while the mean gets better (docs/guard.md)."""
 
     every: int = Field(50, ge=0, le=2**31 - 1)
-    """updates between checks; 0 = never"""
-    problems: Count = 128
-    tolerance: Fraction = 0.2
-    """a kind may lose this share of what the base model solves under the most careful bound that rollouts can choose"""
+    """updates between checks; 0 = only the report at the end"""
+    problems: Count = 256
+    """of all kinds together; fewer where the validation split holds fewer"""
+    tolerance: float = Field(0.2, ge=0, lt=1)
+    """share that a kind may lose of what the base model solves at the smallest bin of a threshold that is trained, else by the run's rule"""
 
 
 class TrainConfig(Config):
@@ -146,7 +148,8 @@ class TrainConfig(Config):
     split: Literal["test", "validation"] = "test"
     """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
     sweep: bool = True
-    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
+    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time, the careful bound (see guard) and the
+    rule that was trained"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
     save_every: Count = 25
@@ -179,10 +182,28 @@ class TrainConfig(Config):
             raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
         if not learned and self.rollout.threshold_exploration:
             raise ValueError("rollout.threshold_exploration: no threshold is trained: add it to algorithm.train")
+        if learned and self.rollout.threshold_exploration:
+            self._check_exploration()
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
         return self
+
+    def _check_exploration(self) -> None:
+        """ValueError where a draw's weight, its probability over that of the mixture, would be left out or cut: its gradient is biased then."""
+        assert isinstance(self.algorithm, DiffpoConfig)  # of all algorithms this one has a threshold
+        share, cap = self.rollout.threshold_exploration, self.algorithm.weight_cap
+        if not self.algorithm.importance_correction:
+            raise ValueError(
+                "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
+                "algorithm.importance_correction to true"
+            )
+        largest = 1 / (1 - share + share / len(self.rollout.bins))
+        if cap < largest:
+            raise ValueError(
+                f"rollout.threshold_exploration: at {share:g} a threshold's weight is up to {largest:.3g}, and algorithm.weight_cap "
+                f"{cap:g} would cut it: raise the cap, or explore less"
+            )
 
     @property
     def trains_threshold(self) -> bool:
