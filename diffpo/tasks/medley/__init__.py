@@ -84,13 +84,14 @@ class Medley(CompactTask[MedleyProblem]):
         return " ".join(map(str, KINDS[problem.kind].solution(problem.numbers, rng)))
 
     def grade(self, problem: MedleyProblem, text: str) -> Grade:
-        kind, words = KINDS[problem.kind], text.split(" ")
+        kind, words = KINDS[problem.kind], text.split()
         correct = kind.right(problem.numbers, words)
         return Grade(1.0 if correct else 0.1 if kind.formed(problem.numbers, words) else 0.0, correct)
 
     def _drawn(self, kinds: list[Kind], tenths: tuple[int, int], seed: int) -> Iterator[MedleyProblem]:
         """Random problems without end, of `kinds` in turn, whose hash modulo ten lies between `tenths`."""
-        rng, waiting = np.random.default_rng(seed), {kind.name: [] for kind in kinds}
+        rng = np.random.default_rng(seed)
+        waiting: dict[str, list[MedleyProblem]] = {kind.name: [] for kind in kinds}
         while True:
             for kind in kinds:
                 while not waiting[kind.name]:
