@@ -23,18 +23,18 @@ SUDOKU = {
 COMMON = {"medley": MEDLEY, "countdown": TINY, "sudoku": TINY | SUDOKU}
 OWN = "algorithm.threshold-advantage"
 EXPLORE = "rollout.threshold-exploration"
+READS = "rollout.threshold-reads"
+ALONE = {"algorithm.train": "model", READS: None, "rollout.threshold-gammas": None}
 
 ARMS = {
-    "mean": {},
-    **{kind: {OWN: kind} for kind in ("std", "best", "rank", "leave_one_out")},
-    "mean-explore": {EXPLORE: 0.2},
-    "std-explore": {OWN: "std", EXPLORE: 0.2},
-    "best-explore": {OWN: "best", EXPLORE: 0.2},
-    "std-both": {"algorithm.advantage": "std", OWN: "std"},
-    "exponent": {"rollout.speed-exponent": 0.25},
-    "threshold": {OWN: "std", EXPLORE: 0.2, "algorithm.train": "threshold"},
-    "model-0.1": {"algorithm.train": "model", "rollout.gamma": 0.1, "rollout.threshold-gammas": None},
-    "model-1": {"algorithm.train": "model", "rollout.gamma": 1.0, "rollout.threshold-gammas": None},
+    **{kind: {OWN: kind, READS: "both"} for kind in ("mean", "std", "best", "rank", "leave_one_out")},
+    **{f"{kind}-completion": {OWN: kind, READS: "completion"} for kind in ("mean", "std")},
+    **{f"{kind}-explore": {OWN: kind, READS: "both", EXPLORE: 0.2} for kind in ("mean", "std")},
+    "std-tokens": {"algorithm.advantage": "std", OWN: "std", READS: "both"},
+    "exponent": {OWN: "mean", READS: "both", "rollout.speed-exponent": 0.25},
+    "threshold": {OWN: "std", READS: "both", "algorithm.train": "threshold"},
+    "model-0.1": ALONE | {"rollout.gamma": 0.1},
+    "model-1": ALONE | {"rollout.gamma": 1.0},
 }
 
 

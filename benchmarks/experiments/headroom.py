@@ -1,7 +1,7 @@
 """``python benchmarks/experiments/headroom.py``: what could a threshold chosen for each prompt gain over one for all?
 
 Test problems, which no model was trained on, are decoded greedily at every entropy bound. At a price of an evaluation, value = solved - price * NFE, four
-ways to choose the bound: fixed (the best one for all), kind (the best one for each kind of problem, where a task has several), fitted (a linear head on the mean hidden state of the masked completion, the learned threshold's own form,
+ways to choose the bound: fixed (the best one for all), kind (the best one for each kind of problem, where a task has several), fitted (a linear head on the mean hidden states of completion and prompt at z_0, the learned threshold's own form,
 fitted by gradient to the values themselves) and oracle (for each prompt with the outcomes known, the upper limit). All but oracle are cross-fitted: the
 choice for a fifth of the problems is made on the other four. Fitted less fixed is what such a head finds with this many problems and every outcome known.
 
@@ -47,7 +47,7 @@ WAYS = ("fixed", "kind", "fitted", "oracle")
 
 
 class Outcomes(NamedTuple):
-    """Of P problems at G bounds: solved [P, G] (0 or 1), nfe [P, G], features [P, D] of z_0, kinds [P, K] (1 for its own); float64."""
+    """Of P problems at G bounds: solved [P, G] (0 or 1), nfe [P, G], features [P, F] of z_0, kinds [P, K] (1 for its own); float64."""
 
     solved: Tensor
     nfe: Tensor
@@ -70,8 +70,9 @@ def outcomes(model, task, problems: list) -> Outcomes:
     for chunk in torch.arange(len(rows)).split(BATCH):
         part = rows[chunk]
         arrangement = model.layout.arrange(Texts(part.prompt_ids, part.prompt_mask, part.latent(0)))
-        hidden = arrangement.states(model(arrangement.tokens, **arrangement.attention))
-        features.append(hidden.mean(dim=1).double())
+        first = arrangement.first_pass(model(arrangement.tokens, **arrangement.attention))
+        prompt = torch.where(first.real[..., None], first.prompt, 0).sum(dim=1) / first.real.sum(dim=1, keepdim=True)
+        features.append(torch.cat([first.completion.mean(dim=1), prompt], dim=1).double())
     kinds = [task.kind(problem) for problem in problems]
     of_kind = torch.tensor([[float(kind == name) for name in sorted(set(kinds))] for kind in kinds]).double()
     return Outcomes(torch.tensor(solved).double().T, torch.stack(nfe, dim=1), torch.cat(features), of_kind)

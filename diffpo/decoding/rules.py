@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffpo.keyed_random import uniform
+from diffpo.models.layout import FirstPass
 from diffpo.models.transformer import MaskedDiffusionLM
 
 ORDERS = ("entropy", "confidence", "margin")
@@ -129,8 +130,8 @@ class Rule:
         """The rule of one of a list's prompts."""
         return self
 
-    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
-        """Where ``draws_gamma``, called for each row once, with the completion's hidden states [B, L, D] of its first pass.
+    def thresholds(self, model: MaskedDiffusionLM, first: FirstPass, keys: Tensor, seed: int | Tensor) -> Threshold:
+        """Where ``draws_gamma``, called for each row once, with the hidden states of its first pass.
 
         keys: int64 [B], of the rows' draws beside ``seed``.
         """
@@ -310,12 +311,12 @@ class PromptThreshold(Rule):
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
 
-    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
+    def thresholds(self, model: MaskedDiffusionLM, first: FirstPass, keys: Tensor, seed: int | Tensor) -> Threshold:
         if model.threshold is None:
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
-        logprob_BG = model.threshold(hidden_BLD)
+        logprob_BG = model.threshold(first)
         if self.sample:
             if self.explore:
                 uniform_share = self.explore / logprob_BG.shape[1]

@@ -58,6 +58,9 @@ class RolloutConfig(RuleConfig):
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
+    threshold_reads: Literal["completion", "both"] | None = None
+    """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too; default: both, or what the
+    model's own threshold reads"""
     threshold_exploration: Fraction = 0.0
     """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance correction makes up
     for it"""

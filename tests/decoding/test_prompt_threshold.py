@@ -5,6 +5,9 @@ import torch
 
 import diffpo
 from diffpo.keyed_random import uniform
+from diffpo.likelihood.mean_field import mean_field
+from diffpo.likelihood.score import score
+from diffpo.models.layout import FirstPass
 from diffpo_kernels import surrogate_loss
 
 MASK = 2
@@ -107,13 +110,19 @@ def test_explored_draws_follow_the_mixture(random_model, random_prompts, chi_squ
     assert torch.equal(out.trajectory.gamma, torch.tensor(BINS)[drawn.choice])
 
 
+def states(rows: int, seed: int) -> FirstPass:
+    """Random hidden states of completions of three tokens behind no prompt."""
+    hidden = torch.randn(rows, 3, 32, generator=torch.Generator().manual_seed(seed))
+    return FirstPass(hidden, hidden[:, :0], torch.ones(rows, 0, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("explore", [1e-6, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("bias", [0.0, 3.0, 200.0])
 def test_the_recorded_probability_is_that_of_the_mixture(random_model, explore, bias):
     """Against float64, and the draw against the inverse of its distribution; 200: the head's own probabilities underflow."""
     model = random_model(seed=5, threshold_gammas=BINS)
     model.threshold.linear.bias.data[1] = bias
-    hidden, keys = torch.randn(500, 3, 32, generator=torch.Generator().manual_seed(1)), torch.arange(500) * 7
+    hidden, keys = states(500, seed=1), torch.arange(500) * 7
     with torch.no_grad():
         own = model.threshold(hidden).double().exp()
         found = diffpo.PromptThreshold(sample=True, explore=explore).thresholds(model, hidden, keys, 3)
@@ -132,7 +141,7 @@ def test_the_recorded_probability_is_that_of_the_mixture(random_model, explore, 
 def test_without_exploration_the_draws_are_the_heads(random_model):
     """Bit for bit what was drawn before there was exploration."""
     model = random_model(seed=5, threshold_gammas=BINS)
-    hidden, keys = torch.randn(500, 3, 32, generator=torch.Generator().manual_seed(1)), torch.arange(500)
+    hidden, keys = states(500, seed=1), torch.arange(500)
     logprob = model.threshold(hidden).detach()
     expected = (logprob.exp().cumsum(dim=1) <= uniform(3, 1, keys)[:, None]).sum(dim=1).clamp(max=3)
     for rule in (diffpo.PromptThreshold(sample=True), diffpo.PromptThreshold(sample=True, explore=0)):
@@ -164,7 +173,7 @@ def test_keys_decide_what_is_explored(random_model, random_prompts):
 def test_the_weight_of_an_explored_threshold_makes_up_for_the_exploration(random_model):
     """Over all draws of the mixture the gradient is that of the mean advantage under the head itself."""
     model = random_model(seed=6, threshold_gammas=BINS)
-    hidden, advantage = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(2)), torch.randn(4)
+    hidden, advantage = states(1, seed=2), torch.randn(4)
     parameters = list(model.threshold.parameters())
     own = model.threshold(hidden)[0]
     wanted = torch.autograd.grad(-(own.exp() * advantage).sum(), parameters, retain_graph=True)
@@ -207,3 +216,20 @@ def test_model_without_a_threshold(random_model, random_prompts, forward_rows):
     with forward_rows(model) as rows, pytest.raises(ValueError, match="no learned threshold"):
         diffpo.generate(model, random_prompts(model, [4]), 4, rule=diffpo.PromptThreshold())
     assert rows == [], "the error must come before any network evaluation"
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_threshold_that_reads_the_prompt_reads_the_same_in_any_batch(random_model, random_prompts, cache):
+    """Padding and other lengths in the batch play no part, and what is scored is what was drawn."""
+    model = random_model(seed=7)
+    model.add_threshold(BINS)
+    torch.nn.init.normal_(model.threshold.linear.weight, std=3.0, generator=torch.Generator().manual_seed(0))
+    prompts, rule = random_prompts(model, [5, 3, 9, 1, 6, 4]), diffpo.PromptThreshold("confidence", sample=True)
+    whole = diffpo.generate(model, prompts, 4, rule=rule, cache=cache).trajectory
+    assert len(whole.actions["gamma"].choice.unique()) > 1
+    for i, prompt in enumerate(prompts):
+        alone = diffpo.generate(model, [prompt], 4, rule=rule, row_ids=[i], cache=cache).trajectory.actions["gamma"]
+        assert alone.choice[0] == whole.actions["gamma"].choice[i]
+        torch.testing.assert_close(alone.logprob[0], whole.actions["gamma"].logprob[i], rtol=1e-4, atol=1e-5)
+    scored = score(model, whole, mean_field(whole, [0])).actions["gamma"]
+    torch.testing.assert_close(scored, whole.actions["gamma"].logprob, rtol=1e-4, atol=1e-5)
