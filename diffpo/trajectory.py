@@ -146,7 +146,9 @@ class Trajectory:
             named: dict[str, Any] = {**tensors}
             trajectory = Trajectory(**named, **settings, actions=actions)
             trajectory._check()
-        except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (
+            SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             raise ValueError(f"these bytes are no {_FORMAT!r}: {error}") from error
         return trajectory
 
@@ -165,15 +167,21 @@ class Trajectory:
                     f"{name} must be {dtype} {shapes.get(name, [B])}, got {value.dtype} {list(value.shape)}"
                 )
         for name in _SETTINGS:
-            value = getattr(self, name)
-            kind = int if name in ("mask_id", "block_length") else int | float
-            if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < math.inf:
+            value, whole = getattr(self, name), name in ("mask_id", "block_length")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(f"{name} is {value!r}")
+            least = 1 if name == "block_length" else 0
+            if not (math.isfinite(value) and least <= value) or (whole and value >= 2**63):
                 raise ValueError(f"{name} is {value!r}")
         possible = {
             "prompt_ids": self.prompt_ids >= 0,
             "tokens": self.tokens >= 0,
             "commit_step": (self.commit_step >= 0) & (self.commit_step <= self.nfe[:, None]),
+            "nfe": self.nfe <= L,  # each step commits a token
             "length": (self.length >= 0) & (self.length <= L),
+            "logprob": self.logprob.isfinite(),
+            "entropy": self.entropy.isfinite(),
+            **{f"actions.{name}.logprob": action.logprob.isfinite() for name, action in self.actions.items()},
             **{f"actions.{name}.choice": action.choice >= -1 for name, action in self.actions.items()},
         }
         for name, holds in possible.items():

@@ -112,7 +112,8 @@ def test_bytes_may_be_any_of_python_s(decode):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("mask_id", "2"), ("mask_id", True), ("mask_id", 1.5), ("block_length", None), ("block_length", -1)),
+        *(("mask_id", "2"), ("mask_id", True), ("mask_id", 1.5), ("mask_id", 2**63)),
+        *(("block_length", None), ("block_length", 0)),
         *(("temperature", -0.5), ("temperature", float("nan")), ("cfg_scale", float("inf")), ("cfg_scale", [])),
     ],
 )
@@ -126,15 +127,27 @@ def test_bytes_with_settings_of_no_rollout_are_refused(decode, name, value):
     ("name", "change"),
     [
         *(("tokens", -1), ("prompt_ids", -1), ("commit_step", -1), ("commit_step", 99), ("length", -1), ("length", 99)),
-        *(("nfe", 0), ("actions.gamma.choice", -2)),
+        *(("nfe", 0), ("nfe", 10**12), ("actions.gamma.choice", -2), ("actions.gamma.logprob", float("nan"))),
+        *(("logprob", float("nan")), ("logprob", -float("inf")), ("entropy", float("inf"))),
     ],
 )
 def test_bytes_with_numbers_of_no_rollout_are_refused(decode, name, change):
     good = decode([2, 3])
     tensors = good._tensors()
     data = good._rebuilt(tensors | {name: torch.full_like(tensors[name], change)}).to_bytes()
-    with pytest.raises(ValueError, match=f"these bytes are no .*: {'commit_step' if name == 'nfe' else name} holds"):
+    named = "commit_step" if (name, change) == ("nfe", 0) else name
+    with pytest.raises(ValueError, match=f"these bytes are no .*: {named} holds"):
         Trajectory.from_bytes(data)
+
+
+def test_bytes_whose_settings_python_cannot_hold_are_refused(decode):
+    """JSON nested beyond its stack, and a number beyond every float."""
+    trajectory = decode([2, 3])
+    deep = {"format": "diffpo trajectory 1", "settings": "[" * 100_000}
+    huge = replace(trajectory, temperature=10**400)
+    for data in (save({"tokens": trajectory.tokens}, deep), huge.to_bytes()):
+        with pytest.raises(ValueError, match="these bytes are no"):
+            Trajectory.from_bytes(data)
 
 
 def test_bytes_that_are_no_trajectory_are_refused(decode):
