@@ -91,9 +91,15 @@ def test_without_arguments_the_defaults_hold():
             "optimizer.threshold_lr: no threshold is trained",
         ),
         ('[algorithm]\ntrain = ["threshold"]\n[optimizer]\nlr = 0.1', "optimizer.lr: no model is trained"),
-        ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained"),
+        ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained: add model to"),
         ('[algorithm]\ntrain = ["threshold"]\nkl_coefficient = 0.5', "kl_coefficient: is of the model"),
         ('[algorithm]\ntrain = ["model", "model"]', "train: each part stands there once"),
+        (
+            '[algorithm]\nname = "tracerl"\nfresh_latents = true',
+            "fresh_latents: nothing about this algorithm's latents",
+        ),
+        ("[algorithm]\nm = 1\nfresh_latents = true", "fresh_latents: nothing about the latents is random"),
+        ('[algorithm]\ntrain = ["threshold"]\nfresh_latents = true', "fresh_latents: nothing about the latents"),
         (
             "[algorithm]\nimportance_correction = false\nweight_cap = 3.0",
             "weight_cap: is of the importance correction, which is off",
