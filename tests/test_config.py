@@ -6,6 +6,7 @@ import pytest
 
 from diffpo.config import PretrainConfig, nearest, parse
 from diffpo.evaluate import EvaluateConfig
+from diffpo.objectives import OBJECTIVES
 from diffpo.training.config import TrainConfig, parse_train
 
 
@@ -275,6 +276,14 @@ def test_bounds_that_may_be_infinite(toml):
     assert config.algorithm.weight_cap == config.algorithm.clip == config.rollout.gamma == float("inf")
     written = json.loads(config.model_dump_json(), parse_constant=pytest.fail)
     assert TrainConfig(**written) == config
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_rollouts_of_an_algorithm_are_its_own_from_python_too(name):
+    config = TrainConfig(algorithm={"name": name})
+    assert config == TrainConfig(algorithm=OBJECTIVES[name].Config()) == train_config("--algorithm.name", name)
+    assert {key: getattr(config.rollout, key) for key in OBJECTIVES[name].rollout} == OBJECTIVES[name].rollout
+    assert TrainConfig(algorithm={"name": name}, rollout={"temperature": 0.5}).rollout.temperature == 0.5
 
 
 def test_what_is_trained_has_no_order(toml):

@@ -1,6 +1,6 @@
 """The configuration of a training run: the algorithm's own settings, and what all algorithms share."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from diffpo.config import (
     Config,
@@ -150,6 +150,16 @@ class TrainConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_rollouts(cls, given: Any) -> Any:
+        """The algorithm's own settings of rollouts hold where nothing else is said, from Python as from a command."""
+        algorithm, rollout = given.get("algorithm", {}), given.get("rollout", {})
+        name = algorithm.get("name", "diffpo") if isinstance(algorithm, dict) else getattr(algorithm, "name", None)
+        if isinstance(name, str) and name in OBJECTIVES and isinstance(rollout, dict):
+            given = given | {"rollout": OBJECTIVES[name].rollout | rollout}
+        return given
 
     @model_validator(mode="after")
     def _trained_alike(self) -> "TrainConfig":
