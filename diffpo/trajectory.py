@@ -69,9 +69,9 @@ class Trajectory:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> Trajectory:
-        """The trajectory of some rows (a slice, an index tensor or a boolean mask). ValueError for a number: a row has no trajectory
-        without its dimension."""
-        if isinstance(rows, int) or (isinstance(rows, Tensor) and rows.dim() == 0):
+        """The trajectory of some rows (a slice, an index tensor or a boolean mask). ValueError for a number, of whatever library: a row
+        has no trajectory without its dimension."""
+        if not isinstance(rows, slice | list) and getattr(rows, "ndim", 0) != 1:
             raise ValueError(
                 f"rows must be a slice, an index tensor or a mask, got {rows}: one row is trajectory[i : i + 1]"
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -90,13 +91,14 @@ def test_what_is_no_list_of_trajectories_is_not_put_together(decode):
             Trajectory.concatenate(parts)
 
 
-@pytest.mark.parametrize("row", [0, -1, torch.tensor(1), True], ids=["first", "last", "tensor", "true"])
+@pytest.mark.parametrize("row", [0, -1, torch.tensor(1), True, np.int64(1), (0, 1), None], ids=repr)
 def test_a_number_is_no_choice_of_rows(decode, row):
     """It would take the rows' dimension away, and a trajectory of two rows would have the length of its completion."""
     trajectory = decode([2, 3])
     with pytest.raises(ValueError, match=r"rows must be a slice.*one row is trajectory\[i : i \+ 1\]"):
         trajectory[row]
-    assert len(trajectory[1:2]) == 1
+    for rows in (slice(1, 2), [1], np.array([1]), torch.tensor([1]), torch.tensor([False, True])):
+        assert torch.equal(trajectory[rows].key, trajectory.key[1:])
 
 
 def test_bytes_may_be_any_of_python_s(decode):
