@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -126,6 +127,22 @@ def forward_rows():
             handle.remove()
 
     return watch
+
+
+@pytest.fixture
+def full_disk():
+    """``with full_disk(n):`` no file becomes longer than n bytes: the system refuses the write, whoever writes, as it does on a full disk."""
+
+    @contextmanager
+    def limited(size: int):
+        before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+    return limited
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Checkpoints: what is saved comes back bit for bit, and whatever does not fit says so."""
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,6 +266,34 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_intact(word_model, tmp_pa
     loaded = diffpo.load(tmp_path)
     assert torch.equal(loaded.lm_head.weight, old.lm_head.weight)
     assert loaded.config == old.config
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "kind"),
+    [(saving, "save_file", {}), (saving, "write_threshold", {"model_type": "llada"}), (saving, "_write_published_files", {}),
+     (Path, "write_text", {})],
+    ids=["weights", "threshold", "tokenizer", "config"],
+)  # fmt: skip
+def test_a_full_disk_is_an_os_error_that_names_the_folder(
+    word_model, tmp_path, monkeypatch, full_disk, module, step, kind
+):
+    """Whatever wrote the file that found no room: safetensors and tokenizers raise types of their own."""
+    old, new = word_model(1, **kind), word_model(2, threshold_gammas=BINS, **kind)
+    old.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = getattr(module, step)
+
+    def full(*arguments, **options):
+        with full_disk(10):
+            return write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, full)
+        with pytest.raises(OSError, match="File too large") as caught:
+            new.save(tmp_path)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_interrupted_first_save_is_no_checkpoint(word_model, tmp_path, monkeypatch):
