@@ -16,6 +16,10 @@ from diffpo.trajectory import Trajectory
 class AlgorithmConfig(Config):
     """What every algorithm has. Each adds its own settings; one that it does not have is refused."""
 
+    replaced: ClassVar[dict[str, str]] = {
+        "mode": 'it is now algorithm.train, ["model", "threshold"] for "joint", ["model"] for "model", ["threshold"] for "sampler"'
+    }
+
     name: str
     train: tuple[Literal["model", "threshold"], ...] = Field(("model",), min_length=1)
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
