@@ -9,6 +9,7 @@ Distinct Python functions (code objects; comprehensions, lambdas and module bodi
 Prints the counts, and the functions by file. What is computed once and cached is counted: each is traced at its first call.
 """
 
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -74,7 +75,10 @@ def by_file(codes: set[CodeType]) -> dict[str, list[str]]:
     return {name: sorted(functions) for name, functions in sorted(files.items())}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
+        arguments
+    )
     generate, (update, step) = one_prompt(), one_group()
     for name, codes in (("generate", generate), ("update", update), ("step", step)):
         files = by_file(codes)
