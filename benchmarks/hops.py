@@ -43,14 +43,14 @@ def traced(call: Callable[[], object]) -> set[CodeType]:
 
 
 def one_prompt() -> set[CodeType]:
-    model = diffpo.load(MODEL)
+    model = diffpo.load(MODEL, "cpu")
     return traced(lambda: diffpo.generate(model, ["8 12 5 -> 36"], gen_length=12))
 
 
 def one_group() -> tuple[set[CodeType], set[CodeType]]:
     """Of the update alone, and of the whole step."""
     config = TrainConfig(algorithm={"name": "diffpo", "prompts_per_update": 1, "inner_updates": 2})
-    trainer = Trainer(config, diffpo.load(config.model), get_task(config.task))
+    trainer = Trainer(config, diffpo.load(config.model, "cpu"), get_task(config.task))
     collected: set[CodeType] = set()
     collect = trainer._collect
 

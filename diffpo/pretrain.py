@@ -213,7 +213,7 @@ def prepare(config: PretrainConfig, arguments: list[str]) -> "Run":
     task = compact_task(config.task)
     torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
     device = choose_device(config.device)
-    model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
+    model = load(config.start, device) if config.start else build_model(task, config.model).to(device)
     if config.start:
         check_size(model, config.model)
     check_vocabulary(model, task)

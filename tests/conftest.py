@@ -1,5 +1,5 @@
-"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations, poisoned
-memory.
+"""Shared by all tests: no network, one thread, the CPU, small random models, a counter of network evaluations,
+poisoned memory.
 
 diffpo is imported where it is needed: the tests of the kernels run without its dependencies.
 """
@@ -32,6 +32,14 @@ except ImportError:
     spec = importlib.util.spec_from_file_location("hypothesis", Path(__file__).with_name("hypothesis_stand_in.py"))
     sys.modules["hypothesis"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["hypothesis"])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def auto_is_the_cpu():
+    """What is loaded is compared with what was made on the CPU, on a machine with a GPU too; not so in tests/gpu."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffpo.device.default_device", lambda: "cpu")
+        yield
 
 
 def build_random_model(seed: int = 0, scale: float = 1.0, **changes) -> MaskedDiffusionLM:

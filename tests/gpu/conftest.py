@@ -8,6 +8,11 @@ import torch
 _HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def auto_is_the_gpu(monkeypatch):
+    monkeypatch.setattr("diffpo.device.default_device", lambda: "cuda")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:  # this hook sees the tests of every folder

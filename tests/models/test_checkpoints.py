@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffpo
+import diffpo.device
 from diffpo.models import checkpoints, saving
 from diffpo.models.word_tokenizer import word_tokenizer
 
@@ -302,6 +304,23 @@ def test_an_interrupted_first_save_is_no_checkpoint(word_model, tmp_path, monkey
         word_model().save(tmp_path)
     with pytest.raises(FileNotFoundError):
         diffpo.load(tmp_path)
+
+
+def test_a_model_is_put_where_auto_says_unless_a_device_is_given(monkeypatch):
+    assert diffpo.load("tiny-countdown").device == diffpo.load("tiny-countdown", "auto").device == torch.device("cpu")
+    monkeypatch.setattr("diffpo.device.default_device", lambda: "meta")  # any machine has one, and it is refused
+    for device in ((), ("auto",)):
+        with pytest.raises(ValueError, match="meta device"):
+            diffpo.load("tiny-countdown", *device)
+    for device in ("cpu", torch.device("cpu")):
+        assert diffpo.load("tiny-countdown", device).device.type == "cpu"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch, there):
+    default_device = runpy.run_path(diffpo.device.__file__)["default_device"]  # that of the tests is another
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert default_device() == ("cuda" if there else "cpu")
 
 
 def test_weights_that_are_not_finite_are_not_saved(random_model, tmp_path):
