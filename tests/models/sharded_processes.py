@@ -281,7 +281,7 @@ def check(rank: int, folder: Path) -> None:
     check_training(mesh, folder / "training", rank, {"reshard_after_forward": True}, adapters=False)
     check_training(mesh, folder / "training-lora", rank, {}, adapters=True)
     distributed.destroy_process_group()
-    print("done", rank)
+    print(f"done {rank}\n", end="")  # in one piece: the other process writes to the same pipe
 
 
 def main(folder: Path) -> None:
