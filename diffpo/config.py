@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, get_type_hints
@@ -58,11 +58,13 @@ _MOST_FAULTS = 5  # in one message
 class Config(BaseModel):
     """Base of all configurations: immutable, unknown keys are errors, true and false are no numbers, integers have 64 bits.
 
-    renamed: old name -> field, of what files and commands of earlier versions may say.
+    Of what files and commands of earlier versions may say: renamed: old name -> field, which works; replaced: old name -> what to give
+    instead, for the error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
     renamed: ClassVar[dict[str, str]] = {}
+    replaced: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -164,8 +166,13 @@ def parse_flags(kind: type[T], values: dict[str, Any], flags: list[str]) -> T:
 def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> dict[str, Any]:
     """All values, those of flags as their types say and otherwise unchecked. A mistake ends the program in one line."""
     command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
-    renamed = _renamed_flags(kind)
-    named = (argument.partition("=") for argument in arguments)
+    tables = dict(_tables(kind))
+    renamed = {f"{prefix}{old}": f"{prefix}{name}" for prefix, t in tables.items() for old, name in t.renamed.items()}
+    replaced = {f"{prefix}{old}": instead for prefix, t in tables.items() for old, instead in t.replaced.items()}
+    named = [argument.partition("=") for argument in arguments]
+    for flag, _, _ in named:
+        if flag in replaced:
+            fail(f"unknown flag {flag}: {replaced[flag]}")
     arguments = [renamed.get(flag, flag) + equals + value for flag, equals, value in named]
     with redirect_stderr(io.StringIO()) as drawn:
         try:
@@ -189,13 +196,12 @@ def _one_line(drawn: str, command: str) -> str:
     return f"{message}{'; nearest: ' + ', '.join(dict.fromkeys(nearest)) if nearest else ''}; see {command} --help"
 
 
-def _renamed_flags(kind: type[Config], prefix: str = "--") -> dict[str, str]:
-    """Old flag -> flag."""
-    flags = {f"{prefix}{old}": f"{prefix}{name}" for old, name in kind.renamed.items()}
+def _tables(kind: type[Config], prefix: str = "--") -> Iterator[tuple[str, type[Config]]]:
+    """What the flags of each table begin with, and its configuration."""
+    yield prefix, kind
     for name, field in kind.model_fields.items():
         if _is_config(field.annotation):
-            flags |= _renamed_flags(field.annotation, f"{prefix}{name}.")
-    return flags
+            yield from _tables(field.annotation, f"{prefix}{name}.")
 
 
 _VALUES = ConstructorRegistry()
@@ -284,7 +290,9 @@ def explain(error: ValidationError, kind: type[Config]) -> str:
             for part in fault["loc"][:-1]:
                 annotation = owner.model_fields[str(part)].annotation
                 owner = annotation if _is_config(annotation) else owner
-            message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
+            name = str(fault["loc"][-1])
+            near = f"; nearest: {', '.join(nearest(name, owner.model_fields))}"
+            message = f"unknown key {field!r}" + (f": {owner.replaced[name]}" if name in owner.replaced else near)
         found.append(message)
     more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
     return "; ".join([*found, *more])

@@ -25,6 +25,7 @@ from diffpo.runs import command
 from diffpo.runs.command import carry_out
 from diffpo.runs.digests import model_inputs
 from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.provenance import command_provenance
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32
@@ -92,11 +93,12 @@ class GenerateConfig(DecodingConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``: every finished row is kept in the output file, however the command ends."""
-    config = parse(GenerateConfig, _prompts_as_flag(sys.argv[1:] if arguments is None else arguments))
-    return carry_out(lambda: prepare(config))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse(GenerateConfig, _prompts_as_flag(arguments))
+    return carry_out(lambda: prepare(config, arguments))
 
 
-def prepare(config: GenerateConfig) -> "Run":
+def prepare(config: GenerateConfig, arguments: list[str]) -> "Run":
     """ValueError or OSError for everything that does not fit together, before the first row and before a file is changed."""
     check_lengths(config.gen_length, config.tokens_per_block)  # before a large model is read
     _check_files_differ(config)
@@ -107,7 +109,7 @@ def prepare(config: GenerateConfig) -> "Run":
             raise ValueError(f"trace {config.trace} exists: --overwrite replaces it")
     output = CompletionFile(config.output, config.overwrite, config.resume) if config.output else StandardOutput()
     try:
-        return Run(config, places, prompts, output)
+        return Run(config, places, prompts, output, arguments)
     except BaseException:
         output.close()
         raise
@@ -202,6 +204,7 @@ class Run(command.Run):
         places: list[str],
         prompts: list[Prompt],
         output: CompletionFile | StandardOutput,
+        arguments: list[str],
     ):
         """ValueError or OSError unless the model can decode the prompts, and the file to resume was made as this run would make it."""
         super().__init__()
@@ -214,7 +217,8 @@ class Run(command.Run):
         self.rows: Iterator[tuple[int, Generation]] = iter(())
         if self.missing or config.trace or output.earlier:
             self.model = load_model(config)
-            output.begin(made_with(config, self.model) if config.output else {})
+            if isinstance(output, CompletionFile):  # the settings hold what was read
+                output.begin(made_with(config, self.model), command_provenance("generate", arguments, {}))
             if self.missing:
                 self.rows = iter(self._rows(self.model))
 

@@ -7,12 +7,11 @@ current update, saves and exits with code 0; ``--resume`` continues.
 import contextlib
 import json
 import math
-import platform
+import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
@@ -30,6 +29,7 @@ from diffpo.runs.faults import output_may_fail
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
 from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.provenance import command_provenance
 from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
@@ -48,11 +48,12 @@ _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-conf
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse_train(arguments)
-    return command.carry_out(lambda: prepare(config))
+    return command.carry_out(lambda: prepare(config, arguments))
 
 
-def prepare(config: TrainConfig) -> "Run | None":
+def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
@@ -82,7 +83,8 @@ def prepare(config: TrainConfig) -> "Run | None":
             saved = newest(folder.checkpoints, model)
             read_metrics(folder.path).close()
         folder.begin()
-    return Run(config, folder, trainer, problems, saved, min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER))
+    together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
+    return Run(config, folder, trainer, problems, saved, together, arguments)
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
@@ -120,13 +122,14 @@ class Run(command.Run):
         folder: RunFolder,
         trainer: Trainer,
         problems: list,
-        saved: Saved | None = None,
-        evaluated_together: int = _EVALUATED_TOGETHER,
+        saved: Saved | None,
+        evaluated_together: int,
+        arguments: list[str],
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
-        self.problems, self.evaluated_together = problems, evaluated_together
+        self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths
         self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
         self.started = time.perf_counter()
@@ -243,9 +246,9 @@ class Run(command.Run):
             "heldout": len(self.problems),
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
-            "environment": environment(),
             "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
             "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in (trained, *swept)]},
+            "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
         self._print_table(base[0], best, swept[0], trained)
@@ -263,16 +266,6 @@ class Run(command.Run):
         ):
             table.add_row(model, name, f"{e.accuracy:.1%}", f"{e.nfe:.2f}", "" if e.gamma is None else f"{e.gamma:.3f}")
         self.console.print(table)
-
-
-def environment() -> dict:
-    """What the numbers of a run were measured on."""
-    return {
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def _point(e: Evaluation) -> dict:

@@ -84,6 +84,11 @@ def test_without_arguments_the_defaults_hold():
         ('[algorithm]\nname = "d1"\nm = 2', "'algorithm.m'"),
         ('[algorithm]\nname = "d1"\ntrain = ["threshold"]', "algorithm.train.0"),
         ("[algorithm]\ntrain = []", "algorithm.train"),
+        (
+            '[algorithm]\nmode = "sampler"',
+            'error: unknown key \'algorithm.mode\': it is now algorithm.train, ["model", "threshold"] for "joint"',
+        ),
+        ('[algorithm]\nname = "d1"\nmode = "model"', "unknown key 'algorithm.mode': it is now algorithm.train"),
         ("[rollout]\ngamma = 1.0", "rollout.gamma: the threshold is learned"),
         ('[rollout]\nrule = "fixed"', "rollout.rule: a threshold is trained on rollouts that use it"),
         ('[algorithm]\nname = "espo"\n[rollout]\nthreshold_gammas = [1.0]', "rollout.threshold_gammas: no threshold"),
@@ -254,6 +259,8 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path, capsys, content, named):
         (["--algorithm.clop", "1"], "--algorithm.clip"),
         (["--algorithm.name"], "--algorithm.name"),
         (["--algorithm.train", "modle"], "--algorithm.train"),
+        (["--algorithm.mode", "joint"], "--algorithm.mode: it is now algorithm.train"),
+        (["--algorithm.mode=sampler"], '["threshold"] for "sampler"'),
         (["--algorithm.group-size", "-3", "--updates", "-1"], "algorithm.group_size"),
     ],
 )

@@ -19,6 +19,9 @@ class AlgorithmConfig(Config):
     random_latents: something about the latents may be drawn.
     """
 
+    replaced: ClassVar[dict[str, str]] = {
+        "mode": 'it is now algorithm.train, ["model", "threshold"] for "joint", ["model"] for "model", ["threshold"] for "sampler"'
+    }
     random_latents: ClassVar[bool] = True
     name: str
     train: tuple[Literal["model", "threshold"], ...] = Field(("model",), min_length=1)

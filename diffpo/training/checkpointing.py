@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diffpo.models.adapters import adapted_modules
@@ -73,8 +72,6 @@ def _write(folder: Path, model: MaskedDiffusionLM, weights: Tensors, own: dict[s
             if target.exists():
                 raise OSError(f"{target} holds what no run wrote: move it away")
         os.replace(temporary, target)
-    except SafetensorError as error:  # its own type for a full disk
-        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in [path for path in checkpoints(folder) if _listed(path)][KEPT:]:

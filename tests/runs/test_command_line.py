@@ -88,11 +88,11 @@ def test_the_kernels_are_reported():
     assert "row_statistics" in done.stdout
 
 
-def ending(arguments: list[str], stdout, buffered: bool) -> tuple[int, str]:
+def ending(arguments: list[str], stdout, buffered: bool, start=("-m", "diffpo")) -> tuple[int, str]:
     """The exit code and what is said on standard error."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "diffpo", *arguments]
+    command = [sys.executable, *start, *arguments]
     process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
     if process.stdout is not None:
         process.stdout.close()
@@ -115,6 +115,15 @@ def test_an_output_on_a_full_disk_is_one_line(arguments, when, buffered):
         code, said = ending(arguments, full, buffered)
     assert code == 1
     assert re.fullmatch(f"stopped {when}: No space left on device\n", said)
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
+@pytest.mark.parametrize("start", [("-m", "diffpo_kernels"), ("-m", "diffpo", "kernels")], ids=["module", "command"])
+def test_the_report_of_the_kernels_ends_as_the_commands_do(start, buffered):
+    assert ending([], subprocess.PIPE, buffered, start) == (1, "")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            assert ending([], full, buffered, start) == (1, "stopped at the end: No space left on device\n")
 
 
 def test_every_module_that_is_a_command_may_have_its_output_fail():
