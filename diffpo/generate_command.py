@@ -12,7 +12,7 @@ from typing import get_origin
 import torch
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
-from diffpo.config import Field, model_validator, parse
+from diffpo.config import Field, field_validator, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.prompts import PromptError
@@ -64,7 +64,7 @@ class GenerateConfig(DecodingConfig):
     stop: tuple[str, ...] = ()
     """strings; a completion ends before the first of them. They may hold special tokens, e.g. "<|eot_id|>" """
     output: Path | None = None
-    """JSONL file, one object per prompt, written row by row; default standard output"""
+    """JSONL file, one object per prompt, written row by row; default, and -, standard output"""
     resume: bool = False
     """continue output: prompts it already holds are skipped. Model, rule, seed and the other settings must be the same"""
     overwrite: bool = False
@@ -73,6 +73,18 @@ class GenerateConfig(DecodingConfig):
     """also write each token's log-prob and entropy (nats); trace does so too"""
     trace: Path | None = None
     """HTML page that draws the denoising, self-contained"""
+
+    @field_validator("output")
+    @classmethod
+    def _dash_is_standard_output(cls, path: Path | None) -> Path | None:
+        return None if path == Path("-") else path
+
+    @field_validator("trace")
+    @classmethod
+    def _a_page_is_a_file(cls, path: Path | None) -> Path | None:
+        if path == Path("-"):
+            raise ValueError("a page is no standard output: give a file")
+        return path
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerateConfig":
@@ -116,13 +128,21 @@ def prepare(config: GenerateConfig, arguments: list[str]) -> "Run":
 
 
 def _prompts_as_flag(arguments: list[str]) -> list[str]:
-    """``["x.toml", "a prompt", "--flag", "value", "another"]`` -> ``["x.toml", "--prompt", "a prompt", "another", "--flag", "value"]``."""
+    """``["x.toml", "a prompt", "--flag", "value", "another"]`` -> ``["x.toml", "--prompt", "a prompt", "another", "--flag", "value"]``.
+
+    Prompts behind --prompt and prompts without it are one list, in their order.
+    """
     toml = arguments[:1] if arguments and arguments[0].endswith(".toml") else []
     prompts, flags = [], []
     values: float = 0  # that belong to the flag before
     for word in arguments[len(toml) :]:
         if values == 1:  # whatever it looks like: "-" and "-1" are values
             flags.append(word)
+            values = 0
+        elif word == "--prompt":
+            values = 0  # what follows are prompts as they are anywhere
+        elif word.startswith("--prompt="):
+            prompts.append(word.removeprefix("--prompt="))
             values = 0
         elif word.startswith("-"):
             flags.append(word)

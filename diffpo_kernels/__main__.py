@@ -65,7 +65,9 @@ def _devices() -> str:
 
 def _program() -> None:
     """``main``, and exit code 1 where standard output cannot be written: quietly where its reader is gone, in one line where the disk is
-    full, as the commands of diffpo end."""
+    full, as the commands of diffpo end. Closed from the start, it is /dev/null."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the program
     try:
         try:
             main(sys.argv[1:])

@@ -126,6 +126,27 @@ def test_the_report_of_the_kernels_ends_as_the_commands_do(start, buffered):
             assert ending([], full, buffered, start) == (1, "stopped at the end: No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    ("program", "closed"),
+    [
+        ("diffpo --help", ">&-"),
+        ("diffpo train --help", ">&- <&-"),
+        ("diffpo train --dry-run", ">&- <&- 2>&-"),
+        ("diffpo.generate '1 2 -> 3' --gen-length 4", ">&- <&- 2>&-"),
+        ("diffpo_kernels", ">&-"),
+    ],
+)
+def test_streams_that_are_closed_from_the_start_are_no_fault(program, closed):
+    """As a daemon may start a program: Python then has no stream at all."""
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m {program} {closed}"], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+def test_a_closed_standard_input_holds_no_prompt():
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m diffpo generate <&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: input standard input holds no prompt: give one per line\n")
+
+
 def test_every_module_that_is_a_command_may_have_its_output_fail():
     own = {"math_worker.py", "tokenizer_trial.py"}  # processes that a command starts for itself
     programs = [
