@@ -1,6 +1,8 @@
 """Configuration: which source wins, and that every mistake ends with exit code 2 and names its field."""
 
+import io
 import json
+import sys
 
 import pytest
 
@@ -262,6 +264,27 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path, capsys, content, named):
         (["--algorithm.mode", "joint"], "--algorithm.mode: it is now algorithm.train"),
         (["--algorithm.mode=sampler"], '["threshold"] for "sampler"'),
         (["--algorithm.group-size", "-3", "--updates", "-1"], "algorithm.group_size"),
+        (["--no-swep"], "unknown flag --no-swep; nearest: --sweep"),
+        (["--algorithm.name", "d1", "--algorithm.m", "1"], "unknown flag --algorithm.m; nearest: --algorithm.name"),
+        (["--algorithm.name", "d1", "--algorithm.m", "1"], "; see python -m diffpo.train --algorithm.name d1 --help\n"),
+        (
+            ["--algorithm.name", "espo", "--algorithm.train", "threshold"],
+            "invalid choice 'threshold' for argument '--algorithm.train'. Expected one of ('model'); see",
+        ),
+        (["--device", "tpu"], "Expected one of ('cpu', 'cuda', 'auto'); see python -m diffpo.train --help\n"),
+        (
+            ["--updates", "2", "configs/x.toml"],
+            "the config file comes first: give configs/x.toml in front of the flags",
+        ),
+        (["--updates", "2", "3"], "error: Unrecognized options: 3; see"),
+        (
+            ["--algorithm.train", "model", "--algorithm.train=threshold"],
+            "--algorithm.train is given twice: put all its values behind one",
+        ),
+        (
+            ["--rollout.threshold-gammas", "1", "--rollout.threshold_gammas", "2"],
+            "--rollout.threshold-gammas is given twice",
+        ),
     ],
 )
 def test_a_mistake_in_a_flag_is_one_line(capsys, flags, named):
@@ -271,7 +294,22 @@ def test_a_mistake_in_a_flag_is_one_line(capsys, flags, named):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert named in error
-    assert "╭" not in error
+    assert not any(drawn in error for drawn in ("╭", "─", "----"))
+
+
+def test_a_mistake_in_a_flag_is_the_same_line_in_any_encoding(capsys, monkeypatch):
+    """tyro draws another box where the output is not UTF-8."""
+    said = []
+    for encoding in ("utf-8", "ascii"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+        for flags in (["--device", "tpu"], ["--seed"], ["--updates", "2", "3"]):
+            with pytest.raises(SystemExit):
+                train_config(*flags)
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert said[0].startswith(
+        "error: invalid choice 'tpu' for argument '--device'. Expected one of ('cpu', 'cuda', 'auto'); see"
+    )
 
 
 def test_bounds_that_may_be_infinite(toml):

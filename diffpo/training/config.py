@@ -196,5 +196,6 @@ def parse_train(arguments: list[str] | None = None) -> TrainConfig:
     others = f"Algorithms: {', '.join(OBJECTIVES)}; --algorithm.name NAME --help shows one's settings."
     kind = create_model("TrainConfig", __base__=TrainConfig, __doc__=f"{TrainConfig.__doc__} {others}",
                         algorithm=(objective.Config, objective.Config(name=name)))  # fmt: skip
+    kind.help_flags = "" if name == "diffpo" else f"--algorithm.name {name} "
     parsed = parse_flags(kind, values, flags)
     return TrainConfig.model_validate(parsed.model_dump())
