@@ -199,7 +199,8 @@ def _refuse_lists_given_twice(kind: type[Config], arguments: list[str]) -> None:
     """The second would replace the first, without a word."""
     given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
     for flag, annotation in _flags(kind):
-        if given.count(flag) > 1 and tuple in map(get_origin, (annotation, *get_args(annotation))):
+        is_list = any(get_origin(part) is tuple for part in (annotation, *get_args(annotation)))
+        if is_list and given.count(flag) > 1:
             fail(f"{flag} is given twice: put all its values behind one")
 
 

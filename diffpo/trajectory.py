@@ -100,7 +100,7 @@ class Trajectory:
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
         """Rows of several trajectories, whatever their prompt widths. ValueError if there is none or anything else than their rows differs."""
-        if isinstance(parts, Trajectory) or not parts or not all(isinstance(part, Trajectory) for part in parts):
+        if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, Trajectory) for part in parts):
             raise ValueError("parts must be a list of at least one Trajectory")
         first = parts[0]
         for part in parts[1:]:

@@ -86,7 +86,7 @@ def test_what_was_drawn_differently_is_not_put_together(decode, change):
 
 def test_what_is_no_list_of_trajectories_is_not_put_together(decode):
     trajectory = decode([2, 3])
-    for parts in ([], (), trajectory, [trajectory, 3], [3, trajectory], None):
+    for parts in ([], (), trajectory, [trajectory, 3], [3, trajectory], None, 3, {0: trajectory}, iter([trajectory])):
         with pytest.raises(ValueError, match="parts must be a list of at least one Trajectory"):
             Trajectory.concatenate(parts)
 

@@ -135,11 +135,13 @@ def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tup
 def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
     refuse_adapter(folder)
     path = folder / CONFIG
+    inner = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))[:5])
+    instead = f"; its folders that do are {inner}" if inner else ""
     if find(folder, CONFIG) is None:
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-        instead = f"; its folders that do are {', '.join(inner[:5])}" if inner else ""
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder{instead}")
     fields = read_json(path)
+    if instead and "model_type" not in fields:  # the folder of a run
+        raise ValueError(f"{folder} holds no model: its {CONFIG} names no model_type{instead}")
     if find(folder, GENERATION_CONFIG) is not None:
         read_json(folder / GENERATION_CONFIG)
     known = format_of(fields, path)

@@ -13,7 +13,7 @@ import shutil
 import stat
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from diffpo.models.sharding import fill, one_writer, reshard, whole
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.models.weights import whole_weights
 from diffpo.runs.run_files import names_of_model
+from diffpo.runs.run_folder import differences
 
 KEPT = 2  # checkpoints; an older one survives a fault in the newest
 OPTIMIZER, TRAINED, STATE, MANIFEST = "optimizer.safetensors", "trained.safetensors", "state.json", "manifest.json"
@@ -133,7 +134,10 @@ def newest(folder: Path, model: MaskedDiffusionLM) -> Saved | None:
             continue
         stored = read_config(path)
         if stored != model.config:
-            raise ValueError(f"resume: {path} is of another model, {stored}, now {model.config}")
+            changes = "; ".join(differences(asdict(stored), asdict(model.config)))
+            raise ValueError(
+                f"resume: {path} is of another model, which --allow-config-change cannot change: {changes}; begin a new run"
+            )
         return Saved(path, state)
     if checkpoints(folder):
         raise ValueError(f"none of the checkpoints in {folder} is readable; --overwrite starts again")

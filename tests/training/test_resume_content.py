@@ -99,6 +99,13 @@ def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, finis
     assert train("--updates", "1", "--resume") == 0
 
 
+def test_a_checkpoint_of_another_model_says_what_differs(finished_run, refused):
+    """And nothing else of the two configurations."""
+    finished_run("--updates", "1", "--rollout.threshold-gammas", "0.5", "1")
+    error = refused("--updates", "1", "--resume", "--allow-config-change", "--rollout.threshold-gammas", "2")
+    assert "cannot change: threshold_gammas: (0.5, 1.0) -> (2.0,); begin a new run" in error
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
