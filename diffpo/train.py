@@ -81,6 +81,10 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     with folder.released_on_error():
         if folder.resumes:
             saved = newest(folder.checkpoints, model)
+            if saved is not None and saved.state["update"] > config.updates:
+                raise ValueError(
+                    f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
+                )
             read_metrics(folder.path).close()
         folder.begin()
     together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
