@@ -115,6 +115,9 @@ def training(summary: str, device: str = "cuda") -> int:
 
 if __name__ == "__main__":
     part, *arguments = sys.argv[1:] or [""]
+    if part in ("-h", "--help"):
+        print(__doc__)
+        sys.exit()
     parts = {"packages": packages, "extension": extension, "training": training}
     if part not in parts:
         sys.exit(f"{__doc__}\nunknown part {part!r}")

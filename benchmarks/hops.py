@@ -9,6 +9,7 @@ Distinct Python functions (code objects; comprehensions, lambdas and module bodi
 Prints the counts, and the functions by file. What is computed once and cached is counted: each is traced at its first call.
 """
 
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -42,14 +43,14 @@ def traced(call: Callable[[], object]) -> set[CodeType]:
 
 
 def one_prompt() -> set[CodeType]:
-    model = diffpo.load(MODEL)
+    model = diffpo.load(MODEL, "cpu")
     return traced(lambda: diffpo.generate(model, ["8 12 5 -> 36"], gen_length=12))
 
 
 def one_group() -> tuple[set[CodeType], set[CodeType]]:
     """Of the update alone, and of the whole step."""
     config = TrainConfig(algorithm={"name": "diffpo", "prompts_per_update": 1, "inner_updates": 2})
-    trainer = Trainer(config, diffpo.load(config.model), get_task(config.task))
+    trainer = Trainer(config, diffpo.load(config.model, "cpu"), get_task(config.task))
     collected: set[CodeType] = set()
     collect = trainer._collect
 
@@ -74,7 +75,10 @@ def by_file(codes: set[CodeType]) -> dict[str, list[str]]:
     return {name: sorted(functions) for name, functions in sorted(files.items())}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
+        arguments
+    )
     generate, (update, step) = one_prompt(), one_group()
     for name, codes in (("generate", generate), ("update", update), ("step", step)):
         files = by_file(codes)

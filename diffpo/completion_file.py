@@ -57,9 +57,6 @@ class StandardOutput:
 
     earlier: tuple[dict, ...] = ()
 
-    def begin(self, settings: dict[str, object]) -> None:
-        pass
-
     def write(self, record: dict) -> None:
         try:
             sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
@@ -75,7 +72,8 @@ class StandardOutput:
 class CompletionFile:
     """Rows to a file that this process alone writes. ``earlier``: the rows a resumed file already holds.
 
-    Each row says in ``settings`` what it was made with (model, rule, seed, ...), so that a file never holds rows of two kinds.
+    Each row says in ``settings`` what it was made with (model, rule, seed, ...), so that a file never holds rows of two kinds. The first
+    that a process writes says in ``provenance`` by which command, where and when: it and the rows behind it, up to the next that does.
     An existing file is refused unless ``overwrite`` or ``resume`` (continued; half a line at its end is dropped). Nothing is changed
     before the first new row, so a run that fails before loses nothing. ValueError for every file that cannot be written or continued.
     """
@@ -92,6 +90,7 @@ class CompletionFile:
             raise ValueError(f"output {path} is not writable: {error.strerror}") from error
         claimed(file, f"output {path} is being written by another process")
         self._settings: dict[str, object] = {}
+        self._provenance: dict[str, object] = {}
         fresh = self._new or not resume
         self._lines = JsonLines(
             file, f"output {path}", "completion of this command", "it cannot be resumed", _ROW_START, fresh
@@ -103,9 +102,9 @@ class CompletionFile:
             seen.add(row["index"])
         self.earlier = tuple(self._lines.rows)
 
-    def begin(self, settings: dict[str, object]) -> None:
-        """What the rows to come are made with, as JSON values. ValueError if the rows before them were made with anything else."""
-        self._settings = settings
+    def begin(self, settings: dict[str, object], provenance: dict[str, object]) -> None:
+        """What the rows to come are made with, and where, as JSON values. ValueError if the rows before them were made with other settings."""
+        self._settings, self._provenance = settings, {"provenance": provenance}
         for row in self.earlier:
             if "settings" not in row:
                 raise ValueError(
@@ -120,7 +119,8 @@ class CompletionFile:
                 )
 
     def write(self, record: dict) -> None:
-        self._lines.write(record | {"settings": self._settings})
+        self._lines.write(record | {"settings": self._settings} | self._provenance)
+        self._provenance = {}
 
     def close(self) -> None:
         """Close; a file that this run created and wrote nothing into is removed again."""

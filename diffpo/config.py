@@ -9,10 +9,10 @@ import itertools
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from diffpo.dependencies import require
 from diffpo.runs.faults import fail
@@ -53,16 +53,23 @@ _TOML_BYTES = 2**20
 # Tables within tables within tables: tomllib takes minutes over such a key, and nothing here is deeper than two.
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 _MOST_FAULTS = 5  # in one message
+_UNRECOGNIZED = "Unrecognized options: "  # as tyro says it
+_ONE_CHOICE = re.compile(
+    r"Error parsing (\S+): Could not parse arguments \[(.*)\] into tuple type typing\.Tuple\[typing\.Literal\[(.*)\]\]"
+)  # how tyro refuses a word of a list with one choice
 
 
 class Config(BaseModel):
     """Base of all configurations: immutable, unknown keys are errors, true and false are no numbers, integers have 64 bits.
 
-    renamed: old name -> field, of what files and commands of earlier versions may say.
+    Of what files and commands of earlier versions may say: renamed: old name -> field, which works; replaced: old name -> what to give
+    instead, for the error. help_flags: what --help needs in front of it to show this configuration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
     renamed: ClassVar[dict[str, str]] = {}
+    replaced: ClassVar[dict[str, str]] = {}
+    help_flags: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,9 +175,15 @@ def parse_flags(kind: type[T], values: dict[str, Any], flags: list[str]) -> T:
 def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> dict[str, Any]:
     """All values, those of flags as their types say and otherwise unchecked. A mistake ends the program in one line."""
     command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
-    renamed = _renamed_flags(kind)
-    named = (argument.partition("=") for argument in arguments)
+    tables = dict(_tables(kind))
+    renamed = {f"{prefix}{old}": f"{prefix}{name}" for prefix, t in tables.items() for old, name in t.renamed.items()}
+    replaced = {f"{prefix}{old}": instead for prefix, t in tables.items() for old, instead in t.replaced.items()}
+    named = [argument.partition("=") for argument in arguments]
+    for flag, _, _ in named:
+        if flag in replaced:
+            fail(f"unknown flag {flag}: {replaced[flag]}")
     arguments = [renamed.get(flag, flag) + equals + value for flag, equals, value in named]
+    _refuse_lists_given_twice(kind, arguments)
     with redirect_stderr(io.StringIO()) as drawn:
         try:
             values: Any = tyro.cli(  # dicts, by _values
@@ -180,26 +193,59 @@ def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> d
         except SystemExit as stopped:
             if not stopped.code:  # --help
                 raise
-    fail(_one_line(drawn.getvalue(), command))
+    message = _one_line(drawn.getvalue())
+    if message.startswith(_UNRECOGNIZED):
+        message = _unknown(kind, arguments, message.removeprefix(_UNRECOGNIZED)) or message
+    fail(f"{message}; see {command} {kind.help_flags}--help")
 
 
-def _one_line(drawn: str, command: str) -> str:
-    """What tyro says in a box of several lines."""
+def _refuse_lists_given_twice(kind: type[Config], arguments: list[str]) -> None:
+    """The second would replace the first, without a word."""
+    given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for flag, annotation in _flags(kind):
+        is_list = any(get_origin(part) is tuple for part in (annotation, *get_args(annotation)))
+        if is_list and given.count(flag) > 1:
+            fail(f"{flag} is given twice: put all its values behind one")
+
+
+def _unknown(kind: type[Config], arguments: list[str], words: str) -> str:
+    """What is said of the first flag that there is not, or of a config file that is not the first word; empty where it is neither."""
+    known = [flag for flag, _ in _flags(kind)]
+    for flag in (argument.partition("=")[0] for argument in arguments):
+        yes = re.sub(r"^--(.*\.)?no-", r"--\1", flag.replace("_", "-"))
+        if re.match("--[a-z]", flag) and yes not in known:
+            return f"unknown flag {flag}; nearest: {', '.join(nearest(flag, known))}"
+    file = words.partition(",")[0].partition(";")[0]
+    return f"the config file comes first: give {file} in front of the flags" if file.endswith(".toml") else ""
+
+
+def _flags(kind: type[Config]) -> Iterator[tuple[str, Any]]:
+    """The flag of each value and its type."""
+    for prefix, owner in _tables(kind):
+        for name, field in owner.model_fields.items():
+            if not _is_config(field.annotation):
+                yield f"{prefix}{name}".replace("_", "-"), field.annotation
+
+
+def _one_line(drawn: str) -> str:
+    """What tyro says in a box of several lines, which has rules of dashes and a title inside where the output is not UTF-8."""
     lines = [line.strip("│ \t") for line in drawn.splitlines() if line[:1] not in "╭╰"]
-    text = " ".join(line for line in lines if line and set(line) != {"─"})
+    if len(lines) > 1 and set(lines[1]) == {"-"}:
+        del lines[0]
+    text = " ".join(line for line in lines if not set(line) <= set("─-"))
     message, _, similar = text.partition("For full helptext")[0].partition("Perhaps you meant:")
     message = re.split(" Got errors: | Argument helptext:", message)[0].strip()
     nearest = re.findall(r"--[a-z][-a-z0-9_.]*", similar)
-    return f"{message}{'; nearest: ' + ', '.join(dict.fromkeys(nearest)) if nearest else ''}; see {command} --help"
+    message = re.sub(_ONE_CHOICE, r"invalid choice \2 for argument '\1'. Expected one of (\3)", message.rstrip("."))
+    return f"{message}{'; nearest: ' + ', '.join(dict.fromkeys(nearest)) if nearest else ''}"
 
 
-def _renamed_flags(kind: type[Config], prefix: str = "--") -> dict[str, str]:
-    """Old flag -> flag."""
-    flags = {f"{prefix}{old}": f"{prefix}{name}" for old, name in kind.renamed.items()}
+def _tables(kind: type[Config], prefix: str = "--") -> Iterator[tuple[str, type[Config]]]:
+    """What the flags of each table begin with, and its configuration."""
+    yield prefix, kind
     for name, field in kind.model_fields.items():
         if _is_config(field.annotation):
-            flags |= _renamed_flags(field.annotation, f"{prefix}{name}.")
-    return flags
+            yield from _tables(field.annotation, f"{prefix}{name}.")
 
 
 _VALUES = ConstructorRegistry()
@@ -288,7 +334,9 @@ def explain(error: ValidationError, kind: type[Config]) -> str:
             for part in fault["loc"][:-1]:
                 annotation = owner.model_fields[str(part)].annotation
                 owner = annotation if _is_config(annotation) else owner
-            message = f"unknown key {field!r}; nearest: {', '.join(nearest(str(fault['loc'][-1]), owner.model_fields))}"
+            name = str(fault["loc"][-1])
+            near = f"; nearest: {', '.join(nearest(name, owner.model_fields))}"
+            message = f"unknown key {field!r}" + (f": {owner.replaced[name]}" if name in owner.replaced else near)
         found.append(message)
     more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
     return "; ".join([*found, *more])

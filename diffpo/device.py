@@ -1,14 +1,17 @@
-"""Where a command computes."""
+"""Where a model computes."""
 
 import torch
 
 
+def default_device() -> str:
+    """What "auto" means: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def choose_device(name: str) -> torch.device:
-    """ "auto", a GPU where there is one, or a device as torch names it. ValueError for "cuda" without one, or an unknown name."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    """ "auto" or a device as torch names it. ValueError for "cuda" without one, or an unknown name."""
     try:
-        device = torch.device(name)
+        device = torch.device(default_device() if name == "auto" else name)
     except RuntimeError as error:
         raise ValueError(f"device {name!r}: torch does not know it; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():

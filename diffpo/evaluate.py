@@ -34,7 +34,7 @@ from diffpo.runs.faults import output_may_fail
 from diffpo.runs.item_log import ItemLog
 from diffpo.runs.json_lines import finite
 from diffpo.runs.progress import Console, progress_bar
-from diffpo.runs.provenance import module_command, portable, provenance
+from diffpo.runs.provenance import command_provenance, portable
 from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import CompactTask, Protocol, PublishedTask, Task, get_task
 from diffpo.tasks.grading import TaskError
@@ -281,10 +281,7 @@ class Run(command.Run):
         if not self.log.items:
             return
         summary = settings_and_numbers(self.evaluation, list(self.log.items.values()))
-        summary["provenance"] = {
-            **provenance(command=module_command("diffpo.evaluate", self.arguments)),
-            **{f"{name}_revision": digest for name, digest in self.evaluation.inputs.items()},
-        }
+        summary["provenance"] = command_provenance("evaluate", self.arguments, self.evaluation.inputs)
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
         self.console.print(summary_table(summary))
         self.console.print(f"items.jsonl and summary.json are in {self.folder.path}")

@@ -12,7 +12,7 @@ from typing import get_origin
 import torch
 
 from diffpo.completion_file import CompletionFile, StandardOutput, check_target, completion_record
-from diffpo.config import Field, model_validator, parse
+from diffpo.config import Field, field_validator, model_validator, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import Generation, check_lengths, stream
 from diffpo.decoding.prompts import PromptError
@@ -25,6 +25,7 @@ from diffpo.runs import command
 from diffpo.runs.command import carry_out
 from diffpo.runs.digests import model_inputs
 from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.provenance import command_provenance
 from diffpo.trace import trace_page
 
 _DEFAULT_BLOCK = 32
@@ -63,7 +64,7 @@ class GenerateConfig(DecodingConfig):
     stop: tuple[str, ...] = ()
     """strings; a completion ends before the first of them. They may hold special tokens, e.g. "<|eot_id|>" """
     output: Path | None = None
-    """JSONL file, one object per prompt, written row by row; default standard output"""
+    """JSONL file, one object per prompt, written row by row; default, and -, standard output"""
     resume: bool = False
     """continue output: prompts it already holds are skipped. Model, rule, seed and the other settings must be the same"""
     overwrite: bool = False
@@ -72,6 +73,18 @@ class GenerateConfig(DecodingConfig):
     """also write each token's log-prob and entropy (nats); trace does so too"""
     trace: Path | None = None
     """HTML page that draws the denoising, self-contained"""
+
+    @field_validator("output")
+    @classmethod
+    def _dash_is_standard_output(cls, path: Path | None) -> Path | None:
+        return None if path == Path("-") else path
+
+    @field_validator("trace")
+    @classmethod
+    def _a_page_is_a_file(cls, path: Path | None) -> Path | None:
+        if path == Path("-"):
+            raise ValueError("a page is no standard output: give a file")
+        return path
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerateConfig":
@@ -92,11 +105,12 @@ class GenerateConfig(DecodingConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``: every finished row is kept in the output file, however the command ends."""
-    config = parse(GenerateConfig, _prompts_as_flag(sys.argv[1:] if arguments is None else arguments))
-    return carry_out(lambda: prepare(config))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse(GenerateConfig, _prompts_as_flag(arguments))
+    return carry_out(lambda: prepare(config, arguments))
 
 
-def prepare(config: GenerateConfig) -> "Run":
+def prepare(config: GenerateConfig, arguments: list[str]) -> "Run":
     """ValueError or OSError for everything that does not fit together, before the first row and before a file is changed."""
     check_lengths(config.gen_length, config.tokens_per_block)  # before a large model is read
     _check_files_differ(config)
@@ -107,20 +121,28 @@ def prepare(config: GenerateConfig) -> "Run":
             raise ValueError(f"trace {config.trace} exists: --overwrite replaces it")
     output = CompletionFile(config.output, config.overwrite, config.resume) if config.output else StandardOutput()
     try:
-        return Run(config, places, prompts, output)
+        return Run(config, places, prompts, output, arguments)
     except BaseException:
         output.close()
         raise
 
 
 def _prompts_as_flag(arguments: list[str]) -> list[str]:
-    """``["x.toml", "a prompt", "--flag", "value", "another"]`` -> ``["x.toml", "--prompt", "a prompt", "another", "--flag", "value"]``."""
+    """``["x.toml", "a prompt", "--flag", "value", "another"]`` -> ``["x.toml", "--prompt", "a prompt", "another", "--flag", "value"]``.
+
+    Prompts behind --prompt and prompts without it are one list, in their order.
+    """
     toml = arguments[:1] if arguments and arguments[0].endswith(".toml") else []
     prompts, flags = [], []
     values: float = 0  # that belong to the flag before
     for word in arguments[len(toml) :]:
         if values == 1:  # whatever it looks like: "-" and "-1" are values
             flags.append(word)
+            values = 0
+        elif word == "--prompt":
+            values = 0  # what follows are prompts as they are anywhere
+        elif word.startswith("--prompt="):
+            prompts.append(word.removeprefix("--prompt="))
             values = 0
         elif word.startswith("-"):
             flags.append(word)
@@ -202,6 +224,7 @@ class Run(command.Run):
         places: list[str],
         prompts: list[Prompt],
         output: CompletionFile | StandardOutput,
+        arguments: list[str],
     ):
         """ValueError or OSError unless the model can decode the prompts, and the file to resume was made as this run would make it."""
         super().__init__()
@@ -214,7 +237,8 @@ class Run(command.Run):
         self.rows: Iterator[tuple[int, Generation]] = iter(())
         if self.missing or config.trace or output.earlier:
             self.model = load_model(config)
-            output.begin(made_with(config, self.model) if config.output else {})
+            if isinstance(output, CompletionFile):  # the settings hold what was read
+                output.begin(made_with(config, self.model), command_provenance("generate", arguments, {}))
             if self.missing:
                 self.rows = iter(self._rows(self.model))
 

@@ -6,9 +6,14 @@ sequence, mask each completion token with probability p = t, and weigh the cross
 The learning rate stays constant after the warm-up: the shipped models are meant to be undertrained, so that reinforcement
 learning has something to do, and ``--steps k`` is exactly the state of a longer run after k steps. ``--start`` goes on from a
 model that exists, ``--final-lr-fraction`` lets the rate fall.
+
+The output is a model folder, which other commands take as it is, with the run's metrics.jsonl, summary.json and README.md beside. It is
+no ``RunFolder``: there is nothing to resume, and the config.json of a model is not that of a run.
 """
 
+import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,20 +25,26 @@ from diffpo.config import ModelSize, PretrainConfig, parse
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.rules import EntropyBounded
 from diffpo.device import choose_device
-from diffpo.evaluation import evaluate, fixed_problems, one_at_a_time
+from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time
 from diffpo.keyed_random import derive, uniform
-from diffpo.models.checkpoints import load
+from diffpo.models.checkpoints import load, resolve
+from diffpo.models.file_replacement import write_atomically
 from diffpo.models.transformer import MaskedDiffusionLM, ModelConfig
 from diffpo.models.word_tokenizer import word_tokenizer
 from diffpo.runs import command
+from diffpo.runs.digests import model_inputs
 from diffpo.runs.faults import output_may_fail
+from diffpo.runs.json_lines import JsonLines, finite, own_file
 from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.provenance import command_provenance, portable
 from diffpo.tasks import CompactTask, get_task
 from diffpo.tasks.prompts import check_vocabulary
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.checkpointing import check_finite
 
 _SMALLEST_MASK_RATE = 1e-3  # keeps the 1/p weight finite, as LLaDA's reference does
+_LOGGED_EVERY = 50  # steps
+_LOG = "metrics.jsonl"
 
 
 def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Tensor, *key: int) -> Tensor:
@@ -88,10 +99,12 @@ def pretrain(
     task: CompactTask,
     config: PretrainConfig,
     goes_on: Callable[[int], bool] = lambda steps: True,
+    log: Callable[[dict], object] = lambda line: None,
 ) -> float:
     """Train on generated examples, in place; returns the mean loss (nats/token) of the last 50 steps.
 
-    goes_on: asked after each step, with the number of those that are done, whether there is to be another.
+    goes_on: asked after each step, with the number of those that are done, whether there is to be another. log: takes, every 50 steps and
+    after the last, {"step", "loss": mean of the last 50, nats/token, "lr", "seconds": since the start}.
 
     FloatingPointError when the loss is not finite.
     """
@@ -121,13 +134,16 @@ def pretrain(
             schedule.step()
             losses.append(loss.item())
             progress.update(bar, advance=1, description=f"loss {losses[-1]:.3f} nats/token")
+            last = not goes_on(step + 1) or step + 1 == config.steps
+            mean, seconds = sum(losses[-50:]) / len(losses[-50:]), time.perf_counter() - started
+            if last or (step + 1) % _LOGGED_EVERY == 0:
+                log({"step": step + 1, "loss": mean, "lr": config.lr * lr_factor(step, config), "seconds": seconds})
             if step % 100 == 99:
-                mean = sum(losses[-50:]) / 50
-                progress.console.print(f"step {step + 1}: loss {mean:.3f}, {time.perf_counter() - started:.0f} s")
-            if not goes_on(step + 1):
+                progress.console.print(f"step {step + 1}: loss {mean:.3f}, {seconds:.0f} s")
+            if last:
                 break
     model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
+    return mean
 
 
 def lr_factor(step: int, config: PretrainConfig) -> float:
@@ -137,14 +153,22 @@ def lr_factor(step: int, config: PretrainConfig) -> float:
     return min((step + 1) / config.warmup_steps, 1.0) * fall
 
 
-def model_card(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConfig, loss: float, seconds: float) -> str:
+def evaluations(model: MaskedDiffusionLM, task: CompactTask, heldout: int) -> list[Evaluation]:
+    """How well it decodes held-out problems: one token at a time, and by entropy bounds."""
+    bounds = (EntropyBounded(gamma) for gamma in (0.01, 0.1, 0.5, 1.0, math.inf))
+    problems = fixed_problems(task, heldout)
+    return [evaluate(model, task, problems, rule) for rule in (one_at_a_time(completion_lengths(task)), *bounds)]
+
+
+def model_card(
+    model: MaskedDiffusionLM,
+    task: CompactTask,
+    config: PretrainConfig,
+    loss: float,
+    seconds: float,
+    found: list[Evaluation],
+) -> str:
     """A README in Markdown: what the model is, how it was made, and how well it decodes held-out problems."""
-    problems = fixed_problems(task, config.heldout)
-    rules = [
-        one_at_a_time(completion_lengths(task)),
-        *(EntropyBounded(gamma) for gamma in (0.01, 0.1, 0.5, 1.0, math.inf)),
-    ]
-    rows = [evaluate(model, task, problems, rule) for rule in rules]
     parameters = sum(p.numel() for p in model.parameters())
     on_gpu = model.device.type == "cuda"
     where = torch.cuda.get_device_name(model.device) if on_gpu else f"{torch.get_num_threads()} CPU threads"
@@ -159,11 +183,11 @@ def model_card(model: MaskedDiffusionLM, task: CompactTask, config: PretrainConf
             f"- Time: {seconds:.0f} s on {where}, torch {torch.__version__}.",
             "- Licence: Apache-2.0, as the project.",
             "",
-            f"Held-out problems solved ({len(problems)} of the test split, greedy):",
+            f"Held-out problems solved ({config.heldout} of the test split, greedy):",
             "",
             "| rule | accuracy | NFE |",
             "|---|---|---|",
-            *(f"| {row.rule} | {row.accuracy:.1%} | {row.nfe:.2f} |" for row in rows),
+            *(f"| {row.rule} | {row.accuracy:.1%} | {row.nfe:.2f} |" for row in found),
             "",
         ]
     )
@@ -187,25 +211,26 @@ def check_size(model: MaskedDiffusionLM, size: ModelSize) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``. Ctrl-C or SIGTERM saves the model of the step that it is at."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse(PretrainConfig, arguments)
-    return command.carry_out(lambda: prepare(config))
+    return command.carry_out(lambda: prepare(config, arguments))
 
 
-def prepare(config: PretrainConfig) -> "Run":
+def prepare(config: PretrainConfig, arguments: list[str]) -> "Run":
     """Everything that can be wrong is found before the output folder is made. ValueError or OSError."""
     task = compact_task(config.task)
     torch.manual_seed(config.seed)  # initial weights only; every other draw is keyed
     device = choose_device(config.device)
-    model = (load(config.start) if config.start else build_model(task, config.model)).to(device)
+    model = load(config.start, device) if config.start else build_model(task, config.model).to(device)
     if config.start:
         check_size(model, config.model)
     check_vocabulary(model, task)
     fixed_problems(task, config.heldout)
     Path(config.output).mkdir(parents=True, exist_ok=True)
-    if any(Path(config.output).iterdir()):
+    if {path.name for path in Path(config.output).iterdir()} - {_LOG}:  # the log alone is of a run that failed
         raise ValueError(f"output folder {config.output} is not empty: choose another with --output")
     keep_freed_memory()
-    return Run(config, model, task)
+    return Run(config, model, task, arguments)
 
 
 class Run(command.Run):
@@ -213,25 +238,50 @@ class Run(command.Run):
 
     faults = (FloatingPointError,)
 
-    def __init__(self, config: PretrainConfig, model: MaskedDiffusionLM, task: CompactTask):
+    def __init__(self, config: PretrainConfig, model: MaskedDiffusionLM, task: CompactTask, arguments: list[str]):
         super().__init__()
-        self.config, self.model, self.task = config, model, task
+        self.config, self.model, self.task, self.arguments = config, model, task, arguments
+        self.inputs = model_inputs(*resolve(config.start)) if config.start else {}
+        self.folder = Path(config.output)
+        path = self.folder / _LOG
+        self.log = JsonLines(own_file(path), str(path), "line of metrics", fresh=True)
         self.steps = 0  # that are done
+        self.found: list[Evaluation] = []
         self.saved = False
 
     def work(self) -> None:
         config, started = self.config, time.perf_counter()
         self.model.train()
         try:
-            loss = pretrain(self.model, self.task, config, self._goes_on)
-        except BrokenPipeError:
+            loss = pretrain(self.model, self.task, config, self._goes_on, self.log.write)
+        except OSError:  # the reader is gone, or a line did not fit on the disk
             self._save()
             raise
         self._save()
         if not self.interruption.requested:
-            card = model_card(self.model, self.task, config, loss, time.perf_counter() - started)
-            (Path(config.output) / "README.md").write_text(card)
+            seconds = time.perf_counter() - started
+            self.found = evaluations(self.model, self.task, config.heldout)
+            card = model_card(self.model, self.task, config, loss, seconds, self.found)
+            write_atomically(self.folder / "README.md", lambda path: Path(path).write_text(card, encoding="utf-8"))
             print(card)
+
+    def report(self) -> None:
+        """summary.json, beside a model that is saved."""
+        if not self.saved:
+            return
+        settings = json.loads(self.config.model_dump_json(exclude={"output"}))
+        summary = {
+            "config": settings | {"start": portable(self.config.start)},
+            "steps": self.steps,
+            "last": self.log.rows[-1] if self.log.rows else None,
+            "evaluations": [evaluation.asdict() for evaluation in self.found],
+            "provenance": command_provenance("pretrain", self.arguments, self.inputs),
+        }
+        text = json.dumps(finite(summary), indent=2) + "\n"
+        write_atomically(self.folder / "summary.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+
+    def close(self) -> None:
+        self.log.close()
 
     def _save(self) -> None:
         check_finite(self.model)

@@ -7,13 +7,12 @@ current update, saves and exits with code 0; ``--resume`` continues.
 import contextlib
 import json
 import math
-import platform
+import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
@@ -31,6 +30,7 @@ from diffpo.runs.faults import output_may_fail
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
 from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.provenance import command_provenance
 from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
@@ -50,11 +50,12 @@ _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-conf
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse_train(arguments)
-    return command.carry_out(lambda: prepare(config))
+    return command.carry_out(lambda: prepare(config, arguments))
 
 
-def prepare(config: TrainConfig) -> "Run | None":
+def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
@@ -82,9 +83,14 @@ def prepare(config: TrainConfig) -> "Run | None":
     with folder.released_on_error():
         if folder.resumes:
             saved = newest(folder.checkpoints, model)
+            if saved is not None and saved.state["update"] > config.updates:
+                raise ValueError(
+                    f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
+                )
             read_metrics(folder.path).close()
         folder.begin()
-    return Run(config, folder, trainer, problems, saved, min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER))
+    together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
+    return Run(config, folder, trainer, problems, saved, together, arguments)
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
@@ -122,13 +128,14 @@ class Run(command.Run):
         folder: RunFolder,
         trainer: Trainer,
         problems: list,
-        saved: Saved | None = None,
-        evaluated_together: int = _EVALUATED_TOGETHER,
+        saved: Saved | None,
+        evaluated_together: int,
+        arguments: list[str],
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.console = Console(highlight=False, soft_wrap=True)
-        self.problems, self.evaluated_together = problems, evaluated_together
+        self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths
         self.guard = Guard(trainer, evaluated_together)
         self.rules = distinct(
@@ -283,9 +290,9 @@ class Run(command.Run):
             "heldout": len(self.problems),
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
-            "environment": environment(),
             "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
             "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in evaluations]},
+            "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
         rows = [
@@ -318,16 +325,6 @@ class Run(command.Run):
 def distinct(rules: Iterable[Rule]) -> list[Rule]:
     """Each of them once."""
     return list({repr(rule): rule for rule in rules}.values())
-
-
-def environment() -> dict:
-    """What the numbers of a run were measured on."""
-    return {
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def _point(e: Evaluation) -> dict:

@@ -69,9 +69,9 @@ class Trajectory:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> Trajectory:
-        """The trajectory of some rows (a slice, an index tensor or a boolean mask). ValueError for a number: a row has no trajectory
-        without its dimension."""
-        if isinstance(rows, int) or (isinstance(rows, Tensor) and rows.dim() == 0):
+        """The trajectory of some rows (a slice, an index tensor or a boolean mask). ValueError for a number, of whatever library: a row
+        has no trajectory without its dimension."""
+        if not isinstance(rows, slice | list) and getattr(rows, "ndim", 0) != 1:
             raise ValueError(
                 f"rows must be a slice, an index tensor or a mask, got {rows}: one row is trajectory[i : i + 1]"
             )
@@ -100,7 +100,7 @@ class Trajectory:
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
         """Rows of several trajectories, whatever their prompt widths. ValueError if there is none or anything else than their rows differs."""
-        if isinstance(parts, Trajectory) or not parts or not all(isinstance(part, Trajectory) for part in parts):
+        if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, Trajectory) for part in parts):
             raise ValueError("parts must be a list of at least one Trajectory")
         first = parts[0]
         for part in parts[1:]:
@@ -146,7 +146,9 @@ class Trajectory:
             named: dict[str, Any] = {**tensors}
             trajectory = Trajectory(**named, **settings, actions=actions)
             trajectory._check()
-        except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (
+            SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             raise ValueError(f"these bytes are no {_FORMAT!r}: {error}") from error
         return trajectory
 
@@ -165,15 +167,21 @@ class Trajectory:
                     f"{name} must be {dtype} {shapes.get(name, [B])}, got {value.dtype} {list(value.shape)}"
                 )
         for name in _SETTINGS:
-            value = getattr(self, name)
-            kind = int if name in ("mask_id", "block_length") else int | float
-            if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < math.inf:
+            value, whole = getattr(self, name), name in ("mask_id", "block_length")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(f"{name} is {value!r}")
+            least = 1 if name == "block_length" else 0
+            if not (math.isfinite(value) and least <= value) or (whole and value >= 2**63):
                 raise ValueError(f"{name} is {value!r}")
         possible = {
             "prompt_ids": self.prompt_ids >= 0,
             "tokens": self.tokens >= 0,
             "commit_step": (self.commit_step >= 0) & (self.commit_step <= self.nfe[:, None]),
+            "nfe": self.nfe <= L,  # each step commits a token
             "length": (self.length >= 0) & (self.length <= L),
+            "logprob": self.logprob.isfinite(),
+            "entropy": self.entropy.isfinite(),
+            **{f"actions.{name}.logprob": action.logprob.isfinite() for name, action in self.actions.items()},
             **{f"actions.{name}.choice": action.choice >= -1 for name, action in self.actions.items()},
         }
         for name, holds in possible.items():

@@ -1,6 +1,7 @@
 """`python -m diffpo_kernels`: what was built, what can run here, and what backend=None picks, with reasons."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -62,5 +63,22 @@ def _devices() -> str:
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
+def _program() -> None:
+    """``main``, and exit code 1 where standard output cannot be written: quietly where its reader is gone, in one line where the disk is
+    full, as the commands of diffpo end. Closed from the start, it is /dev/null."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the program
+    try:
+        try:
+            main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()  # what was printed last may still be on its way
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"stopped at the end: {error.strerror}") from None
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _program()

@@ -1,5 +1,5 @@
-"""Shared by all tests: no network, one thread, small random models, a counter of network evaluations, poisoned
-memory.
+"""Shared by all tests: no network, one thread, the CPU, small random models, a counter of network evaluations,
+poisoned memory.
 
 diffpo is imported where it is needed: the tests of the kernels run without its dependencies.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,15 @@ except ImportError:
     spec = importlib.util.spec_from_file_location("hypothesis", Path(__file__).with_name("hypothesis_stand_in.py"))
     sys.modules["hypothesis"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["hypothesis"])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def auto_is_the_cpu():
+    """What is loaded is compared with what was made on the CPU, on a machine with a GPU too; not so in tests/gpu."""
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError):  # the tests of the kernels need no diffpo
+            patch.setattr("diffpo.device.default_device", lambda: "cpu")
+        yield
 
 
 def build_random_model(seed: int = 0, scale: float = 1.0, **changes) -> MaskedDiffusionLM:
@@ -126,6 +136,22 @@ def forward_rows():
             handle.remove()
 
     return watch
+
+
+@pytest.fixture
+def full_disk():
+    """``with full_disk(n):`` no file becomes longer than n bytes: the system refuses the write, whoever writes, as it does on a full disk."""
+
+    @contextmanager
+    def limited(size: int):
+        before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+    return limited
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Configuration: which source wins, and that every mistake ends with exit code 2 and names its field."""
 
+import io
 import json
+import sys
 
 import pytest
 
 from diffpo.config import PretrainConfig, nearest, parse
 from diffpo.evaluate import EvaluateConfig
+from diffpo.objectives import OBJECTIVES
 from diffpo.training.config import TrainConfig, parse_train
 
 
@@ -83,6 +86,11 @@ def test_without_arguments_the_defaults_hold():
         ('[algorithm]\nname = "d1"\nm = 2', "'algorithm.m'"),
         ('[algorithm]\nname = "d1"\ntrain = ["threshold"]', "algorithm.train.0"),
         ("[algorithm]\ntrain = []", "algorithm.train"),
+        (
+            '[algorithm]\nmode = "sampler"',
+            'error: unknown key \'algorithm.mode\': it is now algorithm.train, ["model", "threshold"] for "joint"',
+        ),
+        ('[algorithm]\nname = "d1"\nmode = "model"', "unknown key 'algorithm.mode': it is now algorithm.train"),
         ("[rollout]\ngamma = 1.0", "rollout.gamma: the threshold is learned"),
         ('[rollout]\nrule = "fixed"', "rollout.rule: a threshold is trained on rollouts that use it"),
         ('[algorithm]\nname = "espo"\n[rollout]\nthreshold_gammas = [1.0]', "rollout.threshold_gammas: no threshold"),
@@ -116,9 +124,15 @@ def test_without_arguments_the_defaults_hold():
         ("[guard]\nproblems = 0", "guard.problems"),
         ("[guard]\ntolerance = 1.0", "guard.tolerance"),
         ('[algorithm]\ntrain = ["threshold"]\n[optimizer]\nlr = 0.1', "optimizer.lr: no model is trained"),
-        ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained"),
+        ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained: add model to"),
         ('[algorithm]\ntrain = ["threshold"]\nkl_coefficient = 0.5', "kl_coefficient: is of the model"),
         ('[algorithm]\ntrain = ["model", "model"]', "train: each part stands there once"),
+        (
+            '[algorithm]\nname = "tracerl"\nfresh_latents = true',
+            "fresh_latents: nothing about this algorithm's latents",
+        ),
+        ("[algorithm]\nm = 1\nfresh_latents = true", "fresh_latents: nothing about the latents is random"),
+        ('[algorithm]\ntrain = ["threshold"]\nfresh_latents = true', "fresh_latents: nothing about the latents"),
         (
             "[algorithm]\nimportance_correction = false\nweight_cap = 3.0",
             "weight_cap: is of the importance correction, which is off",
@@ -272,7 +286,30 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path, capsys, content, named):
         (["--algorithm.clop", "1"], "--algorithm.clip"),
         (["--algorithm.name"], "--algorithm.name"),
         (["--algorithm.train", "modle"], "--algorithm.train"),
+        (["--algorithm.mode", "joint"], "--algorithm.mode: it is now algorithm.train"),
+        (["--algorithm.mode=sampler"], '["threshold"] for "sampler"'),
         (["--algorithm.group-size", "-3", "--updates", "-1"], "algorithm.group_size"),
+        (["--no-swep"], "unknown flag --no-swep; nearest: --sweep"),
+        (["--algorithm.name", "d1", "--algorithm.m", "1"], "unknown flag --algorithm.m; nearest: --algorithm.name"),
+        (["--algorithm.name", "d1", "--algorithm.m", "1"], "; see python -m diffpo.train --algorithm.name d1 --help\n"),
+        (
+            ["--algorithm.name", "espo", "--algorithm.train", "threshold"],
+            "invalid choice 'threshold' for argument '--algorithm.train'. Expected one of ('model'); see",
+        ),
+        (["--device", "tpu"], "Expected one of ('cpu', 'cuda', 'auto'); see python -m diffpo.train --help\n"),
+        (
+            ["--updates", "2", "configs/x.toml"],
+            "the config file comes first: give configs/x.toml in front of the flags",
+        ),
+        (["--updates", "2", "3"], "error: Unrecognized options: 3; see"),
+        (
+            ["--algorithm.train", "model", "--algorithm.train=threshold"],
+            "--algorithm.train is given twice: put all its values behind one",
+        ),
+        (
+            ["--rollout.threshold-gammas", "1", "--rollout.threshold_gammas", "2"],
+            "--rollout.threshold-gammas is given twice",
+        ),
     ],
 )
 def test_a_mistake_in_a_flag_is_one_line(capsys, flags, named):
@@ -282,7 +319,22 @@ def test_a_mistake_in_a_flag_is_one_line(capsys, flags, named):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert named in error
-    assert "╭" not in error
+    assert not any(drawn in error for drawn in ("╭", "─", "----"))
+
+
+def test_a_mistake_in_a_flag_is_the_same_line_in_any_encoding(capsys, monkeypatch):
+    """tyro draws another box where the output is not UTF-8."""
+    said = []
+    for encoding in ("utf-8", "ascii"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+        for flags in (["--device", "tpu"], ["--seed"], ["--updates", "2", "3"]):
+            with pytest.raises(SystemExit):
+                train_config(*flags)
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert said[0].startswith(
+        "error: invalid choice 'tpu' for argument '--device'. Expected one of ('cpu', 'cuda', 'auto'); see"
+    )
 
 
 def test_bounds_that_may_be_infinite(toml):
@@ -294,6 +346,14 @@ def test_bounds_that_may_be_infinite(toml):
     assert config.algorithm.weight_cap == config.algorithm.clip == config.rollout.gamma == float("inf")
     written = json.loads(config.model_dump_json(), parse_constant=pytest.fail)
     assert TrainConfig(**written) == config
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_rollouts_of_an_algorithm_are_its_own_from_python_too(name):
+    config = TrainConfig(algorithm={"name": name})
+    assert config == TrainConfig(algorithm=OBJECTIVES[name].Config()) == train_config("--algorithm.name", name)
+    assert {key: getattr(config.rollout, key) for key in OBJECTIVES[name].rollout} == OBJECTIVES[name].rollout
+    assert TrainConfig(algorithm={"name": name}, rollout={"temperature": 0.5}).rollout.temperature == 0.5
 
 
 def test_what_is_trained_has_no_order(toml):

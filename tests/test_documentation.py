@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,17 @@ def test_the_code_of_the_front_page_runs() -> None:
     exec(code, found)
     assert found["logp"].shape == (8, 12)
     assert found["grade"].correct
+
+
+def test_the_code_about_decoding_runs() -> None:
+    """The blocks that load a model themselves: a rollout's bytes and likelihood, and the queue."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/decoding.md").read_text(), flags=re.DOTALL)
+    found: list[dict] = [{}, {}]
+    for block, names in zip([block for block in blocks if "diffpo.load" in block], found, strict=True):
+        exec(block, names)
+    rollouts, queue = found
+    torch.testing.assert_close(rollouts["exact"], rollouts["both"].logprob, rtol=1e-4, atol=1e-4)
+    assert len(queue["engine"]) == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

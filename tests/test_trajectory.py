@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -85,18 +86,19 @@ def test_what_was_drawn_differently_is_not_put_together(decode, change):
 
 def test_what_is_no_list_of_trajectories_is_not_put_together(decode):
     trajectory = decode([2, 3])
-    for parts in ([], (), trajectory, [trajectory, 3], [3, trajectory], None):
+    for parts in ([], (), trajectory, [trajectory, 3], [3, trajectory], None, 3, {0: trajectory}, iter([trajectory])):
         with pytest.raises(ValueError, match="parts must be a list of at least one Trajectory"):
             Trajectory.concatenate(parts)
 
 
-@pytest.mark.parametrize("row", [0, -1, torch.tensor(1), True], ids=["first", "last", "tensor", "true"])
+@pytest.mark.parametrize("row", [0, -1, torch.tensor(1), True, np.int64(1), (0, 1), None], ids=repr)
 def test_a_number_is_no_choice_of_rows(decode, row):
     """It would take the rows' dimension away, and a trajectory of two rows would have the length of its completion."""
     trajectory = decode([2, 3])
     with pytest.raises(ValueError, match=r"rows must be a slice.*one row is trajectory\[i : i \+ 1\]"):
         trajectory[row]
-    assert len(trajectory[1:2]) == 1
+    for rows in (slice(1, 2), [1], np.array([1]), torch.tensor([1]), torch.tensor([False, True])):
+        assert torch.equal(trajectory[rows].key, trajectory.key[1:])
 
 
 def test_bytes_may_be_any_of_python_s(decode):
@@ -112,7 +114,8 @@ def test_bytes_may_be_any_of_python_s(decode):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("mask_id", "2"), ("mask_id", True), ("mask_id", 1.5), ("block_length", None), ("block_length", -1)),
+        *(("mask_id", "2"), ("mask_id", True), ("mask_id", 1.5), ("mask_id", 2**63)),
+        *(("block_length", None), ("block_length", 0)),
         *(("temperature", -0.5), ("temperature", float("nan")), ("cfg_scale", float("inf")), ("cfg_scale", [])),
     ],
 )
@@ -126,15 +129,27 @@ def test_bytes_with_settings_of_no_rollout_are_refused(decode, name, value):
     ("name", "change"),
     [
         *(("tokens", -1), ("prompt_ids", -1), ("commit_step", -1), ("commit_step", 99), ("length", -1), ("length", 99)),
-        *(("nfe", 0), ("actions.gamma.choice", -2)),
+        *(("nfe", 0), ("nfe", 10**12), ("actions.gamma.choice", -2), ("actions.gamma.logprob", float("nan"))),
+        *(("logprob", float("nan")), ("logprob", -float("inf")), ("entropy", float("inf"))),
     ],
 )
 def test_bytes_with_numbers_of_no_rollout_are_refused(decode, name, change):
     good = decode([2, 3])
     tensors = good._tensors()
     data = good._rebuilt(tensors | {name: torch.full_like(tensors[name], change)}).to_bytes()
-    with pytest.raises(ValueError, match=f"these bytes are no .*: {'commit_step' if name == 'nfe' else name} holds"):
+    named = "commit_step" if (name, change) == ("nfe", 0) else name
+    with pytest.raises(ValueError, match=f"these bytes are no .*: {named} holds"):
         Trajectory.from_bytes(data)
+
+
+def test_bytes_whose_settings_python_cannot_hold_are_refused(decode):
+    """JSON nested beyond its stack, and a number beyond every float."""
+    trajectory = decode([2, 3])
+    deep = {"format": "diffpo trajectory 1", "settings": "[" * 100_000}
+    huge = replace(trajectory, temperature=10**400)
+    for data in (save({"tokens": trajectory.tokens}, deep), huge.to_bytes()):
+        with pytest.raises(ValueError, match="these bytes are no"):
+            Trajectory.from_bytes(data)
 
 
 def test_bytes_that_are_no_trajectory_are_refused(decode):

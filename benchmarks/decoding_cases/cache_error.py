@@ -44,7 +44,7 @@ class Row:
 def run(problems: int, report: Callable[[list[Row]], None]) -> None:
     """Every shipped model with every cache, `report` after each model."""
     for name, task_name in MODELS.items():
-        model, task = load(name), get_task(task_name)
+        model, task = load(name, "cpu"), get_task(task_name)
         held_out = fixed_problems(task, problems)
         exact, rows = _decode(model, task, held_out, FixedSchedule(task.gen_length), 0.0, {}), []
         for cache, refresh in CACHES:

@@ -45,7 +45,7 @@ def sweep(model: str, task_name: str, order: str, heldout: int, gammas: Sequence
     """{"points": `decode` of each entropy bound in `order`, then of the learned threshold; "bins": its bounds or None}."""
     keep_freed_memory()
     torch.set_num_threads(1)  # as many sweeps run side by side as there are cores
-    loaded, task = load(model), get_task(task_name)
+    loaded, task = load(model, "cpu"), get_task(task_name)
     problems = fixed_problems(task, heldout)
     rules: list[Rule] = [EntropyBounded(gamma, order) for gamma in gammas]
     if loaded.threshold is not None:

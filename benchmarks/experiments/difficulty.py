@@ -25,7 +25,7 @@ def solve_rates(model: str, task_name: str, heldout: int, samples: int = SAMPLES
     """Share of `samples` draws at temperature 1, one token at a time, that solve each held-out problem; seed 0. Difficulty is 1 less this."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    loaded, task = load(model), get_task(task_name)
+    loaded, task = load(model, "cpu"), get_task(task_name)
     problems = [problem for problem in fixed_problems(task, heldout) for _ in range(samples)]
     prompts = [task.prompt(problem) for problem in problems]
     rule = FixedSchedule(task.gen_length)

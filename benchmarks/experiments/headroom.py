@@ -154,7 +154,7 @@ def compare(data: Outcomes, prices: Sequence[float] = PRICES) -> list[dict]:
 def measure(task_name: str, model: str, count: int, prices: Sequence[float]) -> list[dict]:
     """One row per price."""
     task = get_task(task_name)
-    found = outcomes(load(model), task, fixed_problems(task, count))
+    found = outcomes(load(model, "cpu"), task, fixed_problems(task, count))
     return [{"model": model, **row} for row in compare(found, prices)]
 
 

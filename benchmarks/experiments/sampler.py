@@ -86,7 +86,7 @@ def base_front(model: str, task: str, heldout: int, gammas: tuple, smoke: bool) 
     from nfe_pareto import rules
 
     found = sweep(model, task, ROLLOUT_ORDER, heldout, gammas)
-    loaded, its_task = load(model), get_task(task)
+    loaded, its_task = load(model, "cpu"), get_task(task)
     problems = fixed_problems(its_task, heldout)
     every = [decode(loaded, its_task, problems, rule) for _, rule in rules(its_task, loaded, quick=smoke)]
     best = max(every, key=lambda point: (point["accuracy"], -point["nfe"]))

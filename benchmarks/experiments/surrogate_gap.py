@@ -178,11 +178,11 @@ def main() -> None:
     prompts, views = (16, 2) if given.smoke else (PROMPTS, VIEWS)
     if not given.smoke:
         console.print(f"surrogate_gap: about {MINUTES} minutes on one core")
-    models = [(task, name, load(name)) for task, name in MODELS[: 1 if given.smoke else None]]
+    models = [(task, name, load(name, "cpu")) for task, name in MODELS[: 1 if given.smoke else None]]
     trained = given.runs / "sampler" / TRAINED_SUDOKU / "model"
     settings = {"prompts": prompts, "views": views, "trained": digest(trained.glob("*"))}
     if trained.exists():
-        models.append(("sudoku", TRAINED_SUDOKU, load(str(trained))))
+        models.append(("sudoku", TRAINED_SUDOKU, load(str(trained), "cpu")))
     else:
         console.print(
             f"{TRAINED_SUDOKU} is left out: run sampler.py --tasks sudoku first, or give its folder with --runs"

@@ -1,6 +1,7 @@
 """An open queue: requests come and go while others are decoded. ``generate`` and ``stream`` sit on it, as a server does."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -284,9 +285,14 @@ def _check_rule(options: ResolvedOptions) -> None:
     """ValueError for a rule whose row no batch could hold."""
     rule = options.rule
     try:
-        hash(options.kind), float(rule.gamma), float(rule.number)
+        hash(options.kind), float(rule.gamma), math.fabs(rule.number)  # which takes no text
     except Exception as error:
         raise ValueError(f"rule: {type(rule).__name__} has no gamma, number or family for a row: {error}") from error
+    for name in ("stops_at_eos", "draws_gamma"):
+        if not isinstance(getattr(rule, name), bool):
+            raise ValueError(
+                f"rule: {name} of {type(rule).__name__} must be True or False, got {getattr(rule, name)!r}"
+            )
 
 
 def not_finite(keys: Sequence[int], cfg_scale: float) -> str:

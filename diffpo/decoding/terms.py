@@ -53,7 +53,7 @@ class Terms:
 
         rules = _families([row.rule for row in options], device)
         values: dict[str, Any] = {
-            "number": each(lambda row: row.rule.number),
+            "number": each(lambda row: float(row.rule.number)),
             "temperature": each(lambda row: row.temperature),
             "cfg_scale": each(lambda row: row.cfg_scale),
             "seed": each(lambda row: row.seed),

@@ -55,6 +55,8 @@ class Plan:
         self.trajectory, self.latents = trajectory, latents
         B, L = trajectory.tokens.shape
         width = model.layout.width(trajectory.prompt_ids.shape[1], L)
+        if tokens_at_once is not None and not hasattr(tokens_at_once, "__index__"):
+            raise ValueError(f"tokens_at_once must be an int (tokens) or None (all at once), got {tokens_at_once!r}")
         if tokens_at_once is not None and tokens_at_once < width:
             raise PartTooSmallError(width, tokens_at_once)
         self.acting = model.threshold is not None and "gamma" in trajectory.actions

@@ -60,7 +60,8 @@ class _Loader:
         revision: str | None = None,
         **others: object,
     ) -> MaskedDiffusionLM:
-        """``diffpo.load`` in transformers' words. dtype "auto" or None: as stored; device_map: one device.
+        """``diffpo.load`` in transformers' words. dtype "auto" or None: as stored; device_map: one device, as
+        in transformers the CPU if none is given.
 
         TypeError for an argument that would have no effect.
         """
@@ -110,8 +111,6 @@ def _one_device(device_map: DeviceMap | dict[str, DeviceMap]) -> str | torch.dev
         if set(device_map) != {""}:
             raise ValueError(f"device_map {device_map}: a diffpo model is put on one device")
         device_map = device_map[""]
-    if device_map == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(device_map, int):
         return f"cuda:{device_map}"
     return device_map or "cpu"

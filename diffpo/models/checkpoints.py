@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from diffpo.device import choose_device
 from diffpo.models.adapter_folder import refuse_adapter
 from diffpo.models.file_replacement import write_atomically
 from diffpo.models.folder_files import find
@@ -54,7 +55,7 @@ def shipped_models() -> list[str]:
 
 def load(
     name_or_path: str | os.PathLike,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
 ) -> MaskedDiffusionLM:
@@ -67,8 +68,9 @@ def load(
     Not yet: mixtures of experts (LLaDA-MoE, LLaDA2), block-causal models (SDAR, Fast-dLLM-v2), quantised weights. Never:
     pickle files and remote code (``auto_map`` is ignored: the network is diffpo's own).
 
-    device, dtype: where and as what the weights are stored; dtype None keeps that of the checkpoint's embedding. Tensors go
-    one at a time into their final memory, so that no second copy of the model exists. revision: a branch, tag or commit, for
+    device, dtype: where and as what the weights are stored; device "auto" is a GPU where there is one, as in the commands; dtype None
+    keeps that of the checkpoint's embedding. Tensors go one at a time into their final memory, so that no second copy of the model
+    exists. revision: a branch, tag or commit, for
     hub ids. A hub id needs the network unless it is cached; HF_HUB_OFFLINE=1 forbids it.
 
     ``model.source`` records name and commit; ``model.save`` writes the format that was read, for other tools to load.
@@ -133,11 +135,13 @@ def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tup
 def _read_config(folder: Path) -> tuple[dict, ModelConfig]:
     refuse_adapter(folder)
     path = folder / CONFIG
+    inner = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))[:5])
+    instead = f"; its folders that do are {inner}" if inner else ""
     if find(folder, CONFIG) is None:
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-        instead = f"; its folders that do are {', '.join(inner[:5])}" if inner else ""
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint folder{instead}")
     fields = read_json(path)
+    if instead and "model_type" not in fields:  # the folder of a run
+        raise ValueError(f"{folder} holds no model: its {CONFIG} names no model_type{instead}")
     if find(folder, GENERATION_CONFIG) is not None:
         read_json(folder / GENERATION_CONFIG)
     known = format_of(fields, path)
@@ -219,6 +223,7 @@ def _allocate(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype
 
 
 def _device(device: str | torch.device) -> torch.device:
+    device = choose_device("auto") if device == "auto" else device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

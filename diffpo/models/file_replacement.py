@@ -1,9 +1,11 @@
 """Replacing files so that a fault on the way leaves the old ones."""
 
+import contextlib
 import os
+import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
@@ -38,19 +40,39 @@ def replace_files(new: Path, folder: Path, backup: Path, stale: Iterable[str], l
 
 
 def write_atomically(target: Path, write: Callable[[str], object]) -> None:
-    """Call ``write(path)`` on a temporary file beside ``target``, flush it to disk, then rename it over ``target``."""
+    """Call ``write(path)`` on a temporary file beside ``target``, flush it to disk, then rename it over ``target``.
+
+    OSError, with nothing changed, when the disk cannot take it.
+    """
     start = target.name[:50]  # a long name and more would be longer than a file's name may be
     temporary = target.with_name(f".{start}.{secrets.token_hex(4)}")
     mode = create(temporary)
     try:
-        write(str(temporary))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
+        with disk_faults(target):
+            write(str(temporary))
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """A fault of the disk within is an OSError that names ``path``, or what it named itself.
+
+    safetensors and tokenizers, which are written in Rust, raise other types for it: only the text says which error of the system it was.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code is None or getattr(error, "filename", None):
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def create(path: Path) -> int:

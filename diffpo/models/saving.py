@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffpo.models.adapters import without_wrapper
-from diffpo.models.file_replacement import replace_files
+from diffpo.models.file_replacement import disk_faults, replace_files
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat
 from diffpo.models.sharding import one_writer, reshard
 from diffpo.models.stored_tensors import INDEX, SHARDS, WEIGHTS
@@ -34,7 +34,7 @@ def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard
     Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
     microseconds between two renames can leave new weights beside the old config.)
     ValueError, with nothing written, for weights that are not finite, adapters that cannot be merged, and a folder without a name. OSError
-    in the other processes when the one that writes fails.
+    when the disk cannot take it, also in the other processes.
     """
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"folder must be a path, got {type(folder).__name__}")
@@ -59,7 +59,7 @@ def write_checkpoint(
     if folder.is_file():
         raise FileExistsError(f"folder: {folder} is a file; give the folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+    with disk_faults(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
         new, old = Path(staging, "new"), Path(staging, "old")
         new.mkdir()
         old.mkdir()

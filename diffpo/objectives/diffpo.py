@@ -50,7 +50,10 @@ class DiffpoConfig(AlgorithmConfig):
         for name in ("m", "kl_coefficient", "prompt_mask_probability"):
             default = type(self).model_fields[name].default
             if "model" not in self.train and getattr(self, name) != default and (name == "m" or getattr(self, name)):
-                raise ValueError(f"{name}: is of the model, which is not trained: add it to algorithm.train")
+                raise ValueError(f"{name}: is of the model, which is not trained: add model to algorithm.train")
+        drawn = "model" in self.train and self.m not in (EXACT, 1)
+        if self.fresh_latents and not drawn and not self.prompt_mask_probability:
+            raise ValueError("fresh_latents: nothing about the latents is random: leave it out, or set m to 2 or more")
         if not self.importance_correction and self.weight_cap != type(self).model_fields["weight_cap"].default:
             raise ValueError(
                 "weight_cap: is of the importance correction, which is off: set importance_correction to true"

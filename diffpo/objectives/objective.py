@@ -15,8 +15,15 @@ from diffpo.trajectory import Trajectory
 
 
 class AlgorithmConfig(Config):
-    """What every algorithm has. Each adds its own settings; one that it does not have is refused."""
+    """What every algorithm has. Each adds its own settings; one that it does not have is refused.
 
+    random_latents: something about the latents may be drawn.
+    """
+
+    replaced: ClassVar[dict[str, str]] = {
+        "mode": 'it is now algorithm.train, ["model", "threshold"] for "joint", ["model"] for "model", ["threshold"] for "sampler"'
+    }
+    random_latents: ClassVar[bool] = True
     name: str
     train: tuple[Literal["model", "threshold"], ...] = Field(("model",), min_length=1)
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
@@ -38,6 +45,13 @@ class AlgorithmConfig(Config):
         if len(set(parts)) < len(parts):
             raise ValueError("each part stands there once")
         return tuple(sorted(parts))
+
+    @field_validator("fresh_latents")
+    @classmethod
+    def _something_to_draw(cls, fresh: bool) -> bool:
+        if fresh and not cls.random_latents:
+            raise ValueError("nothing about this algorithm's latents is random: leave it out")
+        return fresh
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective
 class TraceRLConfig(AlgorithmConfig):
     """TraceRL's published settings for LLaDA."""
 
+    random_latents: ClassVar[bool] = False
     name: Literal["tracerl"] = "tracerl"
     train: tuple[Literal["model"]] = ("model",)
     merged_steps: int = Field(8, gt=0, le=2**12)

@@ -5,13 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from safetensors import SafetensorError
 
 from diffpo.runs.faults import DISK_FAULTS, DONE, INTERRUPTED, STOPPED, described, fail, stopped
 from diffpo.runs.interruption import Interruption
 
-# safetensors reports a full disk by its own type, torch a lack of memory by two
-_OF_THE_MACHINE = (OSError, SafetensorError, MemoryError, torch.OutOfMemoryError)
+_OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
 _NO_MEMORY_ON_THE_CPU = "can't allocate memory"
 
 

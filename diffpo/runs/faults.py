@@ -33,7 +33,8 @@ def stopped(reason: str, code: int = STOPPED) -> int:
 @contextlib.contextmanager
 def output_may_fail() -> Iterator[None]:
     """Around a whole program: exit code 1 where standard output cannot be written. Quietly where its reader is gone, in one line where the
-    disk is full."""
+    disk is full. A stream that is closed from the start, as by ``>&-``, is /dev/null."""
+    _open_closed_streams()
     try:
         try:
             yield
@@ -49,6 +50,13 @@ def output_may_fail() -> Iterator[None]:
         if not isinstance(error, BrokenPipeError):
             stopped(f"at the end: {described(error)}")
         raise SystemExit(STOPPED) from None
+
+
+def _open_closed_streams() -> None:
+    """Before anything else is opened: it would take the number of the closed stream, and with it what is printed from C."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the program
 
 
 def described(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """metrics.jsonl, complete and append-only, and one line for the reader."""
 
+import math
 from pathlib import Path
 
 from diffpo.runs.json_lines import JsonLines, own_file
@@ -43,14 +44,20 @@ def read_metrics(folder: Path) -> JsonLines:
 
 def summary_line(metrics: dict, updates: int) -> str:
     """One update in one line."""
+    shown = {
+        "reward": "reward {:.3f}",
+        "accuracy": "accuracy {:.1%}",
+        "nfe": "NFE {:.2f}",
+        "gamma": "gamma {:.3f} nats",
+        "zero_advantage_fraction": "no-advantage groups {:.0%}",
+        "ess": "ESS {:.2f}",
+        "clip_fraction": "clip {:.1%}",
+        "kl": "KL {:.3f} nats",
+    }
+    # a rule without a threshold has no gamma, a loss without importance weights no ESS
+    known = {name: value for name in shown if (value := metrics.get(name)) is not None and not math.isnan(value)}
     parts = [
         f"update {metrics['update']:>4}/{updates}",
-        f"reward {metrics['reward']:.3f}",
-        f"accuracy {metrics['accuracy']:.1%}",
-        f"NFE {metrics['nfe']:.2f}",
-        f"gamma {metrics['gamma']:.3f} nats",
-        f"no-advantage groups {metrics['zero_advantage_fraction']:.0%}",
+        *(shown[name].format(value) for name, value in known.items()),
     ]
-    if "ess" in metrics:
-        parts += [f"ESS {metrics['ess']:.2f}", f"clip {metrics['clip_fraction']:.1%}", f"KL {metrics['kl']:.3f} nats"]
     return "  ".join([*parts, f"{sum(v for k, v in metrics.items() if k.startswith('seconds/')):.1f} s"])

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,12 @@ def provenance(seeds: dict[str, int] | None = None, command: str | None = None) 
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def command_provenance(name: str, arguments: Sequence[str], inputs: Mapping[str, str]) -> dict:
+    """Of what ``python -m diffpo.<name>`` wrote. inputs: by name, digests of the contents that it read."""
+    revisions = {f"{what}_revision": digest for what, digest in inputs.items()}
+    return provenance(command=module_command(f"diffpo.{name}", arguments)) | revisions
 
 
 def module_command(module: str, arguments: Sequence[str]) -> str:

@@ -13,12 +13,11 @@ import shutil
 import stat
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diffpo.models.adapters import adapted_modules
@@ -29,6 +28,7 @@ from diffpo.models.sharding import fill, one_writer, reshard, whole
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.models.weights import whole_weights
 from diffpo.runs.run_files import names_of_model
+from diffpo.runs.run_folder import differences
 
 KEPT = 2  # checkpoints; an older one survives a fault in the newest
 OPTIMIZER, TRAINED, STATE, MANIFEST = "optimizer.safetensors", "trained.safetensors", "state.json", "manifest.json"
@@ -73,8 +73,6 @@ def _write(folder: Path, model: MaskedDiffusionLM, weights: Tensors, own: dict[s
             if target.exists():
                 raise OSError(f"{target} holds what no run wrote: move it away")
         os.replace(temporary, target)
-    except SafetensorError as error:  # its own type for a full disk
-        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in [path for path in checkpoints(folder) if _listed(path)][KEPT:]:
@@ -136,7 +134,10 @@ def newest(folder: Path, model: MaskedDiffusionLM) -> Saved | None:
             continue
         stored = read_config(path)
         if stored != model.config:
-            raise ValueError(f"resume: {path} is of another model, {stored}, now {model.config}")
+            changes = "; ".join(differences(asdict(stored), asdict(model.config)))
+            raise ValueError(
+                f"resume: {path} is of another model, which --allow-config-change cannot change: {changes}; begin a new run"
+            )
         return Saved(path, state)
     if checkpoints(folder):
         raise ValueError(f"none of the checkpoints in {folder} is readable; --overwrite starts again")

@@ -1,6 +1,6 @@
 """The configuration of a training run: the algorithm's own settings, and what all algorithms share."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from diffpo.config import (
     Config,
@@ -171,6 +171,16 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published_rollouts(cls, given: Any) -> Any:
+        """The algorithm's own settings of rollouts hold where nothing else is said, from Python as from a command."""
+        algorithm, rollout = given.get("algorithm", {}), given.get("rollout", {})
+        name = algorithm.get("name", "diffpo") if isinstance(algorithm, dict) else getattr(algorithm, "name", None)
+        if isinstance(name, str) and name in OBJECTIVES and isinstance(rollout, dict):
+            given = given | {"rollout": OBJECTIVES[name].rollout | rollout}
+        return given
+
     @model_validator(mode="after")
     def _trained_alike(self) -> "TrainConfig":
         learned = "threshold" in self.algorithm.train
@@ -226,5 +236,6 @@ def parse_train(arguments: list[str] | None = None) -> TrainConfig:
     others = f"Algorithms: {', '.join(OBJECTIVES)}; --algorithm.name NAME --help shows one's settings."
     kind = create_model("TrainConfig", __base__=TrainConfig, __doc__=f"{TrainConfig.__doc__} {others}",
                         algorithm=(objective.Config, objective.Config(name=name)))  # fmt: skip
+    kind.help_flags = "" if name == "diffpo" else f"--algorithm.name {name} "
     parsed = parse_flags(kind, values, flags)
     return TrainConfig.model_validate(parsed.model_dump())

@@ -173,9 +173,31 @@ def test_a_rule_may_plan_in_another_precision_whatever_is_beside_it(model, rando
         assert_equal(found[number], alone(model, request))
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": torch.zeros(2)}, {"number": "x"}, {"family": [1]}], ids=str)
+@pytest.mark.parametrize("wrong", [{"gamma": torch.zeros(2)}, {"number": "3"}, {"family": [1]}], ids=str)
 def test_a_rule_that_no_batch_can_hold_is_refused(model, wrong):
     engine, rule = Engine(model, 1, 4, 8), type("Odd", (Rule,), wrong)()
     with pytest.raises(ValueError, match="rule: Odd has no gamma, number or family for a row"):
         engine.submit(Request([3, 4], DecodingOptions(8, rule=rule)))
     assert len(engine) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"stops_at_eos": None}, {"draws_gamma": "no"}], ids=str)
+def test_a_rule_that_says_neither_yes_nor_no_is_refused(model, wrong):
+    engine, rule = Engine(model, 1, 4, 8), type("Odd", (Rule,), wrong)()
+    with pytest.raises(ValueError, match=f"rule: {next(iter(wrong))} of Odd must be True or False"):
+        engine.submit(Request([3, 4], DecodingOptions(8, rule=rule)))
+    assert len(engine) == 0
+
+
+def test_more_steps_than_an_integer_of_the_device_holds(model, random_prompts):
+    asked = [
+        Request(prompt, DecodingOptions(12, 4, diffpo.FixedSchedule(steps)), key=number)
+        for number, (prompt, steps) in enumerate(zip(random_prompts(model, [5, 9]), (3 * 2**70, 6), strict=True))
+    ]
+    engine = Engine(model, 2, 9, 12)
+    for request in asked:
+        engine.submit(request)
+    found = results(drained(engine))
+    assert [int(found[number].nfe) for number in range(2)] == [12, 6]
+    for number, request in enumerate(asked):
+        assert_equal(found[number], alone(model, request))

@@ -228,7 +228,9 @@ def test_a_threshold_that_reads_the_prompt_reads_the_same_in_any_batch(random_mo
     whole = diffpo.generate(model, prompts, 4, rule=rule, cache=cache).trajectory
     assert len(whole.actions["gamma"].choice.unique()) > 1
     for i, prompt in enumerate(prompts):
-        alone = diffpo.generate(model, [prompt], 4, rule=rule, row_ids=[i], cache=cache).trajectory.actions["gamma"]
+        alone = diffpo.generate(
+            model, [prompt], 4, rule=rule, row_ids=torch.tensor([i]), cache=cache
+        ).trajectory.actions["gamma"]
         assert alone.choice[0] == whole.actions["gamma"].choice[i]
         torch.testing.assert_close(alone.logprob[0], whole.actions["gamma"].logprob[i], rtol=1e-4, atol=1e-5)
     scored = score(model, whole, mean_field(whole, [0])).actions["gamma"]

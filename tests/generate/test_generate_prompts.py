@@ -348,12 +348,29 @@ def test_a_toml_file_and_prompts_in_front_of_the_flags(tmp_path, capsys):
         (["--stop", "a", "b", "--seed", "1", "c"], ["--prompt", "c", "--stop", "a", "b", "--seed", "1"]),
         (["--input", "-", "--seed", "-1", "a"], ["--prompt", "a", "--input", "-", "--seed", "-1"]),
         (["--prompt", "a", "b"], ["--prompt", "a", "b"]),
+        (["--prompt", "a", "--seed", "1", "b"], ["--prompt", "a", "b", "--seed", "1"]),
+        (["a", "--prompt", "b", "--prompt", "c", "--chat", "d"], ["--prompt", "a", "b", "c", "d", "--chat"]),
+        (["--stop", "x", "--prompt=a", "b"], ["--prompt", "a", "b", "--stop", "x"]),
         (["--unknown", "a"], ["--prompt", "a", "--unknown"]),
         ([], []),
     ],
 )  # fmt: skip
 def test_prompts_are_the_words_that_belong_to_no_flag(arguments, same):
     assert generate_command._prompts_as_flag(arguments) == same
+
+
+def test_a_dash_is_standard_output(capsys, tmp_path, monkeypatch):
+    """As it is standard input; a file of that name is made by nobody on purpose."""
+    monkeypatch.chdir(tmp_path)
+    assert main([PROMPTS[0], *SHORT, "--output", "-"]) == 0
+    assert [row["prompt"] for row in rows_of(capsys.readouterr().out)] == PROMPTS[:1]
+    for flags, said in (
+        (["--output", "-", "--resume"], "resume: needs the output file to continue, --output FILE"),
+        (["--trace", "-"], "trace: a page is no standard output: give a file"),
+    ):
+        stops(2, [PROMPTS[0], *SHORT, *flags])
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_prompt_behind_the_flags_is_completed(capsys):

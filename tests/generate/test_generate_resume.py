@@ -1,6 +1,7 @@
 """python -m diffpo.generate --resume: one file, one way of making its rows."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -56,6 +57,26 @@ def test_a_resumed_run_draws_what_the_whole_one_does(tmp_path, stopping_stream, 
     )
     assert resumed == straight
     assert len({tuple(tokens) for _, tokens, *_ in resumed}) == 8, "eight prompts, eight draws"
+
+
+def test_the_first_row_of_each_process_says_where_it_and_those_behind_it_come_from(
+    prompt_file, tmp_path, stopping_stream, monkeypatch
+):
+    output = tmp_path / "out.jsonl"
+    arguments = ["--input", prompt_file, "--output", str(output), *SHORT]
+    stopping_stream(2, lambda: signal.raise_signal(signal.SIGINT))
+    assert main(arguments) == 0
+    before = len(rows_of(output.read_text()))
+    monkeypatch.undo()
+    assert main([*arguments, "--resume"]) == 0
+    rows = rows_of(output.read_text())
+    assert before < len(rows) == len(PROMPTS)
+    said = {place: row["provenance"] for place, row in enumerate(rows) if "provenance" in row}
+    assert list(said) == [0, before]
+    assert said[0]["command"] == f"python -m diffpo.generate --input prompts.txt --output out.jsonl {' '.join(SHORT)}"
+    assert said[before]["command"] == f"{said[0]['command']} --resume"
+    assert said[0]["versions"]["torch"] == torch.__version__
+    assert said[0]["hardware"]["cpu_cores"] == os.cpu_count()
 
 
 def test_draws_of_a_second_resumption_do_not_repeat_those_of_the_first(tmp_path):

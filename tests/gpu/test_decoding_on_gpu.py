@@ -39,6 +39,10 @@ def share_of_equal_tokens(a, b) -> float:
     return (a.tokens.cpu() == b.tokens.cpu()).float().mean().item()
 
 
+def test_a_model_is_loaded_onto_the_gpu():
+    assert diffpo.load("tiny-countdown").device.type == "cuda"
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])

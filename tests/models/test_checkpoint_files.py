@@ -126,3 +126,14 @@ def test_a_folder_without_a_name_is_refused(random_model, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="folder: the name is empty"):
         random_model().save("")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_run_says_where_its_model_is(tmp_path):
+    """Its config.json holds the settings of a training."""
+    (tmp_path / "model").mkdir()
+    for folder, content in ((tmp_path, '{"model": "tiny-countdown"}'), (tmp_path / "model", "{}")):
+        (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"holds no model: .* names no model_type; its folders that do are model$"):
+        diffpo.load(tmp_path)
+    with pytest.raises(ValueError, match="model_type None is not supported"):
+        diffpo.load(tmp_path / "model")

@@ -1,14 +1,18 @@
 """Checkpoints: what is saved comes back bit for bit, and whatever does not fit says so."""
 
+import errno
 import json
 import os
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import diffpo
+import diffpo.device
 from diffpo.models import checkpoints, saving
 from diffpo.models.word_tokenizer import word_tokenizer
 
@@ -266,12 +270,57 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_intact(word_model, tmp_pa
     assert loaded.config == old.config
 
 
+@pytest.mark.parametrize(
+    ("module", "step", "kind"),
+    [(saving, "save_file", {}), (saving, "write_threshold", {"model_type": "llada"}), (saving, "_write_published_files", {}),
+     (Path, "write_text", {})],
+    ids=["weights", "threshold", "tokenizer", "config"],
+)  # fmt: skip
+def test_a_full_disk_is_an_os_error_that_names_the_folder(
+    word_model, tmp_path, monkeypatch, full_disk, module, step, kind
+):
+    """Whatever wrote the file that found no room: safetensors and tokenizers raise types of their own."""
+    old, new = word_model(1, **kind), word_model(2, threshold_gammas=BINS, **kind)
+    old.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = getattr(module, step)
+
+    def full(*arguments, **options):
+        with full_disk(10):
+            return write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, full)
+        with pytest.raises(OSError, match="File too large") as caught:
+            new.save(tmp_path)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_an_interrupted_first_save_is_no_checkpoint(word_model, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "save_file", lambda *a, **k: (_ for _ in ()).throw(InterruptionError()))
     with pytest.raises(InterruptionError):
         word_model().save(tmp_path)
     with pytest.raises(FileNotFoundError):
         diffpo.load(tmp_path)
+
+
+def test_a_model_is_put_where_auto_says_unless_a_device_is_given(monkeypatch):
+    assert diffpo.load("tiny-countdown").device == diffpo.load("tiny-countdown", "auto").device == torch.device("cpu")
+    monkeypatch.setattr("diffpo.device.default_device", lambda: "meta")  # any machine has one, and it is refused
+    for device in ((), ("auto",)):
+        with pytest.raises(ValueError, match="meta device"):
+            diffpo.load("tiny-countdown", *device)
+    for device in ("cpu", torch.device("cpu")):
+        assert diffpo.load("tiny-countdown", device).device.type == "cpu"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch, there):
+    default_device = runpy.run_path(diffpo.device.__file__)["default_device"]  # that of the tests is another
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert default_device() == ("cuda" if there else "cpu")
 
 
 def test_weights_that_are_not_finite_are_not_saved(random_model, tmp_path):

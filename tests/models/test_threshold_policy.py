@@ -41,7 +41,10 @@ def test_a_policy_that_reads_both_also_takes_the_mean_of_the_real_prompt():
     torch.nn.init.normal_(policy.linear.weight, generator=generator)
     got = policy(first_pass(completion, prompt.masked_fill(~real[..., None], torch.nan), real))
     for b in range(4):
-        means = [completion[b].double().mean(dim=0), prompt[b, real[b]].double().sum(dim=0) / max(int(real[b].sum()), 1)]
+        means = [
+            completion[b].double().mean(dim=0),
+            prompt[b, real[b]].double().sum(dim=0) / max(int(real[b].sum()), 1),
+        ]
         scores = policy.linear.weight.double() @ torch.cat(means) + policy.linear.bias.double()
         torch.testing.assert_close(got[b].double(), scores.log_softmax(dim=0), rtol=1e-5, atol=1e-6)
 

@@ -88,11 +88,11 @@ def test_the_kernels_are_reported():
     assert "row_statistics" in done.stdout
 
 
-def ending(arguments: list[str], stdout, buffered: bool) -> tuple[int, str]:
+def ending(arguments: list[str], stdout, buffered: bool, start=("-m", "diffpo")) -> tuple[int, str]:
     """The exit code and what is said on standard error."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "diffpo", *arguments]
+    command = [sys.executable, *start, *arguments]
     process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
     if process.stdout is not None:
         process.stdout.close()
@@ -115,6 +115,36 @@ def test_an_output_on_a_full_disk_is_one_line(arguments, when, buffered):
         code, said = ending(arguments, full, buffered)
     assert code == 1
     assert re.fullmatch(f"stopped {when}: No space left on device\n", said)
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "at once"])
+@pytest.mark.parametrize("start", [("-m", "diffpo_kernels"), ("-m", "diffpo", "kernels")], ids=["module", "command"])
+def test_the_report_of_the_kernels_ends_as_the_commands_do(start, buffered):
+    assert ending([], subprocess.PIPE, buffered, start) == (1, "")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            assert ending([], full, buffered, start) == (1, "stopped at the end: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "closed"),
+    [
+        ("diffpo --help", ">&-"),
+        ("diffpo train --help", ">&- <&-"),
+        ("diffpo train --dry-run", ">&- <&- 2>&-"),
+        ("diffpo.generate '1 2 -> 3' --gen-length 4", ">&- <&- 2>&-"),
+        ("diffpo_kernels", ">&-"),
+    ],
+)
+def test_streams_that_are_closed_from_the_start_are_no_fault(program, closed):
+    """As a daemon may start a program: Python then has no stream at all."""
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m {program} {closed}"], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+def test_a_closed_standard_input_holds_no_prompt():
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m diffpo generate <&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: input standard input holds no prompt: give one per line\n")
 
 
 def test_every_module_that_is_a_command_may_have_its_output_fail():

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 import diffpo.models.saving
 import diffpo.training.checkpointing
+from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs.json_lines import JsonLines, own_file
 from diffpo.runs.tensor_board import TensorBoard
 from diffpo.training.checkpointing import checkpoints
@@ -143,6 +144,42 @@ def test_the_type_that_safetensors_has_for_a_full_disk(train, monkeypatch, tmp_p
     assert "No space left" in captured.err
     assert "there is no checkpoint" in captured.err
     assert train("--resume") == 0
+
+
+def test_no_room_for_the_trained_model(train, whole_run, tmp_path, monkeypatch, capsys, assert_same_weights, full_disk):
+    """The weights are written by safetensors, which asks the system itself."""
+    save = MaskedDiffusionLM.save
+
+    def on_a_full_disk(model, folder):
+        with full_disk(1000):
+            save(model, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedDiffusionLM, "save", on_a_full_disk)
+        assert train("--updates", "2") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"stopped after update 2: {tmp_path / 'run/model'}: File too large" in error
+    assert "continue with --resume" in error
+    whole(tmp_path / "run")
+    assert train("--updates", "2", "--resume") == 0
+    assert_same_weights(tmp_path / "run/model", whole_run("--updates", "2") / "model")
+
+
+def test_no_room_for_a_checkpoint_names_its_file(train, tmp_path, capsys, monkeypatch, full_disk):
+    write = diffpo.training.checkpointing.save_file
+
+    def on_a_full_disk(tensors, path):
+        with full_disk(1000):
+            write(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffpo.training.checkpointing, "save_file", on_a_full_disk)
+        assert train("--updates", "1") == 1
+    captured = capsys.readouterr()
+    assert "optimizer.safetensors: File too large" in captured.err
+    assert captured.out.count("training goes on") == 1
+    assert train("--updates", "1", "--resume") == 0
 
 
 def test_tensorboard_on_a_full_disk_costs_a_warning(train, monkeypatch, metrics_of, tmp_path):

@@ -2,8 +2,10 @@
 
 import errno
 import io
+import json
 import math
 import os
+import signal
 import sys
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 import diffpo.pretrain
 from diffpo.config import ModelSize, PretrainConfig
 from diffpo.pretrain import build_model, elbo_loss, encode_examples, lr_factor, pretrain
+from diffpo.runs.digests import weights_digest
+from diffpo.runs.json_lines import JsonLines
 from diffpo.tasks import get_task
 
 SIZE = ModelSize(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
@@ -175,6 +179,10 @@ def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
     assert diffpo.generate(model, ["_ " * 15 + "1"], gen_length=16).tokens.shape == (1, 16)
 
 
+def metrics_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def pretrained(tmp_path, monkeypatch, *more: str) -> int:
     flags = ["--task", "sudoku", "--steps", "2", "--batch-size", "4", "--heldout", "4", "--output", str(tmp_path / "m")]
     size = ["--model.hidden-size", "32", "--model.intermediate-size", "48", "--model.num-hidden-layers", "1"]
@@ -183,6 +191,72 @@ def pretrained(tmp_path, monkeypatch, *more: str) -> int:
         return diffpo.pretrain.main()
     except SystemExit as stopped:
         return stopped.code
+
+
+def test_the_metrics_are_a_line_every_fifty_steps_and_after_the_last(tmp_path, monkeypatch):
+    flags = ("--steps", "120", "--warmup-steps", "60", "--lr", "1e-3", "--final-lr-fraction", "0.5")
+    assert pretrained(tmp_path, monkeypatch, *flags) == 0
+    lines = metrics_of(tmp_path / "m")
+    assert [line["step"] for line in lines] == [50, 100, 120]
+    rates = [1e-3 * min(step / 60, 1) * (1 - 0.5 * (step - 1) / 120) for step in (50, 100, 120)]
+    assert [line["lr"] for line in lines] == pytest.approx(rates)
+    assert all(0 < line["loss"] < 10 for line in lines)
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+
+
+def test_the_summary_says_how_the_model_was_made(tmp_path, monkeypatch):
+    assert pretrained(tmp_path, monkeypatch, "--seed", "7") == 0
+    folder = tmp_path / "m"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["config"]["seed"] == 7
+    assert summary["config"]["model"]["hidden_size"] == 32
+    assert (summary["steps"], summary["last"]) == (2, metrics_of(folder)[-1])
+    assert [point["rule"].partition("(")[0] for point in summary["evaluations"]] == [
+        "FixedSchedule",
+        *["EntropyBounded"] * 5,
+    ]
+    assert all(point["done"] == 4 for point in summary["evaluations"])
+    assert summary["provenance"]["command"].startswith("python -m diffpo.pretrain --task sudoku --steps 2")
+    assert summary["provenance"]["versions"]["torch"] == torch.__version__
+    assert str(tmp_path) not in json.dumps(summary)
+    again = tmp_path / "again"
+    assert pretrained(tmp_path, monkeypatch, "--start", str(folder), "--output", str(again)) == 0
+    provenance = json.loads((again / "summary.json").read_text())["provenance"]
+    assert provenance["model_revision"] == weights_digest(folder)
+    assert diffpo.load(again).config == diffpo.load(folder).config
+
+
+def test_an_interrupted_run_keeps_its_model_its_metrics_and_where_they_come_from(tmp_path, monkeypatch, capsys):
+    loss, steps = elbo_loss, []
+
+    def interrupted(*arguments):
+        steps.append(None)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return loss(*arguments)
+
+    monkeypatch.setattr(diffpo.pretrain, "elbo_loss", interrupted)
+    assert pretrained(tmp_path, monkeypatch, "--steps", "60") == 0
+    assert "interrupted after step 3 of 60; the model of that step is in" in capsys.readouterr().err
+    assert diffpo.load(tmp_path / "m").config.hidden_size == 32
+    assert [line["step"] for line in metrics_of(tmp_path / "m")] == [3]
+    summary = json.loads((tmp_path / "m/summary.json").read_text())
+    assert (summary["steps"], summary["evaluations"]) == (3, [])
+    assert summary["provenance"]["versions"]["torch"] == torch.__version__
+
+
+def test_a_line_that_does_not_fit_on_the_disk_loses_no_step(tmp_path, monkeypatch, capsys):
+    def full(self, row):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(JsonLines, "write", full)
+    assert pretrained(tmp_path, monkeypatch, "--steps", "60") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "stopped after step 50 of 60: No space left on device; the model of that step is in" in error
+    assert diffpo.load(tmp_path / "m").config.hidden_size == 32
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch, capsys):
@@ -195,7 +269,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch, caps
     monkeypatch.setattr(diffpo.pretrain, "elbo_loss", overflowing)
     assert pretrained(tmp_path, monkeypatch) == 1
     assert "not finite" in capsys.readouterr().err
-    assert list((tmp_path / "m").iterdir()) == []
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_reader_that_leaves_stops_it_with_the_model_of_that_step(tmp_path, monkeypatch, capsys):
@@ -222,7 +296,10 @@ def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "No space left" in error
-    assert list((tmp_path / "m").iterdir()) == []
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["metrics.jsonl"]
+    first = metrics_of(tmp_path / "m")
+    assert pretrained(tmp_path, monkeypatch) == 0, "the same command again, once there is room"
+    assert len(metrics_of(tmp_path / "m")) == len(first)
 
 
 @pytest.mark.parametrize(

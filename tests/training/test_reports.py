@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import diffpo
 import diffpo.train
 from diffpo.evaluation import evaluate, fixed_problems
+from diffpo.runs.digests import weights_digest
 from diffpo.runs.metrics import summary_line
 from diffpo.tasks import get_task
 from diffpo.training.config import OptimizerConfig, TrainConfig
@@ -74,6 +76,18 @@ def test_the_summary_has_the_documented_shape(summary):
     assert (summary["heldout"], summary["seed"]) == (8, 5)
 
 
+def test_the_summary_says_where_its_numbers_come_from(summary, sudoku_model, run):
+    provenance = summary["provenance"]
+    flags = "--model sudoku --task sudoku --heldout 8 --updates 3 --seed 5 --algorithm.prompts-per-update 4"
+    assert provenance["command"].startswith(f"python -m diffpo.train {flags}")
+    assert str(run.parent) not in provenance["command"]
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert provenance["versions"]["diffpo"] == diffpo.__version__
+    assert provenance["hardware"]["torch_threads"] == torch.get_num_threads()
+    assert provenance["model_revision"] == weights_digest(Path(sudoku_model))
+    assert "git_commit" in provenance
+
+
 def test_the_summary_agrees_with_itself_and_with_the_saved_model(run, summary):
     sweep = summary["sweep"]["base"]
     best = max(sweep, key=lambda e: (e["accuracy"], -e["nfe"]))
@@ -135,6 +149,15 @@ def test_a_summary_line_says_the_essential(lines):
     text = summary_line(lines[0], 3)
     for part in ("update    1/3", "reward", "accuracy", "NFE", " nats  no-advantage", "ESS", "clip", "KL", " nats  "):
         assert part in text
+
+
+def test_a_summary_line_leaves_out_what_there_is_not(lines):
+    """A rule without a threshold has no gamma; ESPO and TraceRL have a KL and no weights."""
+    text = summary_line({k: v for k, v in lines[0].items() if k not in ("ess", "clip_fraction")} | {"gamma": None}, 3)
+    assert "gamma" not in text
+    assert "ESS" not in text
+    assert "KL" in text
+    assert "gamma" not in summary_line(lines[0] | {"gamma": float("nan")}, 3)
 
 
 def test_a_time_limit_ends_training_and_still_reports(flags, tmp_path, metrics_of):

@@ -99,6 +99,22 @@ def test_an_algorithm_cannot_be_changed_even_if_changes_are_allowed(train, finis
     assert train("--updates", "1", "--resume") == 0
 
 
+def test_a_run_cannot_go_on_to_fewer_updates_than_it_has(finished_run, refused, tmp_path):
+    """What it then reported would not be the model of so many updates."""
+    finished_run("--updates", "2")
+    config = (tmp_path / "run/config.json").read_text()
+    error = refused("--updates", "1", "--resume", "--allow-config-change")
+    assert "000002 has 2 updates, updates is 1: give at least as many" in error
+    assert (tmp_path / "run/config.json").read_text() == config
+
+
+def test_a_checkpoint_of_another_model_says_what_differs(finished_run, refused):
+    """And nothing else of the two configurations."""
+    finished_run("--updates", "1", "--rollout.threshold-gammas", "0.5", "1")
+    error = refused("--updates", "1", "--resume", "--allow-config-change", "--rollout.threshold-gammas", "2")
+    assert "cannot change: threshold_gammas: (0.5, 1.0) -> (2.0,); begin a new run" in error
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -103,6 +103,13 @@ def test_a_part_too_small_for_one_sequence(rollouts, forward_rows, tokens):
     assert rows == []
 
 
+@pytest.mark.parametrize("tokens", [17.5, "20", [20]], ids=repr)
+def test_a_part_of_no_whole_number_of_tokens(rollouts, tokens):
+    model, batch = rollouts
+    with pytest.raises(ValueError, match="tokens_at_once must be an int"):
+        score(model, batch.trajectory, mean_field(batch.trajectory, [0]), tokens)
+
+
 def test_a_frozen_model_gets_no_gradient(rollouts):
     model, batch = rollouts
     for name, parameter in model.named_parameters():
