@@ -106,6 +106,10 @@ def test_without_arguments_the_defaults_hold():
             '[algorithm]\ntrain = ["model"]\n[rollout]\nthreshold_exploration = 0.1',
             "rollout.threshold_exploration: no threshold",
         ),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nthreshold_reads = "both"',
+            "rollout.threshold_reads: no threshold",
+        ),
         ("[rollout]\nthreshold_exploration = 1.1", "rollout.threshold_exploration"),
         ("[rollout]\nthreshold_exploration = nan", "rollout.threshold_exploration"),
         (

@@ -88,7 +88,9 @@ class Diffpo(Objective[DiffpoConfig]):
         return masked_prompts(latents, batch, self.config.prompt_mask_probability, *key, _PROMPT_MASK)
 
     def signal(self, batch: Batch, old: Scores | None, reference: Scores | None) -> Tensor:
-        """[B, 1 + L]: the threshold's own advantage, and that of the tokens."""
+        """[B, 1 + L]: the threshold's own advantage, and that of the tokens; where no threshold is trained the latter alone, [B]."""
+        if "threshold" not in self.config.train:
+            return batch.advantage
         own = group_advantage(batch.reward, self.config.group_size, self.config.threshold_advantage)
         return first(own, batch.advantage[:, None].expand_as(batch.trajectory.tokens))
 

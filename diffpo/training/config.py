@@ -191,10 +191,9 @@ class TrainConfig(Config):
             )
         if learned and self.rollout.gamma is not None:
             raise ValueError("rollout.gamma: the threshold is learned: give its bins as rollout.threshold_gammas")
-        if not learned and self.rollout.threshold_gammas is not None:
-            raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
-        if not learned and self.rollout.threshold_exploration:
-            raise ValueError("rollout.threshold_exploration: no threshold is trained: add it to algorithm.train")
+        for name in ("threshold_gammas", "threshold_reads", "threshold_exploration"):
+            if not learned and getattr(self.rollout, name):
+                raise ValueError(f"rollout.{name}: no threshold is trained: add it to algorithm.train")
         if learned and self.rollout.threshold_exploration:
             self._check_exploration()
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):

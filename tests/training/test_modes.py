@@ -189,6 +189,19 @@ def test_a_run_that_goes_on_with_other_batches_draws_nothing_twice(make_trainer,
     assert len(torch.cat([group for group, _ in groups]).unique()) == 14
 
 
+def test_a_new_threshold_reads_the_prompt_and_a_trained_one_what_it_read(make_trainer):
+    rollout = {"threshold_gammas": (0.1, 4.0)}
+    model = make_trainer(rollout=rollout).model
+    assert model.config.threshold_reads == "both"
+    policy = model.threshold
+    assert make_trainer(rollout=rollout, model=model).model.threshold is policy, "training goes on with it"
+    earlier = make_trainer(rollout=rollout | {"threshold_reads": "completion"}).model
+    policy = earlier.threshold
+    assert policy.linear.in_features == earlier.config.hidden_size
+    assert make_trainer(rollout=rollout, model=earlier).model.threshold is policy
+    assert make_trainer(rollout=rollout | {"threshold_reads": "both"}, model=earlier).model.threshold is not policy
+
+
 def test_a_frozen_threshold_is_no_action_of_the_model(make_trainer, monkeypatch):
     joint = make_trainer(rollout={"threshold_gammas": (0.1, 4.0)})
     trainer = make_trainer(train=["model"], rollout={"rule": "learned"}, model=joint.model)
