@@ -5,7 +5,7 @@ in what is trained. Each trained model decodes test problems at its learned thre
 that it was not trained on at the learned threshold. Countdown and Sudoku: what a remedy costs where one bound suits all.
 
 By arm, over seeds: accuracy and NFE, the kind that lost most against the base model at a careful bound, the mutual information of the chosen bound and
-the kind (bits), area and AUP (front_area.py). Runs that exist are not repeated. Writes adaptive.json.
+the kind (bits), area and AUP (front_area.py). Runs that exist are not repeated. Writes adaptive.json and adaptive.png.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from adaptive_arms import ARMS, BINS, COMMON, runs
+from adaptive_arms import ARMS, BINS, COMMON, DEFAULT, runs
+from adaptive_figure import draw
 from decode_front import BATCH
 from difficulty import mutual_information
 from front_area import area, aup
@@ -166,6 +167,13 @@ def measured(results: list[dict], given: Options) -> dict[str, dict]:
     return found
 
 
+def draw_first(decoded: dict[str, dict], of_runs: Sequence[dict], base: dict, one: float, given: Options) -> None:
+    """The picture of the default arm's first seed."""
+    if any((run["arm"], run["seed"]) == (DEFAULT, 0) for run in of_runs) and one in BINS:
+        points = [base["fixed"][GAMMAS.index(gamma)] for gamma in BINS]
+        draw(base, points, decoded[f"medley-{DEFAULT}-seed0"], one, given.output / "adaptive.png")
+
+
 def report(results: list[dict], given: Options) -> None:
     decoded, console, document = measured(results, given), Console(width=170, highlight=False), {}
     for task in dict.fromkeys(result["task"] for result in results):
@@ -177,6 +185,8 @@ def report(results: list[dict], given: Options) -> None:
         ]
         areas(of_runs)
         oracle, one = oracle_by_kind(base), best_for_all(base)
+        if task == "medley":
+            draw_first(decoded, of_runs, base, one["gamma"], given)
         document[task] = {"runs": of_runs, "oracle_by_kind": oracle, "best_for_all": one, "careful": careful(base)}
         columns = ("accuracy", "nfe", "worst", "bits", "area", "aup", "denoiser_calls")
         table = Table("arm", "seeds", *columns, title=f"{task}: one bound {one}; each kind its own {oracle}")

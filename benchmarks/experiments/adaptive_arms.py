@@ -24,6 +24,7 @@ COMMON = {"medley": MEDLEY, "countdown": TINY, "sudoku": TINY | SUDOKU}
 OWN = "algorithm.threshold-advantage"
 EXPLORE = "rollout.threshold-exploration"
 READS = "rollout.threshold-reads"
+DEFAULT = "std"  # the arm that diffpo.train does by default
 ALONE = {"algorithm.train": "model", READS: None, "rollout.threshold-gammas": None}
 
 ARMS = {

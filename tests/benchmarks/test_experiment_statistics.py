@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "experiments"))
+import adaptive
+import adaptive_figure
 import front_area
 import headroom
 from difficulty import adaptation, mutual_information, quartiles
@@ -160,3 +162,31 @@ def test_headroom_finds_a_bound_that_depends_on_the_prompt() -> None:
     (untold,) = headroom.compare(made(told=False), prices=[0.05])
     assert untold["kind"]["gain"] == 0, "one kind has one bound"
     assert abs(untold["fitted"]["gain"]) <= 3 * untold["fitted"]["standard_error"]
+
+
+def test_the_bound_a_problem_bears_is_the_last_that_solves_it():
+    points = [{"solved": solved} for solved in ([1, 0, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0])]
+    assert adaptive_figure.bearable(points).tolist() == [2, -1, 2, 1]
+
+
+def test_what_a_kind_needs_is_found_on_the_base_model():
+    """Two kinds: one is solved at any bound, the other at the careful one alone."""
+    size, bounds = 40, len(adaptive.GAMMAS)
+    careful = adaptive.GAMMAS.index(adaptive.BINS[0])
+    points = [
+        {"solved": [1] * size + [int(i <= careful)] * size, "nfe": [12 - i] * 2 * size, "tokens": [12] * 2 * size}
+        for i in range(bounds)
+    ]
+    base = {"kinds": ["easy"] * size + ["hard"] * size, "fixed": points}
+    assert adaptive.best_for_all(base)["gamma"] == adaptive.BINS[0]
+    oracle = adaptive.oracle_by_kind(base)
+    assert oracle["bits"] == pytest.approx(1), "the bound tells the kind"
+    fastest = adaptive.GAMMAS.index(adaptive.BINS[-1])
+    assert oracle["nfe"] == pytest.approx((12 - fastest + 12 - careful) / 2)
+    assert oracle["accuracy"] == 1
+    learned = points[careful] | {"chosen": [len(adaptive.BINS) - 1] * size + [0] * size}
+    ruined = points[fastest] | {"chosen": [len(adaptive.BINS) - 1] * 2 * size}
+    found = adaptive.numbers(base | {"learned": learned}, base)
+    assert (found["worst"], found["bits"]) == (0, pytest.approx(1))
+    found = adaptive.numbers(base | {"learned": ruined}, base)
+    assert (found["worst"], found["bits"]) == (-1, pytest.approx(0))
