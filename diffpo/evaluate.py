@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleConfig, RuleName
 from diffpo.dependencies import require
 from diffpo.device import choose_device
-from diffpo.evaluation import evaluated, summarise
+from diffpo.evaluation import by_kind, evaluated, summarise
 from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
@@ -295,6 +296,7 @@ def settings_and_numbers(evaluation: Prepared, items: list[dict]) -> dict:
         "config": settings | {name: portable(getattr(config, name)) for name in ("model", "data", "instruction")},
         "problems": len(evaluation.problems),
         **summarise(evaluation.rule, items).asdict(),
+        "kinds": by_kind(evaluation.task, evaluation.problems, evaluation.rule, items),
     }
 
 
@@ -310,6 +312,8 @@ def summary_table(summary: dict) -> Table:
     table.add_row("commit rule", f"{summary['rule']}, {_RULES.get(config['rule'], 'as asked for')}")
     table.add_row("lengths", f"{config['gen_length']} tokens in blocks of {config['block_length']}")
     table.add_row("accuracy", f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})")
+    for kind, of in summary["kinds"].items():
+        table.add_row(f"  {escape(kind)}", f"{of['accuracy']:.1%} of {of['done']}, {of['nfe']:.2f} NFE")
     if summary["undecided"]:
         table.add_row("undecided", f"{summary['undecided']} answers that could not be decided, counted as not right")
     if summary["mean_reward"] is not None:

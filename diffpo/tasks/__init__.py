@@ -48,8 +48,9 @@ def get_task(name: str, **options: Any) -> Task:
     if name not in _TASKS:
         nearest = difflib.get_close_matches(str(name), _TASKS, n=3) or sorted(_TASKS)
         raise ValueError(f"unknown task {name!r}: did you mean {' or '.join(map(repr, nearest))}?")
-    known = inspect.signature(_TASKS[name]).parameters
+    task = _TASKS[name]
+    known = inspect.signature(PublishedTask if issubclass(task, PublishedTask) else task).parameters
     for option in options:
         if option not in known:
             raise ValueError(f"{option}: task {name} has no such setting: leave it out")
-    return _TASKS[name](**options)
+    return task(**options)
