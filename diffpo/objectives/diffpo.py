@@ -7,7 +7,7 @@
 
 with z_tau(k) = z_0 if token k was committed by step tau, else z_tau, and tau uniform in {0, .., T - 1}. The learned threshold
 gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = pi_old(gamma | c) / the probability at which it was drawn
-(1 for a fresh rollout), the same advantage A_i, and no KL.
+(1 for a fresh rollout without exploration), an advantage of its own (in the paper the same A_i, ``threshold_advantage="mean"``), and no KL.
 """
 
 from typing import Literal
@@ -36,8 +36,8 @@ class DiffpoConfig(AlgorithmConfig):
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
     m: int = Field(2, ge=0, le=2**12)
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
-    threshold_advantage: Advantage = "mean"
-    """of the threshold, see advantage"""
+    threshold_advantage: Advantage = "std"
+    """of the threshold, see advantage: "std" gives prompts whose right answers take long as much say as those that can be fast"""
     importance_correction: bool = True
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
     weight_cap: Limit = 2.0
