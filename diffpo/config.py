@@ -104,7 +104,7 @@ class PretrainConfig(Config):
     """Train a tiny masked diffusion LM from scratch."""
 
     task: str = "countdown"
-    """countdown or sudoku"""
+    """countdown, sudoku or medley"""
     start: str = ""
     """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
     with: the seed decides the examples"""

@@ -1,4 +1,4 @@
-"""``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown or sudoku.
+"""``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown, sudoku or medley.
 
 In format chat it decodes as d1 does: no examples, one user turn of format instruction and question, the assistant's turn begun with
 <reasoning>, temperature 0, blocks of 32. A model that has learned a threshold is decoded by it, any other with a fixed schedule of gen_length / 2

@@ -85,13 +85,21 @@ def build_model(task: CompactTask, size: ModelSize) -> MaskedDiffusionLM:
 
 
 def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Prompt ids [count, P], padded on the left, and completion ids [count, gen_length], filled up with EOS, of fresh training examples."""
+    """Prompt ids [count, P], padded on the left, and completion ids [count, gen_length], filled up with EOS, of fresh training examples.
+
+    ValueError for an example that is longer.
+    """
     prompts, completions = zip(*task.examples(count, seed), strict=True)
     tokenizer = model.tokenizer
     assert tokenizer is not None  # it knows the task's words
     prompt_ids = tokenizer(list(prompts), padding=True, return_tensors="pt")["input_ids"]
     L, eos = task.gen_length, model.config.eos_token_id
-    return prompt_ids, torch.tensor([(ids + [eos] * L)[:L] for ids in tokenizer(list(completions))["input_ids"]])
+    completion_ids = tokenizer(list(completions))["input_ids"]
+    if (longest := max(map(len, completion_ids))) > L:
+        raise ValueError(
+            f"gen_length: task {task.name} has {L} tokens for a completion, one of its examples takes {longest}"
+        )
+    return prompt_ids, torch.tensor([ids + [eos] * (L - len(ids)) for ids in completion_ids])
 
 
 def pretrain(
@@ -197,7 +205,7 @@ def compact_task(name: str) -> CompactTask:
     """ValueError for a task whose problems have no compact words, from which no tiny model can be made."""
     task = get_task(name)
     if not isinstance(task, CompactTask):
-        raise ValueError(f"task: {name} has no words of its own: pretrain on countdown or sudoku")
+        raise ValueError(f"task: {name} has no words of its own: pretrain on countdown, sudoku or medley")
     return task
 
 

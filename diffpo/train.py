@@ -112,7 +112,7 @@ def first_problems(task: Task, config: TrainConfig) -> list:
     try:
         return task.problems("train", config.algorithm.prompts_per_update, config.seed)
     except NoSplitError as error:
-        raise ValueError(f"task: {error}; train on countdown or sudoku, which make their problems") from error
+        raise ValueError(f"task: {error}; train on countdown, sudoku or medley, which make their problems") from error
     except ValueError as error:
         raise ValueError(f"algorithm.prompts_per_update: {error}") from error
 

@@ -110,6 +110,10 @@ def test_without_arguments_the_defaults_hold():
             '[algorithm]\ntrain = ["model"]\n[rollout]\nthreshold_reads = "both"',
             "rollout.threshold_reads: no threshold",
         ),
+        (
+            '[algorithm]\ntrain = ["model"]\nthreshold_advantage = "mean"',
+            "threshold_advantage: no threshold is trained",
+        ),
         ("[rollout]\nthreshold_exploration = 1.1", "rollout.threshold_exploration"),
         ("[rollout]\nthreshold_exploration = nan", "rollout.threshold_exploration"),
         (

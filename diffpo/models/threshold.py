@@ -35,6 +35,8 @@ class ThresholdPolicy(nn.Module):
         features_BF = first.completion.mean(dim=1)
         if self.reads == "both":
             real_BQ1 = first.real[..., None]
-            sum_BD = torch.where(real_BQ1, first.prompt, 0).sum(dim=1)
-            features_BF = torch.cat([features_BF, sum_BD / real_BQ1.sum(dim=1).clamp(min=1)], dim=1)
+            wide = torch.promote_types(first.prompt.dtype, torch.float32)  # fp16 does not hold the sum of a long prompt
+            sum_BD = torch.where(real_BQ1, first.prompt, 0).sum(dim=1, dtype=wide)
+            mean_BD = sum_BD / real_BQ1.sum(dim=1).clamp(min=1)
+            features_BF = torch.cat([features_BF, mean_BD.to(features_BF.dtype)], dim=1)
         return call(self.linear, features_BF).float().log_softmax(dim=-1)

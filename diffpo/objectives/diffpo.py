@@ -51,6 +51,9 @@ class DiffpoConfig(AlgorithmConfig):
             default = type(self).model_fields[name].default
             if "model" not in self.train and getattr(self, name) != default and (name == "m" or getattr(self, name)):
                 raise ValueError(f"{name}: is of the model, which is not trained: add model to algorithm.train")
+        own = type(self).model_fields["threshold_advantage"].default
+        if "threshold" not in self.train and self.threshold_advantage != own:
+            raise ValueError("threshold_advantage: no threshold is trained: add threshold to algorithm.train")
         drawn = "model" in self.train and self.m not in (EXACT, 1)
         if self.fresh_latents and not drawn and not self.prompt_mask_probability:
             raise ValueError("fresh_latents: nothing about the latents is random: leave it out, or set m to 2 or more")

@@ -134,8 +134,8 @@ class TrainConfig(Config):
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
-    """one with training problems, countdown or sudoku; asked as chat where the model's tokenizer has a chat template, else in
-    the words of the tiny models"""
+    """one with training problems, countdown, sudoku or medley; the first two are asked as chat where the model's tokenizer has a chat
+    template, else in the words of the tiny models"""
     device: Device = "auto"
     """auto: a GPU where there is one"""
     name: RunName = "diffpo-countdown"

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "experiments"))
 import adaptive
+import adaptive_arms
 import adaptive_figure
 import front_area
 import headroom
@@ -190,3 +192,13 @@ def test_what_a_kind_needs_is_found_on_the_base_model():
     assert (found["worst"], found["bits"]) == (0, pytest.approx(1))
     found = adaptive.numbers(base | {"learned": ruined}, base)
     assert (found["worst"], found["bits"]) == (-1, pytest.approx(0))
+
+
+def test_the_recipe_of_the_medley_is_the_studys():
+    recipe = tomllib.loads((Path(__file__).parents[2] / "configs" / "medley.toml").read_text())
+    own = {name: recipe.pop(name) for name in ("name", "model", "task")}
+    assert own == {"name": "medley", "model": "tiny-medley", "task": "medley"}
+    tables = {name: value for name, value in recipe.items() if isinstance(value, dict)}
+    flags = {name: value for name, value in recipe.items() if name not in tables}
+    flags |= {f"{table}.{name.replace('_', '-')}": value for table, of in tables.items() for name, value in of.items()}
+    assert flags == {name: list(v) if isinstance(v, tuple) else v for name, v in adaptive_arms.MEDLEY.items()}

@@ -49,6 +49,16 @@ def test_a_policy_that_reads_both_also_takes_the_mean_of_the_real_prompt():
         torch.testing.assert_close(got[b].double(), scores.log_softmax(dim=0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_mean_of_a_long_prompt_is_as_exact_as_its_states(dtype):
+    """The sum of its states, 80,000, is beyond fp16."""
+    policy = ThresholdPolicy(8, (0.0, 1.0)).to(dtype)
+    policy.linear.weight.data[0, 8:] = 1 / 64
+    prompt = torch.full((1, 2000, 8), 40.0, dtype=dtype) + torch.tensor(1e-9, dtype=dtype)
+    got = policy(first_pass(torch.zeros(1, 3, 8, dtype=dtype), prompt))
+    torch.testing.assert_close(got.exp(), torch.tensor([[5.0, 0.0]]).softmax(dim=1), rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("gammas", [(), (-0.1,), (0.5, float("nan"))])
 def test_bins_must_be_non_negative_numbers(gammas):
     with pytest.raises(ValueError, match="threshold_gammas"):

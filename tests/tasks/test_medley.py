@@ -119,6 +119,15 @@ def test_some_kinds() -> None:
     assert len(task.problems("train", 0, seed=0)) == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_kind_has_its_share_and_no_more(kind: str) -> None:
+    """More might not exist, and would be looked for without end."""
+    task = Medley(kinds=(kind,))
+    assert len(set(task.problems("test", 1666, seed=0))) == 1666
+    with pytest.raises(ValueError, match="holds 1666 problems"):
+        task.problems("test", 1667, seed=0)
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="levels must be"):
         Medley(levels="hard")
@@ -126,6 +135,8 @@ def test_what_cannot_be_is_refused() -> None:
         Medley(kinds=("copying",))
     with pytest.raises(ValueError, match="none"):
         Medley(kinds=())
+    with pytest.raises(ValueError, match="countdown has none"):
+        Medley(levels="unseen", kinds=("countdown",))
     with pytest.raises(ValueError, match="holds 10000 problems"):
         Medley().problems("test", 10_001, seed=0)
     assert len(Medley().problems("test", 10_000, seed=0)) == 10_000

@@ -27,7 +27,7 @@ def small(**changes) -> PretrainConfig:
     )
 
 
-@pytest.mark.parametrize("name", ["countdown", "sudoku"])
+@pytest.mark.parametrize("name", ["countdown", "sudoku", "medley"])
 def test_examples_fill_the_completion_exactly(name):
     task = get_task(name)
     model = build_model(task, SIZE)
@@ -36,6 +36,16 @@ def test_examples_fill_the_completion_exactly(name):
     assert len(prompts) == 10
     assert (completions != model.mask_id).all()
     assert ((completions[:, -1] == model.config.eos_token_id) == task.ends_with_eos).all()
+
+
+def test_an_example_that_does_not_fit_is_no_example():
+    task = get_task("countdown")
+    model = build_model(task, SIZE)
+    task.gen_length = 9
+    with pytest.raises(
+        ValueError, match="gen_length: task countdown has 9 tokens for a completion, one of its examples takes"
+    ):
+        encode_examples(model, task, 10, seed=0)
 
 
 def test_the_loss_of_a_uniform_model_is_the_entropy_of_its_vocabulary():

@@ -11,7 +11,7 @@ import numpy as np
 from ..task import CompactTask, Grade, Split, check_request, stable_hash
 from .kinds import KINDS, LENGTH, Kind, Level
 
-MOST = 10_000  # problems of a split at once: Countdown's share of it, the rarest kind, can be drawn
+MOST = 10_000  # problems of a split at once, a share of each kind: Countdown's, the rarest kind's, can be drawn
 _BATCH = 64  # problems drawn at a time
 
 
@@ -55,14 +55,17 @@ class Medley(CompactTask[MedleyProblem]):
             raise ValueError(f"kinds must be some of {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}")
         self.levels: dict[str, tuple[Level, ...]] = {name: getattr(KINDS[name], levels) for name in kinds}
         self.kinds = [KINDS[name] for name in kinds if self.levels[name]]
+        if not self.kinds:
+            raise ValueError(f"kinds must be some with {levels} levels, {', '.join(kinds)} has none")
 
     def kind(self, problem: MedleyProblem) -> str:
         return problem.kind
 
     def problems(self, split: Split, count: int, seed: int) -> list[MedleyProblem]:
         check_request(split, count)
-        if count > MOST:
-            raise ValueError(f"the {split} split of medley holds {MOST} problems, {count} were asked for")
+        most = MOST * len(self.kinds) // len(KINDS)
+        if count > most:
+            raise ValueError(f"the {split} split of medley holds {most} problems, {count} were asked for")
         found: dict[MedleyProblem, None] = {}
         for problem in self._drawn(self.kinds, {"test": (0, 0), "validation": (1, 1), "train": (2, 9)}[split], seed):
             if len(found) == count:
