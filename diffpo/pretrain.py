@@ -93,7 +93,7 @@ def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, see
     tokenizer = model.tokenizer
     assert tokenizer is not None  # it knows the task's words
     prompt_ids = tokenizer(list(prompts), padding=True, return_tensors="pt")["input_ids"]
-    L, eos = task.gen_length, model.config.eos_token_id
+    L, eos = task.gen_length, tokenizer.eos_token_id
     completion_ids = tokenizer(list(completions))["input_ids"]
     if (longest := max(map(len, completion_ids))) > L:
         raise ValueError(

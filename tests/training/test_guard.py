@@ -124,14 +124,15 @@ FAST, CAREFUL = Loss("a", 20, 1.0, 0.0, 4.0), Loss("a", 20, 1.0, 0.0, 2.0)
 @pytest.mark.parametrize(
     ("flags", "loss", "said"),
     [
-        ([], FAST, ["--algorithm.threshold-advantage std", "--rollout.speed-exponent 0.25", "--rollout.threshold-exploration 0.1", "--optimizer.lr 0.0001"]),
+        (["--algorithm.threshold-advantage", "mean"], FAST, ["--algorithm.threshold-advantage std"]),
+        ([], FAST, ["--rollout.speed-exponent 0.25", "--rollout.threshold-exploration 0.1", "--optimizer.lr 0.0001"]),
         ([], CAREFUL, ["--rollout.speed-exponent 0.25", "--optimizer.lr 0.0001", "--optimizer.lr 5e-05"]),
-        (["--algorithm.no-importance-correction", "--algorithm.threshold-advantage", "std"], FAST, ["--rollout.speed-exponent 0.25"]),
+        (["--algorithm.no-importance-correction"], FAST, ["--rollout.speed-exponent 0.25"]),
         (["--algorithm.train", "threshold", "--rollout.speed-exponent", "0"], CAREFUL, ["--optimizer.threshold-lr 0.001"]),
         (["--algorithm.train", "model"], FAST, ["--rollout.speed-exponent 0.25", "--optimizer.lr 0.0001"]),
         (["--algorithm.name", "d1"], FAST, ["--optimizer.lr"]),
     ],
-    ids=["fast", "careful", "uncorrected", "threshold", "model", "d1"],
+    ids=["mean", "fast", "careful", "uncorrected", "threshold", "model", "d1"],
 )  # fmt: skip
 def test_remedies_are_flags_that_the_run_has_not_set(flags, loss, said):
     """Each that is followed gives way to the next, and is a flag of the command."""

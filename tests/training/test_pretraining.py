@@ -38,6 +38,19 @@ def test_examples_fill_the_completion_exactly(name):
     assert ((completions[:, -1] == model.config.eos_token_id) == task.ends_with_eos).all()
 
 
+@pytest.mark.parametrize("start", [None, "tiny-medley"])
+def test_prompts_are_padded_on_the_left(start):
+    task = get_task("medley")
+    model = diffpo.load(start) if start else build_model(task, SIZE)
+    prompts, completions = encode_examples(model, task, 40, seed=0)
+    for row, (prompt, completion) in zip(
+        zip(prompts, completions, strict=True), task.examples(40, seed=0), strict=True
+    ):
+        words = [model.tokenizer(text)["input_ids"] for text in (prompt, completion)]
+        assert row[0].tolist() == [model.config.pad_token_id] * (prompts.shape[1] - len(words[0])) + words[0]
+        assert row[1].tolist() == words[1] + [model.config.eos_token_id] * (task.gen_length - len(words[1]))
+
+
 def test_an_example_that_does_not_fit_is_no_example():
     task = get_task("countdown")
     model = build_model(task, SIZE)
