@@ -154,12 +154,14 @@ def test_fresh_latents_differ_between_inner_updates(make_trainer, monkeypatch):
 
 def test_an_update_in_parts_is_the_update_at_once(make_trainer):
     whole, parts = make_trainer(), make_trainer(update={"tokens_at_once": 100})
+    for trainer in (whole, parts):
+        trainer.model.double()  # rounding in float32 may change what the second update's rollouts commit
     for _ in range(2):
         first, second = whole.step(), parts.step()
         for name in ("reward", "nfe", "update"):
             assert first[name] == second[name]
-        assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
-        assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-3)
+        assert second["loss"] == pytest.approx(first["loss"], abs=1e-6)
+        assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-5)
 
 
 def test_rollouts_say_who_they_are(make_trainer, monkeypatch):
