@@ -278,7 +278,9 @@ class Run(command.Run):
         )
         before, after = ({e.rule: e for e in of_model} for of_model in (base, evaluations))
         trained, best = evaluations[0], max(base, key=lambda e: (e.accuracy, -e.nfe))
-        single, careful = repr(self.rules[0]), repr(self.guard.careful)
+        single, smallest = repr(self.rules[0]), repr(self.guard.careful)
+        # a threshold's smallest bin may itself be fast: then one token at a time is what careful decoding can do
+        careful = max(smallest, single, key=lambda rule: before[rule].accuracy)
         self.guard.judge(before[careful], trained)
         kinds = self.guard.by_kind(before[careful], after[careful], trained)
         summary = {
@@ -295,16 +297,11 @@ class Run(command.Run):
             "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
+        named = {single: "one token at a time", smallest: f"careful, {smallest}"}
         rows = [
-            ("base", "one token at a time", before[single]),
-            (
-                "base",
-                f"careful, {careful}" if careful != trained.rule else f"the same rule, {careful}",
-                before[careful],
-            ),
+            *(("base", name, before[rule]) for rule, name in named.items()),
             ("base", f"its best rule, {best.rule}", best),
-            ("trained", "one token at a time", after[single]),
-            *([("trained", f"careful, {careful}", after[careful])] if careful != trained.rule else []),
+            *(("trained", name, after[rule]) for rule, name in named.items() if rule != trained.rule),
             ("trained", trained.rule, trained),
         ]
         self._print_table(rows)

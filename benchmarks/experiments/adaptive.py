@@ -116,21 +116,21 @@ def oracle_by_kind(base: dict) -> dict:
     return {"nfe": float(nfe.mean()), "accuracy": float(solved.mean()), "bits": bits(base, chosen)}
 
 
-def best_for_all(base: dict) -> dict:
-    """The bound with the fewest evaluations that keeps every kind within MARGIN."""
+def best_for_all(found: dict, base: dict) -> int:
+    """Which of the model's bounds has the fewest evaluations and keeps every kind within MARGIN of the base; the careful one if none does."""
     safe = careful(base)
     kept = [
-        (float(np.mean(point["nfe"])), gamma, float(np.mean(point["solved"])))
-        for gamma, point in zip(GAMMAS, base["fixed"], strict=True)
-        if all(now["accuracy"] >= safe[kind]["accuracy"] - MARGIN for kind, now in by_kind(base, point).items())
+        (float(np.mean(point["nfe"])), index)
+        for index, point in enumerate(found["fixed"])
+        if all(now["accuracy"] >= safe[kind]["accuracy"] - MARGIN for kind, now in by_kind(found, point).items())
     ]
-    nfe, gamma, accuracy = min(kept)
-    return {"gamma": gamma, "nfe": nfe, "accuracy": accuracy}
+    return min(kept)[1] if kept else GAMMAS.index(BINS[0])
 
 
 def numbers(found: dict, base: dict) -> dict:
-    """Of one trained model: accuracy, nfe, worst (largest loss of a kind against the base's careful bound), bits, the front."""
-    own = found.get("learned") or found["fixed"][GAMMAS.index(BINS[0])]
+    """Of one trained model, at its learned threshold or its best bound for all: accuracy, nfe, worst (largest loss of a kind against the
+    base's careful bound), bits, the front."""
+    own = found.get("learned") or found["fixed"][best_for_all(found, base)]
     kinds, safe = by_kind(found, own), careful(base)
     points = [*found["fixed"], *([found["learned"]] if "learned" in found else [])]
     return {
@@ -184,9 +184,11 @@ def report(results: list[dict], given: Options) -> None:
             if r["task"] == task and (name := f"{task}-{r['arm']}-seed{r['seed']}") in decoded
         ]
         areas(of_runs)
-        oracle, one = oracle_by_kind(base), best_for_all(base)
+        oracle, index = oracle_by_kind(base), best_for_all(base, base)
+        point = base["fixed"][index]
+        one = {"gamma": GAMMAS[index], "nfe": float(np.mean(point["nfe"])), "accuracy": float(np.mean(point["solved"]))}
         if task == "medley":
-            draw_first(decoded, of_runs, base, one["gamma"], given)
+            draw_first(decoded, of_runs, base, GAMMAS[index], given)
         document[task] = {"runs": of_runs, "oracle_by_kind": oracle, "best_for_all": one, "careful": careful(base)}
         columns = ("accuracy", "nfe", "worst", "bits", "area", "aup", "denoiser_calls")
         table = Table("arm", "seeds", *columns, title=f"{task}: one bound {one}; each kind its own {oracle}")

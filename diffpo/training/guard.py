@@ -1,6 +1,7 @@
 """Watches that no kind of problem is ruined while the mean gets better.
 
-What the base model solves is measured at a careful bound: the smallest bin of a threshold that is trained, else the run's own rule.
+What the base model solves is measured at a careful bound: the smallest bin of a threshold that is trained, else the run's own rule. At the
+end, where both are known, one token at a time counts instead if it solves more.
 Each kind of problem is watched, and the whole task, under its name.
 
 A kind is lost when its accuracy a is below (1 - tolerance) b, b the base's, by more than chance: when the upper end of the interval of

@@ -180,7 +180,7 @@ def test_what_a_kind_needs_is_found_on_the_base_model():
         for i in range(bounds)
     ]
     base = {"kinds": ["easy"] * size + ["hard"] * size, "fixed": points}
-    assert adaptive.best_for_all(base)["gamma"] == adaptive.BINS[0]
+    assert adaptive.best_for_all(base, base) == careful
     oracle = adaptive.oracle_by_kind(base)
     assert oracle["bits"] == pytest.approx(1), "the bound tells the kind"
     fastest = adaptive.GAMMAS.index(adaptive.BINS[-1])

@@ -232,7 +232,7 @@ def test_a_lost_kind_is_said_once_and_at_once_and_in_the_report(train, ruin, met
     assert len(warnings) == 2
     assert warnings[0].startswith("WARNING after update 2, 8 clues: 0% of ")
     assert lines.index(warnings[0]) < next(i for i, line in enumerate(lines) if "trained model on" in line)
-    assert " nats, the base model solves 100%. Try --algorithm." in warnings[0]
+    assert " nats, the base model solves 100%. Try --rollout.speed-exponent 0.25" in warnings[0]
     assert lines[-1] == warnings[1]
     assert warnings[1].startswith("WARNING at the end, 8 clues: 0% of ")
     assert "LOST" in next(line for line in lines if "8 clues" in line and "│" in line)
@@ -305,6 +305,18 @@ def test_the_careful_bound_is_in_the_summary(whole_run):
         assert {name: of[name] for name in ("accuracy", "nfe", "gamma")} == {
             name: own.kinds[kind][name] for name in ("accuracy", "nfe", "gamma")
         }
+
+
+def test_at_the_end_careful_is_what_the_base_solves_most_by(train, tmp_path):
+    """A smallest bin of 50 nats commits everything at once: what was lost would not show against it."""
+    flags = ("--model", "tiny-sudoku", "--updates", "1", "--heldout", "60", "--rollout.threshold-gammas", "50", "60")
+    assert train(*flags) == 0
+    summary = summary_of(tmp_path / "run")
+    base = {e["rule"]: e["accuracy"] for e in summary["sweep"]["base"]}
+    smallest, single = base["EntropyBounded(gamma=50, order=confidence)"], base["FixedSchedule(steps=16)"]
+    assert single > smallest
+    assert summary["careful"]["rule"] == "FixedSchedule(steps=16)"
+    assert summary["careful"]["base"]["accuracy"] == single
 
 
 def test_without_a_threshold_the_runs_rule_is_the_careful_one(whole_run):

@@ -108,7 +108,8 @@ class Reverse(Copy):
 
 
 class Add(Kind):
-    """numbers: the digits of both, the most significant first; level: how many digits each has."""
+    """numbers: the digits of both, the most significant first; level: how many digits each has. a + b and b + a are two problems, which may
+    lie in different splits."""
 
     name = "add"
     share = 4
