@@ -38,6 +38,7 @@ from diffpo.training.config import ROLLOUT_ORDER
 TASKS = ("medley", "countdown", "sudoku")
 GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 MINUTES = {"medley": 12.0, "countdown": 6.0, "sudoku": 6.0}
+COLUMNS = ("accuracy", "nfe", "worst", "bits", "area", "aup", "denoiser_calls")
 MARGIN = 0.02  # of accuracy, by which a bound may fall behind the careful one
 
 
@@ -167,38 +168,64 @@ def measured(results: list[dict], given: Options) -> dict[str, dict]:
     return found
 
 
-def draw_first(decoded: dict[str, dict], of_runs: Sequence[dict], base: dict, one: float, given: Options) -> None:
-    """The picture of the default arm's first seed."""
-    if any((run["arm"], run["seed"]) == (DEFAULT, 0) for run in of_runs) and one in BINS:
+def draw_first(decoded: dict[str, dict], found: dict, given: Options) -> None:
+    """The picture of the default arm's first seed, where there is one."""
+    name, base, one = f"medley-{DEFAULT}-seed0", decoded["medley-base"], found["best_for_all"]["gamma"]
+    if name in decoded and one in BINS:
         points = [base["fixed"][GAMMAS.index(gamma)] for gamma in BINS]
-        draw(base, points, decoded[f"medley-{DEFAULT}-seed0"], one, given.output / "adaptive.png")
+        draw(base, points, decoded[name], one, given.output / "adaptive.png")
+
+
+def summarise(task: str, results: Sequence[dict], decoded: dict[str, dict]) -> dict:
+    """runs: `numbers` and areas of each; arms: their means with intervals, and accuracy, nfe and base accuracy by kind; best_for_all and
+    oracle_by_kind: of the base model."""
+    base = decoded[f"{task}-base"]
+    of_runs = [
+        {"arm": r["arm"], "seed": r["seed"], "denoiser_calls": r["denoiser_calls"], **numbers(decoded[name], base)}
+        for r in results
+        if r["task"] == task and (name := f"{task}-{r['arm']}-seed{r['seed']}") in decoded
+    ]
+    areas(of_runs)
+    arms = {}
+    for arm in dict.fromkeys(run["arm"] for run in of_runs):
+        rows = [run for run in of_runs if run["arm"] == arm]
+        kinds = {
+            kind: {name: float(np.mean([row["kinds"][kind][name] for row in rows])) for name in ("accuracy", "nfe")}
+            for kind in rows[0]["kinds"]
+        }
+        arms[arm] = {name: estimate([row[name] for row in rows]) for name in COLUMNS} | {"kinds": kinds}
+    index = best_for_all(base, base)
+    point = base["fixed"][index]
+    one = {"gamma": GAMMAS[index], "nfe": float(np.mean(point["nfe"])), "accuracy": float(np.mean(point["solved"]))}
+    return {"runs": of_runs, "arms": arms, "best_for_all": one, "oracle_by_kind": oracle_by_kind(base), "careful": careful(base)}  # fmt: skip
+
+
+def reading(tasks: dict[str, dict]) -> list[str]:
+    """What the numbers say, a line an arm."""
+    return [
+        f"{task}, {arm}: {text(of['accuracy'], 100, 1)}% in {text(of['nfe'])} evaluations, worst kind {text(of['worst'], 100, 1, '+')} points, "
+        f"{text(of['bits'])} bits (one bound for all: {100 * found['best_for_all']['accuracy']:.1f}% in {found['best_for_all']['nfe']:.2f}; each kind its own: "
+        f"{100 * found['oracle_by_kind']['accuracy']:.1f}% in {found['oracle_by_kind']['nfe']:.2f}, {found['oracle_by_kind']['bits']:.2f} bits)."
+        for task, found in tasks.items()
+        for arm, of in found["arms"].items()
+    ]
 
 
 def report(results: list[dict], given: Options) -> None:
-    decoded, console, document = measured(results, given), Console(width=170, highlight=False), {}
-    for task in dict.fromkeys(result["task"] for result in results):
-        base = decoded[f"{task}-base"]
-        of_runs = [
-            {"arm": r["arm"], "seed": r["seed"], "denoiser_calls": r["denoiser_calls"], **numbers(decoded[name], base)}
-            for r in results
-            if r["task"] == task and (name := f"{task}-{r['arm']}-seed{r['seed']}") in decoded
-        ]
-        areas(of_runs)
-        oracle, index = oracle_by_kind(base), best_for_all(base, base)
-        point = base["fixed"][index]
-        one = {"gamma": GAMMAS[index], "nfe": float(np.mean(point["nfe"])), "accuracy": float(np.mean(point["solved"]))}
-        if task == "medley":
-            draw_first(decoded, of_runs, base, GAMMAS[index], given)
-        document[task] = {"runs": of_runs, "oracle_by_kind": oracle, "best_for_all": one, "careful": careful(base)}
-        columns = ("accuracy", "nfe", "worst", "bits", "area", "aup", "denoiser_calls")
-        table = Table("arm", "seeds", *columns, title=f"{task}: one bound {one}; each kind its own {oracle}")
-        for arm in dict.fromkeys(run["arm"] for run in of_runs):
-            rows = [run for run in of_runs if run["arm"] == arm]
-            cells = (text(estimate([row[name] for row in rows]), digits=0 if name == "denoiser_calls" else 3) for name in columns)  # fmt: skip
-            table.add_row(arm, str(len(rows)), *cells)
+    decoded, console = measured(results, given), Console(width=170, highlight=False)
+    tasks = {task: summarise(task, results, decoded) for task in dict.fromkeys(result["task"] for result in results)}
+    for task, found in tasks.items():
+        table = Table("arm", "seeds", *COLUMNS, title=task)
+        for arm, of in found["arms"].items():
+            cells = (text(of[name], digits=0 if name == "denoiser_calls" else 3) for name in COLUMNS)
+            table.add_row(arm, str(of["nfe"]["n"]), *cells)
         console.print(table)
+    lines = reading(tasks)
+    console.print(*lines, sep="\n")
+    if "medley" in tasks:
+        draw_first(decoded, tasks["medley"], given)
     seeds = {"runs": sorted({result["seed"] for result in results}), "heldout": 0}
-    write(given.output / "adaptive.json", {"tasks": document, "provenance": provenance(seeds)})
+    write(given.output / "adaptive.json", {"tasks": tasks, "reading": lines, "provenance": provenance(seeds)})
 
 
 def main() -> None:
