@@ -297,7 +297,8 @@ class Run(command.Run):
             "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
-        named = {single: "one token at a time", smallest: f"careful, {smallest}"}
+        of_threshold = "smallest bound, " if config.trains_threshold else ""
+        named = {single: "one token at a time", smallest: f"{of_threshold}{smallest}"}
         rows = [
             *(("base", name, before[rule]) for rule, name in named.items()),
             ("base", f"its best rule, {best.rule}", best),
