@@ -26,6 +26,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "sudoku": (f"{_EXPERIMENTS}/sampler.json", "tasks", "sudoku", "arms"),
     "sudoku_base": (f"{_EXPERIMENTS}/sampler.json", "tasks", "sudoku", "base"),
     "sudoku_against": (f"{_EXPERIMENTS}/sampler.json", "tasks", "sudoku", "ratios", "joint"),
+    "adaptive": (f"{_EXPERIMENTS}/adaptive.json", "tasks"),
     "gap": (f"{_EXPERIMENTS}/surrogate_gap.json", "kl"),
     "estimator": (f"{_EXPERIMENTS}/estimators.json", "tasks"),
     "pooled": (f"{_EXPERIMENTS}/estimators.json", "together"),
@@ -39,7 +40,9 @@ QUOTES = (
     "**{countdown[joint-long][accuracy][mean]:.1%}** of them in **{countdown[joint-long][nfe][mean]:.2f}** evaluations",
     "{untrained[best][accuracy]:.1%} in {untrained[best][nfe]:.2f}",
     "{first_run[trained][accuracy]:.1%} in {first_run[trained][nfe]:.2f} evaluations",
-    "{keyed[countdown][accuracy][least]:.1%} to {keyed[countdown][accuracy][most]:.1%}, in the mean {keyed[countdown][accuracy][mean]:.1%}",
+    "in the mean {adaptive[countdown][arms][std][accuracy][mean]:.1%} [{adaptive[countdown][arms][std][accuracy][interval][0]:.1%}, {adaptive[countdown][arms][std][accuracy][interval][1]:.1%}]",
+    "{adaptive[medley][arms][std][accuracy][mean]:.1%} in {adaptive[medley][arms][std][nfe][mean]:.2f} evaluations",
+    "{adaptive[medley][best_for_all][accuracy]:.1%} in {adaptive[medley][best_for_all][nfe]:.2f}",
 )
 
 

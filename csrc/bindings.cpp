@@ -120,8 +120,8 @@ void entropy_bounded_commit_cuda(std::array<int64_t, 2> shape, const std::array<
 // `inputs`: the addresses of logprob, old, advantage, behaviour, reference, mask, step_bin; `outputs`: loss, gradient, factor, diagnostics.
 template <typename T>
 void surrogate_loss_cpu(const std::vector<uintptr_t>& inputs, int64_t rows, int64_t length, int bins, double clip, double weight_cap,
-                        double kl_coefficient, bool importance_correction, bool by_sequence, const std::vector<uintptr_t>& outputs,
-                        int threads) {
+                        double kl_coefficient, bool importance_correction, bool by_sequence, bool advantage_per_token,
+                        const std::vector<uintptr_t>& outputs, int threads) {
     if (inputs.size() != 7 || outputs.size() != 4) throw std::invalid_argument("surrogate_loss reads 7 tensors and writes 4");
     const diffpo::SurrogateLossArguments<T> arguments{pointer<const T>(inputs[0]),
                                                       pointer<const T>(inputs[1]),
@@ -138,6 +138,7 @@ void surrogate_loss_cpu(const std::vector<uintptr_t>& inputs, int64_t rows, int6
                                                       kl_coefficient,
                                                       importance_correction,
                                                       by_sequence,
+                                                      advantage_per_token,
                                                       pointer<T>(outputs[0]),
                                                       pointer<T>(outputs[1]),
                                                       pointer<T>(outputs[2]),

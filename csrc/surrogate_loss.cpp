@@ -85,7 +85,7 @@ template <typename T>
 void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
     const int64_t begin = row * a.length, end = begin + a.length;
     const T high = static_cast<T>(1 + a.clip), low = static_cast<T>(1 - a.clip), cap = static_cast<T>(a.weight_cap);
-    const T beta = static_cast<T>(a.kl_coefficient), advantage = a.advantage[row];
+    const T beta = static_cast<T>(a.kl_coefficient);
     const int64_t count = std::count(a.mask + begin, a.mask + end, true);
     const double share = a.by_sequence ? 1.0 / static_cast<double>(std::max<int64_t>(count, 1) * a.rows) : 1.0;
     double objective = 0, kl = 0;
@@ -106,6 +106,7 @@ void process_row(const SurrogateLossArguments<T>& a, int64_t row, Sums& sums) {
             if (capped) weight = cap;
         }
 
+        const T advantage = a.advantage[a.advantage_per_token ? i : row];
         const bool too_high = advantage > 0 && ratio.value > high, too_low = advantage < 0 && ratio.value < low;
         objective += weight * (too_high ? high : too_low ? low : ratio.value) * advantage;
         T gradient = too_high || too_low ? 0 : -(weight * advantage * ratio.slope);

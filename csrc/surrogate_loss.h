@@ -8,7 +8,8 @@ namespace diffpo {
 
 template <typename T>
 struct SurrogateLossArguments {
-    const T *logprob, *old, *advantage;  // [rows, length], advantage [rows]
+    const T *logprob, *old;              // [rows, length]
+    const T* advantage;                  // [rows], or [rows, length] if advantage_per_token
     const T *behaviour, *reference;      // [rows, length] or null
     const bool* mask;                    // [rows, length]
     const int64_t* step_bin;             // [rows, length] or null
@@ -17,6 +18,7 @@ struct SurrogateLossArguments {
     double clip, weight_cap, kl_coefficient;
     bool importance_correction;
     bool by_sequence;  // normalisation
+    bool advantage_per_token;
     T *loss, *gradient, *factor, *diagnostics;  // outputs; the gradient of the loss is factor * gradient [rows, length]
 };
 

@@ -104,7 +104,7 @@ class PretrainConfig(Config):
     """Train a tiny masked diffusion LM from scratch."""
 
     task: str = "countdown"
-    """countdown or sudoku"""
+    """countdown, sudoku or medley"""
     start: str = ""
     """a shipped model or a folder to go on from, which then decides the size; none = from scratch. Give another --seed than it was made
     with: the seed decides the examples"""
@@ -119,6 +119,10 @@ class PretrainConfig(Config):
     final_lr_fraction: Fraction = 1.0
     """the learning rate falls linearly to this share of --lr at the last step; 1 = it stays"""
     weight_decay: NonNegative = 0.01
+    bf16: bool = False
+    """multiply matrices in bfloat16 (the weights stay fp32)"""
+    compile: bool = False
+    """compile the layers (torch.compile)"""
     seed: Seed = 0
     heldout: Count = 1000
     """held-out problems of the final evaluation"""

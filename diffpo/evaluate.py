@@ -1,4 +1,4 @@
-"""``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown or sudoku.
+"""``python -m diffpo.evaluate``: accuracy, NFE and speed of a model on gsm8k, math500, countdown, sudoku or medley.
 
 In format chat it decodes as d1 does: no examples, one user turn of format instruction and question, the assistant's turn begun with
 <reasoning>, temperature 0, blocks of 32. A model that has learned a threshold is decoded by it, any other with a fixed schedule of gen_length / 2
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.decoding_config import DecodingConfig, RuleConfig, RuleName
 from diffpo.dependencies import require
 from diffpo.device import choose_device
-from diffpo.evaluation import evaluated, summarise
+from diffpo.evaluation import by_kind, evaluated, summarise
 from diffpo.models.checkpoints import load, resolve
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
@@ -36,10 +37,10 @@ from diffpo.runs.json_lines import finite
 from diffpo.runs.progress import Console, progress_bar
 from diffpo.runs.provenance import command_provenance, portable
 from diffpo.runs.run_folder import MayChange, RunFolder
-from diffpo.tasks import CompactTask, Protocol, PublishedTask, get_task
+from diffpo.tasks import CompactTask, Protocol, PublishedTask, Task, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, check_no_mask, prompt_ids, read_instruction, suited
-from diffpo.tasks.task import Lengths, completion_lengths
+from diffpo.tasks.task import Lengths, completion_lengths, is_compact
 
 GENERATED_PROBLEMS = 1000
 # what a continued run may do otherwise; the content of model and data is compared instead of their names
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(config: EvaluateConfig, arguments: list[str]) -> "Run | None":
-    task = get_task(config.task, protocol=config.protocol, data=config.data)
+    task = get_task(config.task, **of_published(config))
     if config.dry_run:
         print(config.model_dump_json(indent=2))
         return None
@@ -115,13 +116,23 @@ def _run(config: EvaluateConfig, arguments: list[str]) -> "Run | None":
     return Run(prepare(config, task), arguments)
 
 
+def of_published(config: EvaluateConfig) -> dict[str, str]:
+    """The options that only tasks with published data have, as far as they are asked for."""
+    usual = EvaluateConfig.model_fields
+    return {
+        name: getattr(config, name)
+        for name in ("protocol", "data")
+        if getattr(config, name) != usual[name].get_default()
+    }
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Everything that is decided before the first network evaluation. config: with every default filled in; prompts: token ids
     int64 [P_i] of each problem; inputs: digests of the model, its tokenizer, the data and the prompts."""
 
     config: EvaluateConfig
-    task: PublishedTask
+    task: Task
     problems: list
     prompts: list[Tensor]
     lengths: Lengths
@@ -130,9 +141,11 @@ class Prepared:
     inputs: dict[str, str]
 
 
-def prepare(config: EvaluateConfig, task: PublishedTask) -> Prepared:
+def prepare(config: EvaluateConfig, task: Task) -> Prepared:
     """Read the instruction, the data, then the model. ValueError or OSError for anything that does not fit together."""
     if config.instruction:
+        if not isinstance(task, PublishedTask):
+            raise ValueError(f"instruction: task {task.name} is not asked as a chat: leave it out")
         task.instruction = read_instruction(config.instruction)
     problems, data_revision = read_problems(config, task)
     folder, commit = resolve(config.model, config.revision)
@@ -150,7 +163,7 @@ def prepare(config: EvaluateConfig, task: PublishedTask) -> Prepared:
     rule.check(model, len(prompts), *lengths)
     inputs = model_inputs(folder, commit) | {
         "data": data_revision,
-        "instruction": text_digest(task.instruction),
+        "instruction": text_digest(getattr(task, "instruction", "")),
         "prompts": prompts_digest(prompts),
     }
     return Prepared(config, task, problems, prompts, lengths, model, rule, inputs)
@@ -165,32 +178,39 @@ def text_digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def check_format(config: EvaluateConfig, task: PublishedTask) -> None:
+def check_format(config: EvaluateConfig, task: Task) -> None:
     """ValueError for a setting of chats where the task is asked in compact words."""
     for field, ours in (("protocol", "strict"), ("instruction", "")):
-        if task.format == "compact" and getattr(config, field) != ours:
+        if is_compact(task) and getattr(config, field) != ours:
             raise ValueError(
                 f"{field}: {getattr(config, field)} is for chats, and the format is compact: use --format chat"
             )
 
 
-def read_problems(config: EvaluateConfig, task: PublishedTask) -> tuple[list, str]:
+def read_problems(config: EvaluateConfig, task: Task) -> tuple[list, str]:
     """The problems to evaluate, and the revision of the data they are from."""
     if not config.data and isinstance(task, CompactTask):
         try:
             return task.problems("test", config.limit or GENERATED_PROBLEMS, seed=0), "generated: test split, seed 0"
         except ValueError as error:
             raise ValueError(f"limit: {error}") from error
+    assert isinstance(task, PublishedTask)  # every other task of ours is compact, and has no data
     problems, revision = task.published
     return problems[: config.limit], revision
 
 
 def filled_in(
-    config: EvaluateConfig, task: PublishedTask, model: MaskedDiffusionLM, lengths: Lengths, device: str
+    config: EvaluateConfig, task: Task, model: MaskedDiffusionLM, lengths: Lengths, device: str
 ) -> EvaluateConfig:
     """The configuration with the defaults that depend on model and task."""
     rule, steps = protocol_rule(config, model, lengths.gen_length)
-    update = {"format": task.format, **lengths._asdict(), "rule": rule, "steps": steps, "device": device}
+    update = {
+        "format": "compact" if is_compact(task) else "chat",
+        **lengths._asdict(),
+        "rule": rule,
+        "steps": steps,
+        "device": device,
+    }
     return config.model_copy(update=update)
 
 
@@ -276,6 +296,7 @@ def settings_and_numbers(evaluation: Prepared, items: list[dict]) -> dict:
         "config": settings | {name: portable(getattr(config, name)) for name in ("model", "data", "instruction")},
         "problems": len(evaluation.problems),
         **summarise(evaluation.rule, items).asdict(),
+        "kinds": by_kind(evaluation.task, evaluation.problems, evaluation.rule, items),
     }
 
 
@@ -291,6 +312,8 @@ def summary_table(summary: dict) -> Table:
     table.add_row("commit rule", f"{summary['rule']}, {_RULES.get(config['rule'], 'as asked for')}")
     table.add_row("lengths", f"{config['gen_length']} tokens in blocks of {config['block_length']}")
     table.add_row("accuracy", f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})")
+    for kind, of in summary["kinds"].items():
+        table.add_row(f"  {escape(kind)}", f"{of['accuracy']:.1%} of {of['done']}, {of['nfe']:.2f} NFE")
     if summary["undecided"]:
         table.add_row("undecided", f"{summary['undecided']} answers that could not be decided, counted as not right")
     if summary["mean_reward"] is not None:

@@ -6,8 +6,10 @@ Problems are decoded in a stream. Finished rows are graded together, in chunks, 
 import math
 import statistics
 import time
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -35,7 +37,7 @@ class Evaluation:
 
     accuracy: share of problems solved, with its 95% interval (Wilson); mean_reward: of the rewards there are, None without any; nfe and
     tokens: means per problem, tokens up to and including EOS; tokens_per_second: of decoding; gamma: mean threshold in nats, None for
-    rules without one.
+    rules without one; kinds: `done`, `accuracy`, `nfe` and `gamma` by kind of problem, where there are several.
     """
 
     rule: str
@@ -51,6 +53,7 @@ class Evaluation:
     tokens_per_second: float
     decoding_seconds: float
     gamma: float | None
+    kinds: dict[str, Item] = field(default_factory=dict)
 
     def asdict(self) -> dict:
         return asdict(self)
@@ -71,7 +74,8 @@ def evaluate(
     rule = rule.resolve(model)
     prompts = prompt_ids(model.tokenizer, task, problems)
     lengths = lengths or completion_lengths(task)
-    return summarise(rule, list(evaluated(model, task, problems, prompts, lengths, rule, batch_size)))
+    done = list(evaluated(model, task, problems, prompts, lengths, rule, batch_size))
+    return replace(summarise(rule, done), kinds=by_kind(task, problems, rule, done))
 
 
 def evaluated(
@@ -168,6 +172,28 @@ def summarise(rule: Rule, done: Sequence[Mapping[str, Any]]) -> Evaluation:
         decoding_seconds=seconds,
         gamma=statistics.fmean(gammas) if gammas else None,
     )
+
+
+def by_kind(task: Task, problems: Sequence, rule: Rule, done: Sequence[Item]) -> dict[str, Item]:
+    """`Evaluation.kinds` of these items; empty if all their problems are of one kind."""
+    items = defaultdict(list)
+    for item in done:
+        items[_kind(task, problems[item["index"]])].append(item)
+    if len(items) < 2:
+        return {}
+    summaries = {kind: summarise(rule, of_kind) for kind, of_kind in sorted(items.items())}
+    return {
+        kind: {"done": e.done, "accuracy": e.accuracy, "nfe": e.nfe, "gamma": e.gamma} for kind, e in summaries.items()
+    }
+
+
+def _kind(task: Task, problem: Any) -> str:
+    """The problem's kind as text; the task's name, and a warning, where the task raises: a report must not end an evaluation."""
+    try:
+        return str(task.kind(problem))
+    except Exception as error:
+        warnings.warn(f"task {task.name} raised {type(error).__name__} on the kind of a problem: {error}", stacklevel=2)
+        return task.name
 
 
 def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:

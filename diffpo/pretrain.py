@@ -48,7 +48,7 @@ _LOG = "metrics.jsonl"
 
 
 def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Tensor, *key: int) -> Tensor:
-    """Mean negative ELBO in nats per completion token; ``key`` seeds the masks."""
+    """Mean negative ELBO in nats per completion token; ``key`` seeds the masks. Prompts are padded on the left."""
     B, L = completion_BL.shape
     row_B1, position_L = (torch.arange(n, device=completion_BL.device) for n in (B, L))
     row_B1 = row_B1[:, None]
@@ -61,7 +61,11 @@ def elbo_loss(model: MaskedDiffusionLM, prompt_ids_BP: Tensor, completion_BL: Te
     def read(hidden_BSD: Tensor) -> Tensor:
         return model.logprobs(hidden_BSD[:, -L:][masked_BL], completion_BL[masked_BL], banned_ids=[model.mask_id])
 
-    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), read=read)
+    pad = model.config.pad_token_id
+    padding_B = None if pad is None else torch.eq(prompt_ids_BP, pad).sum(dim=1)
+    if padding_B is not None and not padding_B.any():
+        padding_B = None  # then the fastest attention kernel applies
+    logprob_N = model(torch.cat([prompt_ids_BP, latent_BL], dim=1), padding=padding_B, read=read)
     weight_N = (1 / rate_B1).expand(B, L)[masked_BL]
     return -(weight_N * logprob_N).sum() / (B * L)
 
@@ -81,14 +85,21 @@ def build_model(task: CompactTask, size: ModelSize) -> MaskedDiffusionLM:
 
 
 def encode_examples(model: MaskedDiffusionLM, task: CompactTask, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Prompt ids [count, P] and completion ids [count, gen_length] of fresh training examples."""
-    examples = task.examples(count, seed)
+    """Prompt ids [count, P], padded on the left, and completion ids [count, gen_length], filled up with EOS, of fresh training examples.
+
+    ValueError for an example that is longer.
+    """
+    prompts, completions = zip(*task.examples(count, seed), strict=True)
     tokenizer = model.tokenizer
     assert tokenizer is not None  # it knows the task's words
-    ending = f" {tokenizer.eos_token}" if task.ends_with_eos else ""
-    texts = [prompt for prompt, _ in examples], [completion + ending for _, completion in examples]
-    ids = [tokenizer(column)["input_ids"] for column in texts]
-    return torch.tensor(ids[0]), torch.tensor(ids[1])
+    prompt_ids = tokenizer(list(prompts), padding=True, return_tensors="pt")["input_ids"]
+    L, eos = task.gen_length, tokenizer.eos_token_id
+    completion_ids = tokenizer(list(completions))["input_ids"]
+    if (longest := max(map(len, completion_ids))) > L:
+        raise ValueError(
+            f"gen_length: task {task.name} has {L} tokens for a completion, one of its examples takes {longest}"
+        )
+    return prompt_ids, torch.tensor([ids + [eos] * (L - len(ids)) for ids in completion_ids])
 
 
 def pretrain(
@@ -110,6 +121,9 @@ def pretrain(
     chunk = 50  # steps per call of the generator
     started = time.perf_counter()
     losses = []
+    if config.compile:
+        for layer in model.layers:
+            layer.compile(dynamic=True)
     with progress_bar(Console()) as progress:
         bar = progress.add_task(f"pretraining on {task.name}", total=config.steps)
         for step in range(config.steps):
@@ -117,7 +131,8 @@ def pretrain(
                 examples = encode_examples(model, task, chunk * config.batch_size, derive(config.seed, step))
                 prompts, completions = (ids.to(model.device) for ids in examples)
             rows = slice((step % chunk) * config.batch_size, (step % chunk + 1) * config.batch_size)
-            loss = elbo_loss(model, prompts[rows], completions[rows], config.seed, step)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
+                loss = elbo_loss(model, prompts[rows], completions[rows], config.seed, step)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}: lower --lr")
             loss.backward()
@@ -190,7 +205,7 @@ def compact_task(name: str) -> CompactTask:
     """ValueError for a task whose problems have no compact words, from which no tiny model can be made."""
     task = get_task(name)
     if not isinstance(task, CompactTask):
-        raise ValueError(f"task: {name} has no words of its own: pretrain on countdown or sudoku")
+        raise ValueError(f"task: {name} has no words of its own: pretrain on countdown, sudoku or medley")
     return task
 
 

@@ -9,7 +9,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
@@ -37,6 +38,7 @@ from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.guard import Guard, Loss, kinds_table, remedy
 from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
@@ -110,7 +112,7 @@ def first_problems(task: Task, config: TrainConfig) -> list:
     try:
         return task.problems("train", config.algorithm.prompts_per_update, config.seed)
     except NoSplitError as error:
-        raise ValueError(f"task: {error}; train on countdown or sudoku, which make their problems") from error
+        raise ValueError(f"task: {error}; train on countdown, sudoku or medley, which make their problems") from error
     except ValueError as error:
         raise ValueError(f"algorithm.prompts_per_update: {error}") from error
 
@@ -135,7 +137,10 @@ class Run(command.Run):
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths
-        self.rules = [one_at_a_time(lengths), *(parallel_rules(lengths) if config.sweep else ())]
+        self.guard = Guard(trainer, evaluated_together)
+        self.rules = distinct(
+            [one_at_a_time(lengths), self.guard.careful, *(parallel_rules(lengths) if config.sweep else ())]
+        )
         self.started = time.perf_counter()
         self.saved_update: int | None = None  # whose checkpoint is the newest
 
@@ -154,8 +159,12 @@ class Run(command.Run):
 
     def _work(self) -> None:
         base = self._base_evaluation()  # of the model as it came, so before a checkpoint's weights
+        if self.guard.off:
+            self._say_guard_is_off()
         if self.saved is not None:
-            self.trainer.restore(restore(self.saved, self.trainer.model, self.trainer.optimizer))
+            state = restore(self.saved, self.trainer.model, self.trainer.optimizer)
+            self.trainer.restore(state)
+            self.guard.restore(state.get("lost", {}))  # a checkpoint of 0.1 has none
             self.saved_update = self.trainer.update
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
@@ -180,16 +189,23 @@ class Run(command.Run):
         self.folder.release()
 
     def _base_evaluation(self) -> list[Evaluation]:
-        """The untrained model under every rule; kept in base.json, so that a resumed run does not repeat it."""
+        """The untrained model under every rule; kept in base.json with what the guard saw, so that a resumed run does not repeat it."""
         path = self.folder.path / "base.json"
         with contextlib.suppress(
-            FileNotFoundError, ValueError, TypeError, RecursionError
+            FileNotFoundError, ValueError, TypeError, KeyError, RecursionError
         ):  # what is not readable is made again
-            return [Evaluation(**fields) for fields in json.loads(path.read_text())]
+            kept = json.loads(path.read_text())
+            evaluations = [Evaluation(**fields) for fields in kept["heldout"]]
+            self.guard.base = Evaluation(**kept["watched"]) if kept["watched"] else None
+            self.guard.see_base()  # if it has not
+            return evaluations
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(self.rules)
         if not self.interruption.requested:
-            self.folder.write("base.json", json.dumps([finite(e.asdict()) for e in evaluations], indent=1))
+            self.guard.see_base()
+            watched = self.guard.base and finite(self.guard.base.asdict())
+            kept = {"heldout": [finite(e.asdict()) for e in evaluations], "watched": watched}
+            self.folder.write("base.json", json.dumps(kept, indent=1))
         return evaluations
 
     def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
@@ -214,6 +230,8 @@ class Run(command.Run):
                 trainer.update < config.updates and not self.interruption.requested and time.perf_counter() < deadline
             ):
                 metrics = trainer.step()
+                if self.guard.due(trainer.update):
+                    metrics |= self._watched()
                 log.write(metrics)
                 progress.update(bar, completed=trainer.update)
                 if trainer.update == 1 or trainer.update % 5 == 0:
@@ -225,10 +243,26 @@ class Run(command.Run):
                     except OSError as error:  # the older checkpoint stays, the next save is tried
                         self.console.print(f"checkpoint not saved, training goes on: {error}")
 
+    def _watched(self) -> dict[str, float]:
+        """Accuracy by kind of problem; what has been lost is said at once."""
+        started = time.perf_counter()
+        self._warn(f"after update {self.trainer.update}", self.guard.check())
+        if self.guard.off:
+            self._say_guard_is_off()
+        return self.guard.metrics() | {"seconds/guard": time.perf_counter() - started}
+
+    def _warn(self, when: str, losses: Iterable[Loss]) -> None:
+        for loss in losses:
+            self.console.print(f"WARNING {when}, {loss}. Try {remedy(self.config, loss)} (docs/guard.md)", markup=False)
+
+    def _say_guard_is_off(self) -> None:
+        self.console.print(f"no kind of problem is watched while training: {self.guard.off}", markup=False)
+
     def _save(self) -> None:
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
         if self.saved_update != self.trainer.update:
-            save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, self.trainer.state())
+            state = self.trainer.state() | {"lost": self.guard.state()}
+            save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
             self.saved_update = self.trainer.update
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
@@ -236,40 +270,59 @@ class Run(command.Run):
         config, path = self.config, self.folder.path
         self.trainer.model.save(path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
-        evaluations = self._evaluate([self.trainer.evaluation_rule, *self.rules])
+        evaluations = self._evaluate(distinct([self.trainer.evaluation_rule, *self.rules]))
         if self.interruption.requested:
             return
-        trained, *swept = evaluations
         draw_curves(
             lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}"
         )
-        best = max(base, key=lambda e: (e.accuracy, -e.nfe))
+        before, after = ({e.rule: e for e in of_model} for of_model in (base, evaluations))
+        trained, best = evaluations[0], max(base, key=lambda e: (e.accuracy, -e.nfe))
+        single, smallest = repr(self.rules[0]), repr(self.guard.careful)
+        # a threshold's smallest bin may itself be fast: then one token at a time is what careful decoding can do
+        careful = max(smallest, single, key=lambda rule: before[rule].accuracy)
+        self.guard.judge(before[careful], trained)
+        kinds = self.guard.by_kind(before[careful], after[careful], trained)
         summary = {
-            "base": {"one_at_a_time": _point(base[0]), "best": {"rule": best.rule, **_point(best)}},
+            "base": {"one_at_a_time": _point(before[single]), "best": {"rule": best.rule, **_point(best)}},
             "trained": {**_point(trained), "gamma": trained.gamma},
+            "careful": {"rule": careful, "base": _point(before[careful]), "trained": _point(after[careful])},
+            "kinds": kinds,
+            "lost": [asdict(loss) for loss in self.guard.lost.values()],
             "heldout": len(self.problems),
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
             "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
-            "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in (trained, *swept)]},
+            "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in evaluations]},
             "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
-        self._print_table(base[0], best, swept[0], trained)
+        of_threshold = "smallest bound, " if config.trains_threshold else ""
+        named = {single: "one token at a time", smallest: f"{of_threshold}{smallest}"}
+        rows = [
+            *(("base", name, before[rule]) for rule, name in named.items()),
+            ("base", f"its best rule, {best.rule}", best),
+            *(("trained", name, after[rule]) for rule, name in named.items() if rule != trained.rule),
+            ("trained", trained.rule, trained),
+        ]
+        self._print_table(rows)
+        if trained.kinds:
+            self.console.print(kinds_table(kinds, self.guard.lost))
         self.console.print(f"model, metrics, curves.png and summary.json are in {path}")
+        self._warn("at the end", self.guard.lost.values())
 
-    def _print_table(self, base_single: Evaluation, best: Evaluation, single: Evaluation, trained: Evaluation) -> None:
+    def _print_table(self, rows: Sequence[tuple[str, str, Evaluation]]) -> None:
         table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")
         for column in ("model", "decoding", "accuracy", "NFE", "gamma\n(nats)"):
             table.add_column(column, overflow="fold")  # all of a rule's name, in a narrow terminal too
-        for model, name, e in (
-            ("base", "one token at a time", base_single),
-            ("base", f"its best rule, {best.rule}", best),
-            ("trained", "one token at a time", single),
-            ("trained", trained.rule, trained),
-        ):
+        for model, name, e in rows:
             table.add_row(model, name, f"{e.accuracy:.1%}", f"{e.nfe:.2f}", "" if e.gamma is None else f"{e.gamma:.3f}")
         self.console.print(table)
+
+
+def distinct(rules: Iterable[Rule]) -> list[Rule]:
+    """Each of them once."""
+    return list({repr(rule): rule for rule in rules}.values())
 
 
 def _point(e: Evaluation) -> dict:

@@ -98,6 +98,39 @@ def test_without_arguments_the_defaults_hold():
             '[algorithm]\nname = "d1"\n[optimizer]\nthreshold_lr = 0.1',
             "optimizer.threshold_lr: no threshold is trained",
         ),
+        (
+            '[algorithm]\nname = "d1"\n[rollout]\nthreshold_exploration = 0.1',
+            "rollout.threshold_exploration: no threshold is trained",
+        ),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nthreshold_exploration = 0.1',
+            "rollout.threshold_exploration: no threshold",
+        ),
+        (
+            '[algorithm]\ntrain = ["model"]\n[rollout]\nthreshold_reads = "both"',
+            "rollout.threshold_reads: no threshold",
+        ),
+        (
+            '[algorithm]\ntrain = ["model"]\nthreshold_advantage = "mean"',
+            "threshold_advantage: no threshold is trained",
+        ),
+        ("[rollout]\nthreshold_exploration = 1.1", "rollout.threshold_exploration"),
+        ("[rollout]\nthreshold_exploration = nan", "rollout.threshold_exploration"),
+        (
+            "[algorithm]\nimportance_correction = false\n[rollout]\nthreshold_exploration = 0.1",
+            "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set algorithm.importance_correction",
+        ),
+        (
+            "[algorithm]\nweight_cap = 1.05\n[rollout]\nthreshold_exploration = 0.1",
+            "rollout.threshold_exploration: at 0.1 a threshold's weight is up to 1.08, and algorithm.weight_cap 1.05 would cut it",
+        ),
+        (
+            "[rollout]\nthreshold_exploration = 0.6\nthreshold_gammas = [0.1, 0.2, 0.3, 1.0, 2.0, 3.0, 4.0]",
+            "weight is up to 2.06, and algorithm.weight_cap 2 would cut it",
+        ),
+        ("[guard]\nevery = -1", "guard.every"),
+        ("[guard]\nproblems = 0", "guard.problems"),
+        ("[guard]\ntolerance = 1.0", "guard.tolerance"),
         ('[algorithm]\ntrain = ["threshold"]\n[optimizer]\nlr = 0.1', "optimizer.lr: no model is trained"),
         ('[algorithm]\ntrain = ["threshold"]\nm = 3', "m: is of the model, which is not trained: add model to"),
         ('[algorithm]\ntrain = ["threshold"]\nkl_coefficient = 0.5', "kl_coefficient: is of the model"),

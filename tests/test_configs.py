@@ -25,6 +25,8 @@ def test_there_are_recipes():
         "countdown-model",
         "countdown-sampler",
         "countdown-d1",
+        "sudoku-joint",
+        "medley",
     }
 
 

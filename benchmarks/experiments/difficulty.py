@@ -78,4 +78,5 @@ def mutual_information(chosen: np.ndarray, group: np.ndarray, bins: int) -> floa
 
 
 def _joint(chosen: np.ndarray, group: np.ndarray, bins: int) -> np.ndarray:
-    return np.bincount(group * bins + chosen, minlength=GROUPS * bins).reshape(GROUPS, bins).astype(float)
+    groups = max(GROUPS, int(group.max()) + 1)
+    return np.bincount(group * bins + chosen, minlength=groups * bins).reshape(groups, bins).astype(float)

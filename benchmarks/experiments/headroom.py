@@ -1,8 +1,8 @@
 """``python benchmarks/experiments/headroom.py``: what could a threshold chosen for each prompt gain over one for all?
 
-Test problems, which no model was trained on, are decoded greedily at every entropy bound. At a price of an evaluation, value = solved - price * NFE, three
-ways to choose the bound: fixed (the best one for all), fitted (a linear head on the mean hidden state of the masked completion, the learned threshold's own form,
-fitted by gradient to the values themselves) and oracle (for each prompt with the outcomes known, the upper limit). Fixed and fitted are cross-fitted: the
+Test problems, which no model was trained on, are decoded greedily at every entropy bound. At a price of an evaluation, value = solved - price * NFE, four
+ways to choose the bound: fixed (the best one for all), kind (the best one for each kind of problem, where a task has several), fitted (a linear head on the mean hidden states of completion and prompt at z_0, the learned threshold's own form,
+fitted by gradient to the values themselves) and oracle (for each prompt with the outcomes known, the upper limit). All but oracle are cross-fitted: the
 choice for a fifth of the problems is made on the other four. Fitted less fixed is what such a head finds with this many problems and every outcome known.
 
 Writes headroom.json and headroom.png.
@@ -32,21 +32,27 @@ from diffpo.models.layout import Texts
 from diffpo.tasks import get_task
 from diffpo.training.config import ROLLOUT_ORDER
 
-MODELS = (("countdown", "tiny-countdown"), ("countdown", "tiny-countdown-diffpo"), ("sudoku", "tiny-sudoku"))
-GAMMAS = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # nats
+MODELS = (
+    ("countdown", "tiny-countdown"),
+    ("countdown", "tiny-countdown-diffpo"),
+    ("sudoku", "tiny-sudoku"),
+    ("medley", "tiny-medley"),
+)
+GAMMAS = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 16.0, 32.0)  # nats
 PRICES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of one evaluation, in solved problems
 PENALTIES = (1e-4, 1e-3, 1e-2)  # L2 of the head; besides these, no head at all
 PROBLEMS, FOLDS, BATCH = 1600, 5, 512
 MINUTES = 5
-WAYS = ("fixed", "fitted", "oracle")
+WAYS = ("fixed", "kind", "fitted", "oracle")
 
 
 class Outcomes(NamedTuple):
-    """Of P problems at G bounds: solved [P, G] (0 or 1), nfe [P, G], features [P, D] of z_0; float64."""
+    """Of P problems at G bounds: solved [P, G] (0 or 1), nfe [P, G], features [P, F] of z_0, kinds [P, K] (1 for its own); float64."""
 
     solved: Tensor
     nfe: Tensor
     features: Tensor
+    kinds: Tensor
 
 
 @torch.no_grad()
@@ -64,9 +70,12 @@ def outcomes(model, task, problems: list) -> Outcomes:
     for chunk in torch.arange(len(rows)).split(BATCH):
         part = rows[chunk]
         arrangement = model.layout.arrange(Texts(part.prompt_ids, part.prompt_mask, part.latent(0)))
-        hidden = arrangement.states(model(arrangement.tokens, **arrangement.attention))
-        features.append(hidden.mean(dim=1).double())
-    return Outcomes(torch.tensor(solved).double().T, torch.stack(nfe, dim=1), torch.cat(features))
+        first = arrangement.first_pass(model(arrangement.tokens, **arrangement.attention))
+        prompt = torch.where(first.real[..., None], first.prompt, 0).sum(dim=1) / first.real.sum(dim=1, keepdim=True)
+        features.append(torch.cat([first.completion.mean(dim=1), prompt], dim=1).double())
+    kinds = [task.kind(problem) for problem in problems]
+    of_kind = torch.tensor([[float(kind == name) for name in sorted(set(kinds))] for kind in kinds]).double()
+    return Outcomes(torch.tensor(solved).double().T, torch.stack(nfe, dim=1), torch.cat(features), of_kind)
 
 
 class Head(NamedTuple):
@@ -116,20 +125,26 @@ def fit_chosen(features: Tensor, value: Tensor) -> Head:
     return fit(features, value, max((None, *PENALTIES), key=judged))
 
 
+def best_of_kind(kinds: Tensor, value: Tensor) -> Tensor:
+    """The bound [K] with the most value for each kind."""
+    return (kinds.T @ value).argmax(dim=1)
+
+
 def compare(data: Outcomes, prices: Sequence[float] = PRICES) -> list[dict]:
     """By price: accuracy, NFE and value of each way; the paired gains over fixed with their standard errors."""
     rows, every = [], torch.arange(len(data.solved))
     for price in prices:
         value = data.solved - price * data.nfe
-        choice = {"fixed": torch.zeros_like(every), "fitted": torch.zeros_like(every), "oracle": value.argmax(dim=1)}
+        choice = {way: torch.zeros_like(every) for way in WAYS} | {"oracle": value.argmax(dim=1)}
         for fold in range(FOLDS):
             held = every % FOLDS == fold
+            choice["kind"][held] = best_of_kind(data.kinds[~held], value[~held])[data.kinds[held].argmax(dim=1)]
             for way, fitting in (("fixed", lambda f, v: fit(f, v, None)), ("fitted", fit_chosen)):
                 choice[way][held] = fitting(data.features[~held], value[~held]).choose(data.features[held])
         of = {way: value[every, bins] for way, bins in choice.items()}
         found = {way: {"accuracy": data.solved[every, bins].mean().item(), "nfe": data.nfe[every, bins].mean().item(),
                        "value": of[way].mean().item(), "bins": torch.bincount(bins, minlength=len(GAMMAS)).tolist()} for way, bins in choice.items()}  # fmt: skip
-        for way in ("fitted", "oracle"):
+        for way in WAYS[1:]:
             gain = of[way] - of["fixed"]
             found[way] |= {"gain": gain.mean().item(), "standard_error": (gain.std() / len(gain) ** 0.5).item()}
         rows.append({"price": price, **found})
@@ -149,7 +164,8 @@ def reading(rows: list[dict]) -> list[str]:
         for row in (row for row in rows if row["model"] == model):
             points = {way: f"{row[way]['accuracy']:.1%} @ {row[way]['nfe']:.2f}" for way in WAYS}
             found.append(
-                f"{model}, an evaluation at {row['price']:g} of a solved problem: the best bound for all {points['fixed']}; fitted to the prompt "
+                f"{model}, an evaluation at {row['price']:g} of a solved problem: the best bound for all {points['fixed']}; for each kind "
+                f"{points['kind']}, {100 * row['kind']['gain']:+.2f} points of value; fitted to the prompt "
                 f"{points['fitted']}, {100 * row['fitted']['gain']:+.2f} points of value (standard error {100 * row['fitted']['standard_error']:.2f}); "
                 f"oracle {points['oracle']}, {100 * row['oracle']['gain']:+.1f}."
             )

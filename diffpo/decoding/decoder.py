@@ -275,7 +275,7 @@ class Decoder:
         padding = on_the_left if padded else None
         if positions is None or isinstance(index, Tensor):
             hidden = self.model(sequence, padding=padding, cache=whole_pass(cache, rows, index, columns))
-            return Hidden(hidden[:, max(before, 0) :], column=min(before, 0))
+            return Hidden(hidden, column=before)
         shift = int(self.model.config.logit_shift)
         window = window_pass(cache, rows, index, columns, self.options.cache, shift, positions)
         hidden = self.model(sequence.gather(1, window.columns), padding=padding, cache=window)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffpo.keyed_random import uniform
+from diffpo.models.layout import FirstPass
 from diffpo.models.transformer import MaskedDiffusionLM
 
 ORDERS = ("entropy", "confidence", "margin")
@@ -129,8 +130,8 @@ class Rule:
         """The rule of one of a list's prompts."""
         return self
 
-    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
-        """Where ``draws_gamma``, called for each row once, with the completion's hidden states [B, L, D] of its first pass.
+    def thresholds(self, model: MaskedDiffusionLM, first: FirstPass, keys: Tensor, seed: int | Tensor) -> Threshold:
+        """Where ``draws_gamma``, called for each row once, with the hidden states of its first pass.
 
         keys: int64 [B], of the rows' draws beside ``seed``.
         """
@@ -275,26 +276,34 @@ class EntropyBounded(Rule):
 class PromptThreshold(Rule):
     """Entropy-bounded with the threshold the model predicts for each prompt: its mode, or a draw when ``sample`` (training).
 
-    ``order``: of commitment; None takes the one the threshold was trained with; ``proxy`` was its name.
+    order: of commitment; None takes the one the threshold was trained with; ``proxy`` was its name. explore: share of the draws, 0 to 1,
+    that are uniform over the bins, whatever the model predicts; the recorded probability is that of the mixture. ValueError for another
+    order or share, or one without ``sample``.
     """
 
     draws_gamma = True
-    planned_by = ("order", "sample")
+    planned_by = ("order", "sample", "explore")
 
-    def __init__(self, order: str | None = None, sample: bool = False, *, proxy: str | None = None):
+    def __init__(
+        self, order: str | None = None, sample: bool = False, explore: float = 0.0, *, proxy: str | None = None
+    ):
         order = order if proxy is None else _by_its_old_name(proxy)
-        self.order, self.sample = order if order is None else _checked_order(order), sample
+        if not _is_number(explore) or not 0 <= explore <= 1:
+            raise ValueError(f"explore must be a share from 0 to 1, got {explore!r}")
+        if explore and not sample:
+            raise ValueError("explore: only draws explore, set sample=True")
+        self.order, self.sample, self.explore = order if order is None else _checked_order(order), sample, explore
 
     def __repr__(self) -> str:
-        options = ([f"order={self.order}"] if self.order else []) + (["sample"] if self.sample else [])
-        return f"PromptThreshold({', '.join(options)})"
+        options = [f"order={self.order}"] * bool(self.order) + ["sample"] * self.sample
+        return f"PromptThreshold({', '.join([*options, *[f'explore={self.explore:g}'] * bool(self.explore)])})"
 
     @property
     def proxy(self) -> str | None:
         return self.order
 
     def resolve(self, model: MaskedDiffusionLM) -> Rule:
-        return self if self.order else PromptThreshold(model.config.threshold_order, self.sample)
+        return self if self.order else PromptThreshold(model.config.threshold_order, self.sample, self.explore)
 
     def check(self, model: MaskedDiffusionLM, prompts: int, gen_length: int, block_length: int) -> None:
         if model.threshold is None:
@@ -302,13 +311,16 @@ class PromptThreshold(Rule):
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
 
-    def thresholds(self, model: MaskedDiffusionLM, hidden_BLD: Tensor, keys: Tensor, seed: int | Tensor) -> Threshold:
+    def thresholds(self, model: MaskedDiffusionLM, first: FirstPass, keys: Tensor, seed: int | Tensor) -> Threshold:
         if model.threshold is None:
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
-        logprob_BG = model.threshold(hidden_BLD)
+        logprob_BG = model.threshold(first)
         if self.sample:
+            if self.explore:
+                uniform_share = self.explore / logprob_BG.shape[1]
+                logprob_BG = ((1 - self.explore) * logprob_BG.exp() + uniform_share).log()
             # inverse CDF; the clamp keeps a rounding of the last cumulative sum below 1 from overshooting
             cdf_BG = logprob_BG.exp().cumsum(dim=1)
             draw_B1 = uniform(seed, _GAMMA_DRAW, keys)[:, None].to(cdf_BG)

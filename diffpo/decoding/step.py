@@ -19,6 +19,7 @@ from diffpo.decoding.rows import Rows
 from diffpo.decoding.rules import Plan, Rule, StepPredictions
 from diffpo.decoding.terms import Number, Terms
 from diffpo.keyed_random import uniform
+from diffpo.models.layout import FirstPass
 from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo_kernels import entropy_bounded_commit_, row_statistics
@@ -47,10 +48,13 @@ class Hidden(NamedTuple):
             column_N = position_N + self.column
         return self.states.flatten(0, 1)[place_N * self.states.shape[1] + column_N]
 
-    def last(self, row_k: Tensor, positions: int) -> Tensor:
-        """Those [k, positions, D] of whole completions."""
+    def whole(self, row_k: Tensor, rows: Rows, positions: int) -> FirstPass:
+        """Those of whole rows, whose completions have so many positions, after a pass over all that is no padding."""
         states = self.states[row_k if self.source is None else self.source[row_k]]
-        return states[:, states.shape[1] - positions :]
+        before = states.shape[1] - positions
+        _, padding = rows.last(states.shape[1])
+        real = torch.arange(before, device=states.device) >= padding[row_k, None]
+        return FirstPass(states[:, before:], states[:, :before], real)
 
 
 def exact_hidden(model: MaskedDiffusionLM, rows: Rows, columns: int, padded: bool, shared: bool) -> Hidden:
@@ -61,8 +65,7 @@ def exact_hidden(model: MaskedDiffusionLM, rows: Rows, columns: int, padded: boo
         key = sequence if padding is None else torch.cat([sequence, padding[:, None]], dim=1)
         first_U, source_A = distinct_rows(key)
         sequence, padding = sequence[first_U], None if padding is None else padding[first_U]
-    hidden, before = model(sequence, padding=padding), columns - rows.gen_length
-    return Hidden(hidden[:, max(before, 0) :], source_A, min(before, 0))
+    return Hidden(model(sequence, padding=padding), source_A, columns - rows.gen_length)
 
 
 def unconditional_hidden(
@@ -98,9 +101,9 @@ def set_thresholds(
     """The thresholds that rows draw in their first step, from its hidden states. drawn: rows of one rule and length together."""
     for options, chosen in drawn:
         seed_k = seed[chosen] if isinstance(seed, Tensor) else seed
-        hidden_kLD = hidden.last(chosen, options.gen_length)
+        first = hidden.whole(chosen, rows, options.gen_length)
         with _asking(options.rule):
-            threshold = options.rule.thresholds(model, hidden_kLD, rows.row_id[chosen], seed_k)
+            threshold = options.rule.thresholds(model, first, rows.row_id[chosen], seed_k)
             for kept, value in zip((rows.gamma, rows.gamma_bin, rows.gamma_logprob), threshold, strict=True):
                 kept[chosen] = value.to(kept.dtype)
 

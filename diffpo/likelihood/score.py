@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffpo.keyed_random import hashed
 from diffpo.likelihood.latents import Latents, Scores
-from diffpo.models.layout import Full, Texts
+from diffpo.models.layout import FirstPass, Full, Texts
 from diffpo.models.shared_pass import distinct_rows
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
@@ -121,8 +121,8 @@ class Part:
         arrangement = model.layout.arrange(network_inputs(self.trajectory, self.latents, self.first))
 
         def read(hidden_uSD: Tensor) -> tuple[Tensor, Tensor | None]:
-            hidden_uLD = arrangement.states(hidden_uSD)
-            return self._logprobs(model, hidden_uLD), self._action_logprobs(model, hidden_uLD)
+            first = arrangement.first_pass(hidden_uSD)
+            return self._logprobs(model, first.completion), self._action_logprobs(model, first)
 
         return model(arrangement.tokens, **arrangement.attention, read=read)
 
@@ -137,13 +137,13 @@ class Part:
             rows=self.source * L + position_N,
         )
 
-    def _action_logprobs(self, model: MaskedDiffusionLM, hidden_uLD: Tensor) -> Tensor | None:
+    def _action_logprobs(self, model: MaskedDiffusionLM, first: FirstPass) -> Tensor | None:
         if self.acting is None:
             return None
         assert model.threshold is not None
         rollout_M, source_M = self.acting
         chosen_M = self.trajectory.actions["gamma"].choice[rollout_M]
-        logprob_MG = model.threshold(hidden_uLD)[source_M]
+        logprob_MG = model.threshold(first)[source_M]
         logprob_M = logprob_MG.gather(1, chosen_M.clamp(min=0)[:, None])[:, 0]
         return torch.where(chosen_M >= 0, logprob_M, 0.0)
 

@@ -18,17 +18,30 @@ class Texts(NamedTuple):
     completion: Tensor
 
 
+class FirstPass(NamedTuple):
+    """Hidden states of whole inputs, from which a threshold is read where all of the completion is masked. completion: [u, L, D]; prompt:
+    [u, Q, D]; real: bool [u, Q], False where a prompt is padding."""
+
+    completion: Tensor
+    prompt: Tensor
+    real: Tensor
+
+
 class Arrangement(NamedTuple):
     """Network inputs. tokens: int64 [u, S]; attention: what each token sees and its position, as `MaskedDiffusionLM.forward` takes it;
-    first: where the completion begins."""
+    real: bool [u, Q], of the prompts in front of the completions."""
 
     tokens: Tensor
     attention: dict[str, Any]
-    first: int
+    real: Tensor
 
     def states(self, hidden_uSD: Tensor) -> Tensor:
         """The completions' hidden states [u, L, D]."""
-        return hidden_uSD[:, self.first :]
+        return hidden_uSD[:, self.real.shape[1] :]
+
+    def first_pass(self, hidden_uSD: Tensor) -> FirstPass:
+        """All of the hidden states."""
+        return FirstPass(self.states(hidden_uSD), hidden_uSD[:, : self.real.shape[1]], self.real)
 
 
 class Full:
@@ -52,4 +65,4 @@ class Full:
             attention = {"padding": (~real).sum(dim=1)}
         else:
             attention = {"attention_mask": torch.cat([real, torch.ones_like(completion, dtype=torch.bool)], dim=1)}
-        return Arrangement(torch.cat([prompt_ids, completion], dim=1), attention, prompt_ids.shape[1])
+        return Arrangement(torch.cat([prompt_ids, completion], dim=1), attention, real)

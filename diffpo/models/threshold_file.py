@@ -19,7 +19,7 @@ THRESHOLD = "diffpo_threshold.st"
 
 
 def add_threshold_fields(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The config with the bins and the order of the folder's threshold file, or as it was when there is none."""
+    """The config with the settings of the folder's threshold file, or as it was when there is none."""
     path = find(folder, THRESHOLD)
     if path is None:
         return config
@@ -30,8 +30,9 @@ def add_threshold_fields(config: ModelConfig, folder: Path) -> ModelConfig:
         (gammas,) = parse_json(f'{{"gammas": {settings["gammas"]}}}', f"{path}: gammas").values()
         fields = {
             "threshold_gammas": gammas,
-            "threshold_order": settings.get("order") or settings["proxy"],
-        }  # its name in earlier versions
+            "threshold_order": settings.get("order") or settings["proxy"],  # its name in earlier versions
+            "threshold_reads": settings.get("reads", "completion"),
+        }
         return ModelConfig(**config.model_dump() | fields)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable threshold file: {error!r}") from error
@@ -43,14 +44,19 @@ def stored_threshold(config: ModelConfig, folder: Path) -> Stored:
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {THRESHOLD}, the model has a learned threshold")
     bins, stored = len(config.threshold_gammas or ()), read_headers(path)
-    expected = {"linear.weight": torch.Size([bins, config.hidden_size]), "linear.bias": torch.Size([bins])}
+    width = config.hidden_size * (2 if config.threshold_reads == "both" else 1)
+    expected = {"linear.weight": torch.Size([bins, width]), "linear.bias": torch.Size([bins])}
     if {name: tensor.shape for name, tensor in stored.items()} != expected:
         raise ValueError(f"{path} holds another threshold: {[(n, list(t.shape)) for n, t in stored.items()][:4]}")
     return stored
 
 
 def write_threshold(tensors: dict[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """The tensors of a ThresholdPolicy by their names in it, and the config's bins and order."""
-    settings = {"gammas": json.dumps(config.threshold_gammas), "order": config.threshold_order}
+    """The tensors of a ThresholdPolicy by their names in it, and the config's settings of it."""
+    settings = {
+        "gammas": json.dumps(config.threshold_gammas),
+        "order": config.threshold_order,
+        "reads": config.threshold_reads,
+    }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata=settings)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffpo.models.attention import Padding, attend, check_mask, left_padding
 from diffpo.models.head import Head, logprobs
 from diffpo.models.layout import Full
-from diffpo.models.model_config import ModelConfig, Order
+from diffpo.models.model_config import ModelConfig, Order, Reads
 from diffpo.models.saving import save_checkpoint
 from diffpo.models.sharding import call, reshard
 from diffpo.models.special_tokens import end_ids
@@ -120,7 +120,9 @@ class MaskedDiffusionLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.threshold = (
-            ThresholdPolicy(config.hidden_size, config.threshold_gammas) if config.threshold_gammas else None
+            ThresholdPolicy(config.hidden_size, config.threshold_gammas, config.threshold_reads)
+            if config.threshold_gammas
+            else None
         )
 
     def _initialise(self) -> None:
@@ -149,12 +151,13 @@ class MaskedDiffusionLM(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def add_threshold(self, gammas: tuple[float, ...], order: Order = "entropy") -> None:
-        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``."""
+    def add_threshold(self, gammas: tuple[float, ...], order: Order = "entropy", reads: Reads = "both") -> None:
+        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``; reads: the hidden states
+        it is read from, "completion" or "both", the prompt's too."""
         if reshard(self):
             raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
-        policy = ThresholdPolicy(self.config.hidden_size, gammas).to(self.embed_tokens.weight)
-        self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_order=order)
+        policy = ThresholdPolicy(self.config.hidden_size, gammas, reads).to(self.embed_tokens.weight)
+        self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_order=order, threshold_reads=reads)
         self.threshold = policy
 
     def forward(

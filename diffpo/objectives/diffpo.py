@@ -7,7 +7,7 @@
 
 with z_tau(k) = z_0 if token k was committed by step tau, else z_tau, and tau uniform in {0, .., T - 1}. The learned threshold
 gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = pi_old(gamma | c) / the probability at which it was drawn
-(1 for a fresh rollout), the same advantage A_i, and no KL.
+(1 for a fresh rollout without exploration), an advantage of its own (in the paper the same A_i, ``threshold_advantage="mean"``), and no KL.
 """
 
 from typing import Literal
@@ -19,6 +19,7 @@ from diffpo.config import Field, Fraction, Limit, model_validator
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
+from diffpo.objectives.advantage import Advantage, group_advantage
 from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective, masked_prompts
 from diffpo_kernels import surrogate_loss
 
@@ -35,6 +36,8 @@ class DiffpoConfig(AlgorithmConfig):
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
     m: int = Field(2, ge=0, le=2**12)
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
+    threshold_advantage: Advantage = "std"
+    """of the threshold, see advantage: "std" gives prompts whose right answers take long as much say as those that can be fast"""
     importance_correction: bool = True
     """weigh each token by min(weight_cap, surrogate / true likelihood)"""
     weight_cap: Limit = 2.0
@@ -48,6 +51,9 @@ class DiffpoConfig(AlgorithmConfig):
             default = type(self).model_fields[name].default
             if "model" not in self.train and getattr(self, name) != default and (name == "m" or getattr(self, name)):
                 raise ValueError(f"{name}: is of the model, which is not trained: add model to algorithm.train")
+        own = type(self).model_fields["threshold_advantage"].default
+        if "threshold" not in self.train and self.threshold_advantage != own:
+            raise ValueError("threshold_advantage: no threshold is trained: add threshold to algorithm.train")
         drawn = "model" in self.train and self.m not in (EXACT, 1)
         if self.fresh_latents and not drawn and not self.prompt_mask_probability:
             raise ValueError("fresh_latents: nothing about the latents is random: leave it out, or set m to 2 or more")
@@ -83,6 +89,13 @@ class Diffpo(Objective[DiffpoConfig]):
         boundaries = draw_boundaries(trajectory.nfe, trajectory.key, m, *key, _BOUNDARY)
         latents = mean_field(trajectory, boundaries)
         return masked_prompts(latents, batch, self.config.prompt_mask_probability, *key, _PROMPT_MASK)
+
+    def signal(self, batch: Batch, old: Scores | None, reference: Scores | None) -> Tensor:
+        """[B, 1 + L]: the threshold's own advantage, and that of the tokens; where no threshold is trained the latter alone, [B]."""
+        if "threshold" not in self.config.train:
+            return batch.advantage
+        own = group_advantage(batch.reward, self.config.group_size, self.config.threshold_advantage)
+        return first(own, batch.advantage[:, None].expand_as(batch.trajectory.tokens))
 
     def loss(self, batch: Batch, signal: Tensor, new: Scores, old: Scores, reference: Scores | None) -> Loss:
         config, trajectory = self.config, batch.trajectory

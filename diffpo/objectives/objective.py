@@ -10,6 +10,7 @@ from torch import Tensor
 from diffpo.config import Config, Field, NonNegative, Rows, field_validator
 from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
+from diffpo.objectives.advantage import Advantage
 from diffpo.trajectory import Trajectory
 
 
@@ -26,8 +27,8 @@ class AlgorithmConfig(Config):
     name: str
     train: tuple[Literal["model", "threshold"], ...] = Field(("model",), min_length=1)
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
-    advantage: Literal["mean", "std", "leave_one_out"] = "mean"
-    """reward less the group's mean, also divided by its standard deviation, or less the mean of the others"""
+    advantage: Advantage = "mean"
+    """reward less the group's mean; also divided by its standard deviation, or by its best reward; by rank; or less the mean of the others"""
     group_size: int = Field(8, ge=2, le=2**12)
     prompts_per_update: Rows = 64
     inner_updates: int = Field(2, gt=0, le=2**12)

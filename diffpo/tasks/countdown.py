@@ -274,19 +274,19 @@ def in_split(tenth: np.ndarray, split: Split) -> np.ndarray:
 @functools.cache
 def _expressions(split: Split) -> Expressions:
     """Every valid expression of a split."""
-    expressions, tenth = _every_expression()
+    expressions, tenth = every_expression()
     return expressions[in_split(tenth, split)]
 
 
 @functools.cache
 def _pretraining_expressions() -> Expressions:
     """All but those of the test split."""
-    expressions, tenth = _every_expression()
+    expressions, tenth = every_expression()
     return expressions[tenth > 0]
 
 
 @functools.cache
-def _every_expression() -> tuple[Expressions, np.ndarray]:
+def every_expression() -> tuple[Expressions, np.ndarray]:
     """Every valid expression, there are few enough to list them all, and which tenth of the keys it belongs to."""
     numbers = np.stack(np.meshgrid(*[np.arange(1, MAX_NUMBER + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     expressions = _evaluate(numbers)

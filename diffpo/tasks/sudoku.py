@@ -108,6 +108,10 @@ class Sudoku(CompactTask[SudokuProblem], PublishedTask[SudokuProblem]):
             found |= dict.fromkeys(SudokuProblem(row, texts[g]) for row, g in zip(rows, grid.tolist(), strict=True))
         return list(found)[:count]
 
+    def kind(self, problem: SudokuProblem) -> str:
+        """By the number of given cells: "4 clues"."""
+        return f"{CELLS - problem.puzzle.count('0')} clues"
+
     def examples(self, count: int, seed: int) -> list[tuple[str, str]]:
         check_request("train", count)
         grids = np.concatenate([_split_grids("validation"), _split_grids("train")])

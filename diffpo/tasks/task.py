@@ -63,6 +63,13 @@ class Task(ABC, Generic[ProblemT]):
         text: the completion, decoded, cut at the first EOS, without special tokens; behind what `begun` says.
         """
 
+    def kind(self, problem: ProblemT) -> str:
+        """Which sort of problem it is, where a task has several; the task's name by default.
+
+        Training reports by kind, and warns when one is lost: a few kinds, each with many problems.
+        """
+        return self.name
+
     def grade_many(self, problems: Sequence[ProblemT], texts: Sequence[str]) -> list[Grade]:
         """`grade` of every text, for tasks that are faster at many."""
         return [self.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]

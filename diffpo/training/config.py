@@ -58,6 +58,12 @@ class RolloutConfig(RuleConfig):
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
+    threshold_reads: Literal["completion", "both"] | None = None
+    """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too; default: both, or what the
+    model's own threshold reads"""
+    threshold_exploration: Fraction = 0.0
+    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance correction makes up
+    for it"""
     gen_length: Count | None = None
     """tokens of a completion; default 256, a compact task's own"""
     block_length: Count | None = None
@@ -75,7 +81,8 @@ class RolloutConfig(RuleConfig):
     def rules(self, model: MaskedDiffusionLM, gen_length: int, trains_threshold: bool) -> tuple[Rule, Rule]:
         """The rule of the rollouts, and the one to evaluate with. Orders by confidence where no other is named."""
         if trains_threshold:
-            return PromptThreshold(self.threshold_order, sample=True), PromptThreshold(self.threshold_order)
+            sampled = PromptThreshold(self.threshold_order, sample=True, explore=self.threshold_exploration)
+            return sampled, PromptThreshold(self.threshold_order)
         name = self.chosen(has_threshold=False)  # one that is not trained is used only where it is asked for
         order = self.threshold_order if name == "eb" else self.order
         rule = self.model_copy(update={"rule": name, "order": order}).commit_rule(model, gen_length)
@@ -110,14 +117,25 @@ class OptimizerConfig(Config):
     max_grad_norm: Limit = 1.0
 
 
+class GuardConfig(Config):
+    """Watches problems of the validation split, so that no kind of problem is ruined while the mean gets better (docs/guard.md)."""
+
+    every: int = Field(50, ge=0, le=2**31 - 1)
+    """updates between checks; 0 = only the report at the end"""
+    problems: Count = 256
+    """of all kinds together; fewer where the validation split holds fewer"""
+    tolerance: float = Field(0.2, ge=0, lt=1)
+    """share that a kind may lose of what the base model solves at the smallest bin of a threshold that is trained, else by the run's rule"""
+
+
 class TrainConfig(Config):
     """Reinforcement learning of a masked diffusion LM: python -m diffpo.train [config.toml] [--flags]."""
 
     model: str = "tiny-countdown"
     """a shipped model, a folder or a hub id"""
     task: str = "countdown"
-    """one with training problems, countdown or sudoku; asked as chat where the model's tokenizer has a chat template, else in
-    the words of the tiny models"""
+    """one with training problems, countdown, sudoku or medley; the first two are asked as chat where the model's tokenizer has a chat
+    template, else in the words of the tiny models"""
     device: Device = "auto"
     """auto: a GPU where there is one"""
     name: RunName = "diffpo-countdown"
@@ -133,7 +151,8 @@ class TrainConfig(Config):
     split: Literal["test", "validation"] = "test"
     """where they come from: validation while settings are being chosen, so that the test split stays unseen"""
     sweep: bool = True
-    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time and the rule that was trained"""
+    """evaluate a sweep of untrained rules too, before and after; without it only one token at a time, the careful bound (see guard) and the
+    rule that was trained"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
     save_every: Count = 25
@@ -150,6 +169,7 @@ class TrainConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -171,12 +191,31 @@ class TrainConfig(Config):
             )
         if learned and self.rollout.gamma is not None:
             raise ValueError("rollout.gamma: the threshold is learned: give its bins as rollout.threshold_gammas")
-        if not learned and self.rollout.threshold_gammas is not None:
-            raise ValueError("rollout.threshold_gammas: no threshold is trained: add it to algorithm.train")
+        for name in ("threshold_gammas", "threshold_reads", "threshold_exploration"):
+            if not learned and getattr(self.rollout, name):
+                raise ValueError(f"rollout.{name}: no threshold is trained: add it to algorithm.train")
+        if learned and self.rollout.threshold_exploration:
+            self._check_exploration()
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
         return self
+
+    def _check_exploration(self) -> None:
+        """ValueError where a draw's weight, its probability over that of the mixture, would be left out or cut: its gradient is biased then."""
+        assert isinstance(self.algorithm, DiffpoConfig)  # of all algorithms this one has a threshold
+        share, cap = self.rollout.threshold_exploration, self.algorithm.weight_cap
+        if not self.algorithm.importance_correction:
+            raise ValueError(
+                "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
+                "algorithm.importance_correction to true"
+            )
+        largest = 1 / (1 - share + share / len(self.rollout.bins))
+        if cap < largest:
+            raise ValueError(
+                f"rollout.threshold_exploration: at {share:g} a threshold's weight is up to {largest:.3g}, and algorithm.weight_cap "
+                f"{cap:g} would cut it: raise the cap, or explore less"
+            )
 
     @property
     def trains_threshold(self) -> bool:

@@ -16,11 +16,12 @@ from diffpo.models.adapters import replacement, without_wrapper
 from diffpo.models.sharding import reshard, whole
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, Batch
+from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
 from diffpo.training.reference import Reference
-from diffpo.training.rollout import Rollout, collect, group_advantage
+from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient
 from diffpo.trajectory import Trajectory
 
@@ -48,9 +49,11 @@ class Trainer:
         self.lengths = completion_lengths(task, config.rollout.gen_length, config.rollout.block_length)
         self.rule, self.evaluation_rule = config.rollout.rules(model, self.lengths.gen_length, config.trains_threshold)
         if config.trains_threshold:
-            wanted = (config.rollout.bins, config.rollout.threshold_order)
-            if model.threshold is None or (model.config.threshold_gammas, model.config.threshold_order) != wanted:
-                model.add_threshold(*wanted)
+            own, rollout = model.config, config.rollout
+            kept = (own.threshold_gammas, own.threshold_order) == (rollout.bins, rollout.threshold_order)
+            reads = rollout.threshold_reads or (own.threshold_reads if kept else "both")
+            if not kept or own.threshold_reads != reads:
+                model.add_threshold(rollout.bins, rollout.threshold_order, reads)
         # a frozen model cannot drift
         anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         self.optimizer = self._optimizer()

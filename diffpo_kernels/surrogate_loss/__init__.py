@@ -52,7 +52,7 @@ def surrogate_loss(
     Args:
         logprob: [B, L] float, log pi_theta, nats; the only argument that is differentiated.
         old: [B, L], the log-probabilities at the start of the update, by the same estimator as logprob.
-        advantage: [B].
+        advantage: [B], or [B, L] where tokens of a row differ.
         mask: [B, L] bool, True at the tokens that count.
         behaviour: [B, L], log-probabilities of the distribution the tokens were really drawn from, or None.
         reference: [B, L], log pi_ref, or None; needed when kl_coefficient > 0.
@@ -84,7 +84,8 @@ def surrogate_loss(
     for name, value in (("old", old), ("behaviour", behaviour), ("reference", reference)):
         if name == "old" or value is not None:
             validation.check_tensor(name, value, shape, validation.ANY_FLOAT, device)
-    validation.check_tensor("advantage", advantage, shape[:1], validation.ANY_FLOAT, device)
+    per_token = isinstance(advantage, Tensor) and advantage.dim() == 2
+    validation.check_tensor("advantage", advantage, shape if per_token else shape[:1], validation.ANY_FLOAT, device)
     validation.check_tensor("mask", mask, shape, (torch.bool,), device)
     clip = validation.check_number("clip", clip, 0.0)
     weight_cap = validation.check_number("weight_cap", weight_cap, 0.0, above=True)

@@ -127,6 +127,7 @@ def _native(
         kl_coefficient,
         importance_correction,
         normalisation == "sequence",
+        advantage.dim() == 2,
         [out.data_ptr() for out in outputs],
         torch.get_num_threads(),
     )

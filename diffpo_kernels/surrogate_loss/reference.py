@@ -13,7 +13,7 @@ LARGEST_EXPONENT = 60.0  # exp stays finite in float32; no meaningful ratio is n
 def surrogate_loss(
     logprob_BL: Tensor,
     old_BL: Tensor,
-    advantage_B: Tensor,
+    advantage: Tensor,
     mask_BL: Tensor,
     behaviour_BL: Tensor | None,
     reference_BL: Tensor | None,
@@ -33,7 +33,7 @@ def surrogate_loss(
         return torch.where(mask_BL, values_BL.to(precise), 0.0)
 
     logprob_BL, old_BL = inside_mask(logprob_BL), inside_mask(old_BL.detach())
-    advantage_BL = inside_mask(advantage_B.detach()[:, None])
+    advantage_BL = inside_mask(advantage.detach() if advantage.dim() == 2 else advantage.detach()[:, None])
     ratio_BL = _bounded_exp(logprob_BL - old_BL)
     log_weight_BL = torch.zeros_like(old_BL) if behaviour_BL is None else old_BL - inside_mask(behaviour_BL.detach())
     uncapped_BL = _bounded_exp(log_weight_BL)

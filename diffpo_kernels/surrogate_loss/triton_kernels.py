@@ -57,7 +57,7 @@ def _row_kernel(
     logprob, old, advantage, mask, behaviour, reference, step_bin,  # behaviour, reference, step_bin: pointers or None
     gradient, sums, histogram_by_bin,  # [BINS, 16] int32, zeros, or None
     length, high, low, weight_cap, kl_coefficient, share,  # share: 1 / B by sequence, else 1
-    CORRECT: tl.constexpr, BY_SEQUENCE: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
+    CORRECT: tl.constexpr, BY_SEQUENCE: tl.constexpr, ADVANTAGE_PER_TOKEN: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     start = row * length
@@ -74,7 +74,8 @@ def _row_kernel(
     if BY_SEQUENCE:
         share = share / tl.maximum(count, 1).to(tl.float32)
 
-    row_advantage = tl.load(advantage + row).to(tl.float32)
+    if not ADVANTAGE_PER_TOKEN:
+        row_advantage = tl.load(advantage + row).to(tl.float32)
     objective = tl.zeros([], tl.float64)
     kl = tl.zeros([], tl.float64)
     ratios = tl.zeros([], tl.float64)
@@ -100,7 +101,10 @@ def _row_kernel(
         inside = first + position < length
         offset = start + first + position
         chosen = tl.load(mask + offset, mask=inside, other=0) != 0
-        token_advantage = tl.where(chosen, row_advantage, 0.0)
+        if ADVANTAGE_PER_TOKEN:
+            token_advantage = _load(advantage, offset, chosen)
+        else:
+            token_advantage = tl.where(chosen, row_advantage, 0.0)
         new = _load(logprob, offset, chosen)
         before = _load(old, offset, chosen)
         ratio, slope = _bounded_exp(new - before)
@@ -317,6 +321,7 @@ def launch(
                 1 / rows if by_sequence else 1.0,
                 CORRECT=importance_correction and behaviour is not None,
                 BY_SEQUENCE=by_sequence,
+                ADVANTAGE_PER_TOKEN=advantage.dim() == 2,
                 BINS=padded_bins,
                 BLOCK=block,
                 num_warps=row_warps,
@@ -367,7 +372,9 @@ def _row_case(length: int, bins: int, absent: dict[str, None]) -> AotCase:
         f"surrogate_loss rows L={length} bins={bins}",
         _row_kernel,
         {name: "constexpr" if name in absent else types.get(name, "constexpr") for name in _row_kernel.arg_names},
-        absent | {"CORRECT": not absent, "BY_SEQUENCE": not absent, "BINS": padded_bins, "BLOCK": block},
+        absent
+        | dict.fromkeys(("CORRECT", "BY_SEQUENCE", "ADVANTAGE_PER_TOKEN"), not absent)
+        | {"BINS": padded_bins, "BLOCK": block},
         num_warps=warps,
         elements=block,
     )

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "experiments"))
+import adaptive
+import adaptive_arms
+import adaptive_figure
 import front_area
 import headroom
 from difficulty import adaptation, mutual_information, quartiles
@@ -148,12 +152,53 @@ def test_headroom_finds_a_bound_that_depends_on_the_prompt() -> None:
         nfe = torch.linspace(9, 1, len(headroom.GAMMAS), dtype=torch.float64).expand(600, -1)
         noise = torch.randn(600, 4, generator=generator, dtype=torch.float64)
         features = torch.cat([noise, easy[:, None].double() * 4], dim=1) if told else noise
-        return headroom.Outcomes(solved, nfe, features)
+        kinds = torch.stack([easy, ~easy], dim=1).double() if told else torch.ones(600, 1, dtype=torch.float64)
+        return headroom.Outcomes(solved, nfe, features, kinds)
 
     (told,) = headroom.compare(made(told=True), prices=[0.05])
     assert told["price"] == 0.05
     assert told["fixed"]["bins"][0] == 600, "at this price the smallest bound is the best for all"
     assert told["fitted"]["gain"] == pytest.approx(told["oracle"]["gain"], abs=0.01)
+    assert told["kind"]["gain"] == pytest.approx(told["oracle"]["gain"], abs=0.01)
     assert told["oracle"]["gain"] == pytest.approx(0.5 * 8 * 0.05, abs=0.03), "half of them save 8 evaluations at .05"
     (untold,) = headroom.compare(made(told=False), prices=[0.05])
+    assert untold["kind"]["gain"] == 0, "one kind has one bound"
     assert abs(untold["fitted"]["gain"]) <= 3 * untold["fitted"]["standard_error"]
+
+
+def test_the_bound_a_problem_bears_is_the_last_that_solves_it():
+    points = [{"solved": solved} for solved in ([1, 0, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0])]
+    assert adaptive_figure.bearable(points).tolist() == [2, -1, 2, 1]
+
+
+def test_what_a_kind_needs_is_found_on_the_base_model():
+    """Two kinds: one is solved at any bound, the other at the careful one alone."""
+    size, bounds = 40, len(adaptive.GAMMAS)
+    careful = adaptive.GAMMAS.index(adaptive.BINS[0])
+    points = [
+        {"solved": [1] * size + [int(i <= careful)] * size, "nfe": [12 - i] * 2 * size, "tokens": [12] * 2 * size}
+        for i in range(bounds)
+    ]
+    base = {"kinds": ["easy"] * size + ["hard"] * size, "fixed": points}
+    assert adaptive.best_for_all(base, base) == careful
+    oracle = adaptive.oracle_by_kind(base)
+    assert oracle["bits"] == pytest.approx(1), "the bound tells the kind"
+    fastest = adaptive.GAMMAS.index(adaptive.BINS[-1])
+    assert oracle["nfe"] == pytest.approx((12 - fastest + 12 - careful) / 2)
+    assert oracle["accuracy"] == 1
+    learned = points[careful] | {"chosen": [len(adaptive.BINS) - 1] * size + [0] * size}
+    ruined = points[fastest] | {"chosen": [len(adaptive.BINS) - 1] * 2 * size}
+    found = adaptive.numbers(base | {"learned": learned}, base)
+    assert (found["worst"], found["bits"]) == (0, pytest.approx(1))
+    found = adaptive.numbers(base | {"learned": ruined}, base)
+    assert (found["worst"], found["bits"]) == (-1, pytest.approx(0))
+
+
+def test_the_recipe_of_the_medley_is_the_studys():
+    recipe = tomllib.loads((Path(__file__).parents[2] / "configs" / "medley.toml").read_text())
+    own = {name: recipe.pop(name) for name in ("name", "model", "task")}
+    assert own == {"name": "medley", "model": "tiny-medley", "task": "medley"}
+    tables = {name: value for name, value in recipe.items() if isinstance(value, dict)}
+    flags = {name: value for name, value in recipe.items() if name not in tables}
+    flags |= {f"{table}.{name.replace('_', '-')}": value for table, of in tables.items() for name, value in of.items()}
+    assert flags == {name: list(v) if isinstance(v, tuple) else v for name, v in adaptive_arms.MEDLEY.items()}

@@ -56,6 +56,8 @@ def assert_same():
 def model(random_model):
     """In float64, so that rows differ by no rounding that would change a decision."""
     tokenizer = word_tokenizer(WORDS)
-    model = random_model(3, scale=0.6, vocab_size=len(tokenizer), threshold_gammas=(0.0, 1.0, 3.0)).double()
+    model = random_model(
+        3, scale=0.6, vocab_size=len(tokenizer), threshold_gammas=(0.0, 1.0, 3.0), threshold_reads="both"
+    ).double()
     model.tokenizer = tokenizer
     return model

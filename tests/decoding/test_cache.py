@@ -92,7 +92,9 @@ def test_against_one_prompt_at_a_time(random_model, random_prompts, mode, change
 @pytest.mark.parametrize("mode", ["prefix", "dual"])
 @pytest.mark.parametrize("shift", [False, True], ids=["no shift", "shift"])
 def test_a_refresh_in_every_step_is_exact(random_model, random_prompts, assert_same, mode, shift):
-    model = random_model(seed=2, scale=0.6, vocab_size=16, logit_shift=shift, threshold_gammas=(0.0, 2.0))
+    model = random_model(
+        seed=2, scale=0.6, vocab_size=16, logit_shift=shift, threshold_gammas=(0.0, 2.0), threshold_reads="both"
+    )
     prompts = random_prompts(model, LENGTHS)
     for rule in (RULE, diffpo.PromptThreshold(sample=True)):
         exact = diffpo.generate(model, prompts, 12, 4, rule, 0.7, seed=1).trajectory

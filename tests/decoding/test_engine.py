@@ -52,7 +52,9 @@ def test_alone_is_what_generate_gives(random_model, random_prompts, shift):
 )
 def test_mixed_rows_with_a_cache(random_model, random_prompts, cache, refresh, shift):
     tokenizer = word_tokenizer(WORDS)
-    model = random_model(3, scale=0.6, vocab_size=len(tokenizer), threshold_gammas=(0.0, 1.0), logit_shift=shift)
+    model = random_model(
+        3, scale=0.6, vocab_size=len(tokenizer), threshold_gammas=(0.0, 1.0), threshold_reads="both", logit_shift=shift
+    )
     model.double().tokenizer = tokenizer
     asked = requests(model, random_prompts(model, LENGTHS), guided=False)
     engine = Engine(model, 7, 25, 16, cache=cache, cache_refresh=refresh)

@@ -208,7 +208,9 @@ RULES = [
 def test_the_static_step_equals_the_ordinary_one(
     random_model, random_prompts, decode_with, assert_same, rule, temperature
 ):
-    model = random_model(seed=2, scale=0.6, vocab_size=16, threshold_gammas=(0.0, 1.0, 3.0), logit_shift=True)
+    model = random_model(
+        seed=2, scale=0.6, vocab_size=16, threshold_gammas=(0.0, 1.0, 3.0), threshold_reads="both", logit_shift=True
+    )
     prompts = random_prompts(model, LENGTHS)
     ordinary = diffpo.generate(model, prompts, 16, 4, rule, temperature, seed=5).trajectory
     for lag, rows in ((0, 12), (1, 5), (3, 3)):

@@ -15,7 +15,8 @@ from diffpo import load
 from diffpo.decoding.generation import stream
 from diffpo.evaluate import EvaluateConfig, main, prepare
 from diffpo.evaluation import wilson_interval
-from diffpo.tasks import GSM8K, Countdown, Math500
+from diffpo.tasks import GSM8K, Countdown, Math500, Medley
+from diffpo.tasks.medley.kinds import KINDS
 from diffpo.tasks.prompts import prompt_ids
 
 # Prompts
@@ -45,6 +46,22 @@ def test_a_compact_prompt_is_the_line_of_words():
 
 
 # The numbers
+
+
+def test_a_task_of_several_kinds_is_reported_by_kind(run, tmp_path, capsys):
+    """It has no published data, and is asked in its own words."""
+    assert run("--model", "tiny-medley", "--task", "medley", "--limit", "24", "--rule", "eb", "--gamma", "32") == 0
+    items, summary = items_in(tmp_path / "run"), summary_in(tmp_path / "run")
+    assert summary["config"]["format"] == "compact"
+    kinds, problems = summary["kinds"], Medley().problems("test", 24, seed=0)
+    assert sorted(kinds) == sorted(KINDS)
+    for kind, of in kinds.items():
+        mine = [item for item in items if problems[item["index"]].kind == kind]
+        assert of["done"] == len(mine) == 4
+        assert of["accuracy"] == sum(item["correct"] for item in mine) / 4
+    assert kinds["copy"]["accuracy"] > kinds["distinct"]["accuracy"] == 0, "all at once"
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"reverse {kinds['reverse']['accuracy']:.1%} of 4, 1.00 NFE" in words
 
 
 def test_a_run_on_a_tiny_model(run, tmp_path):

@@ -13,6 +13,9 @@ from diffpo.evaluate import main
         (["--data", "no/such.jsonl"], "data: there is no file no/such.jsonl"),
         (["--model", "tiny-countdwn"], "did you mean tiny-countdown"),
         (["--format", "chat"], "no chat template"),
+        (["--task", "medley", "--data", "x.jsonl"], "data: task medley has no such setting: leave it out"),
+        (["--task", "medley", "--protocol", "d1"], "protocol: task medley has no such setting: leave it out"),
+        (["--task", "medley", "--instruction", "x.txt"], "instruction: task medley is not asked as a chat"),
         (
             ["--task", "sudoku"],
             "task: the model's tokenizer does not know words of task sudoku: _; give a model that was pretrained on it",

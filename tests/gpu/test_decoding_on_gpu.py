@@ -18,7 +18,14 @@ LENGTHS = [3, 30, 1, 17, 8, 40, 2, 25, 5, 12, 33, 6]
 
 @pytest.fixture
 def model(random_model):
-    return random_model(seed=1, scale=0.6, vocab_size=64, max_position_embeddings=256, threshold_gammas=(0.0, 1.0, 3.0))
+    return random_model(
+        seed=1,
+        scale=0.6,
+        vocab_size=64,
+        max_position_embeddings=256,
+        threshold_gammas=(0.0, 1.0, 3.0),
+        threshold_reads="both",
+    )
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ def by_loop(
                 continue
             ratio = (logprob[b, k] - old[b, k]).exp()
             weight = 1.0 if behaviour is None else min(weight_cap, math.exp(old[b, k] - behaviour[b, k]))
-            term = weight * torch.min(ratio * advantage[b], ratio.clamp(1 - clip, 1 + clip) * advantage[b])
+            push = advantage[b] if advantage.dim() == 1 else advantage[b, k]
+            term = weight * torch.min(ratio * push, ratio.clamp(1 - clip, 1 + clip) * push)
             if reference is not None:
                 gap = reference[b, k] - logprob[b, k]
                 term = term - kl_coefficient * (gap.exp() - gap - 1)
@@ -90,9 +91,13 @@ def by_loop(
 
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
 @pytest.mark.parametrize("without", [(), ("behaviour",), ("reference",), ("behaviour", "reference")])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_value_and_gradient_follow_the_formula(target, seed: int, without: tuple[str, ...], normalisation: str) -> None:
+@pytest.mark.parametrize(("seed", "per_token"), [(0, False), (1, False), (2, True)])
+def test_value_and_gradient_follow_the_formula(
+    target, seed: int, per_token: bool, without: tuple[str, ...], normalisation: str
+) -> None:
     arguments = {name: value for name, value in inputs(seed=seed).items() if name not in without}
+    if per_token:
+        arguments = by_token(arguments)
     arguments |= {"normalisation": normalisation, "kl_coefficient": 0.0 if "reference" in without else 0.3}
     result, gradient_BL = run(target, arguments)
     arguments["logprob"].requires_grad_()
@@ -108,6 +113,12 @@ def longer(arguments: dict) -> dict:
     arguments["mask"][1, 300:] = False
     arguments["mask"][2, 5] = True
     return arguments
+
+
+def by_token(arguments: dict) -> dict:
+    """Another advantage for each token."""
+    generator = torch.Generator().manual_seed(7)
+    return arguments | {"advantage": torch.randn(arguments["mask"].shape, generator=generator).double()}
 
 
 HARD = {
@@ -136,7 +147,23 @@ HARD = {
     "one bin": lambda a: a | {"step_bin": a["step_bin"].clamp(-1, 0), "bins": 1},
     "every bin": lambda a: a | {"step_bin": torch.arange(a["mask"].numel()).view_as(a["mask"]) % 128, "bins": 128},
     "several blocks": longer,
+    "advantage by token": by_token,
+    "advantage by token, several blocks": lambda a: by_token(longer(a)),
+    "advantage by token, not contiguous": lambda a: a | {"advantage": torch.randn(9, 10).double()[:, ::2].T},
+    "advantage NaN outside the mask": lambda a: (
+        by_token(a) | {"advantage": torch.where(a["mask"], 1.5, math.nan).double()}
+    ),
 }
+
+
+@pytest.mark.parametrize("normalisation", ["sequence", "token"])
+def test_equal_advantages_of_a_rows_tokens_are_the_rows(target, normalisation: str) -> None:
+    arguments = inputs(5, 9, seed=3) | {"normalisation": normalisation}
+    by_row, by_row_BL = run(target, arguments, torch.float32)
+    expanded = arguments["advantage"][:, None].expand(5, 9)
+    spread, spread_BL = run(target, arguments | {"advantage": expanded}, torch.float32)
+    assert torch.equal(by_row.loss, spread.loss)
+    assert torch.equal(by_row_BL, spread_BL)
 
 
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
@@ -523,7 +550,8 @@ def test_opcheck_and_compile(target) -> None:
         ({"logprob": torch.zeros(3)}, ValueError, r"logprob must have shape \[B, L\]"),
         ({"old": torch.zeros(2, 4)}, ValueError, r"old must have shape \[2, 3\]"),
         ({"old": None}, TypeError, "old must be a torch.Tensor, got NoneType"),
-        ({"advantage": torch.zeros(2, 3)}, ValueError, r"advantage must have shape \[2\]"),
+        ({"advantage": torch.zeros(3)}, ValueError, r"advantage must have shape \[2\]"),
+        ({"advantage": torch.zeros(2, 1)}, ValueError, r"advantage must have shape \[2, 3\]"),
         ({"mask": torch.ones(2, 3)}, TypeError, "mask must have dtype torch.bool, got torch.float32"),
         ({"behaviour": torch.zeros(2, 3, device="meta")}, ValueError, "behaviour must be on cpu"),
         ({"clip": -0.1}, ValueError, "clip must be a number >= 0, got -0.1"),

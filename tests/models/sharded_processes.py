@@ -53,7 +53,7 @@ def updated(model, optimizer, trajectory, tokens_at_once, name="diffpo"):
     """One step; the gradients before it, by name."""
     advantage = torch.tensor([1.0, -0.5])
     trained = ("model", "threshold") if name == "diffpo" else ("model",)
-    objective = OBJECTIVES[name](OBJECTIVES[name].Config(kl_coefficient=0, train=trained))
+    objective = OBJECTIVES[name](OBJECTIVES[name].Config(kl_coefficient=0, train=trained, group_size=2))
     batch = Batch(trajectory, advantage, advantage)
     latents = objective.latents(batch, 0)
     signal = objective.signal(batch, None, None)

@@ -159,7 +159,7 @@ def test_the_gradient_is_that_through_the_merged_weights(random_model, settings,
     from diffpo.objectives import OBJECTIVES, Batch
     from diffpo.training.update import accumulate_gradient
 
-    objective = OBJECTIVES["diffpo"](OBJECTIVES["diffpo"].Config(kl_coefficient=0))
+    objective = OBJECTIVES["diffpo"](OBJECTIVES["diffpo"].Config(kl_coefficient=0, group_size=2))
     batch = Batch(trajectory, advantage, advantage)
     latents = objective.latents(batch, 0)
     for one in (model, plain):

@@ -230,15 +230,16 @@ def test_what_a_format_cannot_express_is_not_saved(random_model, tmp_path):
 
 
 @both
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_learned_threshold_survives_beside_the_published_files(published, tmp_path, family, dtype):
+@pytest.mark.parametrize(("dtype", "reads"), [(torch.float32, "both"), (torch.bfloat16, "completion")])
+def test_a_learned_threshold_survives_beside_the_published_files(published, tmp_path, family, dtype, reads):
     folder, _, tensors = published(family, dtype=dtype)
     model = diffpo.load(folder)
     gammas = (0.001, 0.1, float("inf"))
-    model.add_threshold(gammas, "margin")
+    model.add_threshold(gammas, "margin", reads)
     torch.nn.init.normal_(model.threshold.linear.weight)
     model.save(tmp_path / "with")
     again = diffpo.load(tmp_path / "with")
+    assert again.config == model.config
     assert (again.config.threshold_gammas, again.config.threshold_order) == (gammas, "margin")
     assert torch.equal(again.threshold.linear.weight, model.threshold.linear.weight)
     assert again.threshold.linear.weight.dtype == dtype
@@ -247,9 +248,13 @@ def test_a_learned_threshold_survives_beside_the_published_files(published, tmp_
     saved = json.loads((tmp_path / "with/config.json").read_text())
     assert not [key for key in saved if "threshold" in key]
     path = tmp_path / "with/diffpo_threshold.st"
-    old = {"gammas": json.dumps(gammas), "proxy": "margin"}  # the name of earlier versions
+    old = {"gammas": json.dumps(gammas), "proxy": "margin"}  # as earlier versions wrote it: all read the completion
     save_file(load_file(path), path, metadata=old)
-    assert diffpo.load(tmp_path / "with").config == again.config
+    if reads == "completion":
+        assert diffpo.load(tmp_path / "with").config == again.config
+    else:
+        with pytest.raises(ValueError, match="holds another threshold"):
+            diffpo.load(tmp_path / "with")
     again.save(tmp_path / "twice")
     assert diffpo.load(tmp_path / "twice").config == again.config
     diffpo.load(folder).save(tmp_path / "with")

@@ -111,3 +111,47 @@ def test_a_bf16_norm_is_computed_in_fp32():
         norm.weight.copy_(torch.randn(256).bfloat16())
         exact = norm(x.float())
         assert torch.equal(norm.bfloat16()(x), exact.bfloat16())
+
+
+@pytest.mark.parametrize("heads", [4, 2], ids=["multi-head", "grouped"])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_bf16_with_a_gradient_is_the_fp32_attention_of_the_rounded_inputs(heads, padded, autocast):
+    """On a CPU: the result and the gradients are fp32's, rounded once."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 9, count, 8, generator=generator).bfloat16() for count in (4, heads, heads)]
+    weight = torch.randn(3, 9, 4, 8, generator=generator).bfloat16()
+    padding = attention.left_padding(torch.tensor([0, 4, 2]), 9, 9, torch.bfloat16) if padded else None
+    real = padding.mask[:, 0, 0] if padded else torch.ones(3, 9, dtype=torch.bool)
+
+    def attended(dtype, cast):
+        given = [x.to(dtype).requires_grad_() for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            out = attention.attend(*given, padding)
+        (out * weight.to(dtype))[real].sum().backward()
+        return out, [x.grad for x in given]
+
+    exact, exact_gradients = attended(torch.float32, False)
+    out, gradients = attended(torch.bfloat16, autocast)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out[real], exact[real].bfloat16())
+    for got, expected in zip(gradients, exact_gradients, strict=True):
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            got.float(), expected, rtol=2**-8, atol=1e-6
+        )  # half a unit in the last place is 2^-9
+
+
+def test_bf16_without_a_gradient_stays_with_torchs_kernel(monkeypatch):
+    seen, kernel = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention.F,
+        "scaled_dot_product_attention",
+        lambda q, *more, **options: seen.append(q.dtype) or kernel(q, *more, **options),
+    )
+    q, k, v = (torch.randn(2, 5, 4, 8).bfloat16() for _ in range(3))
+    out = attention.attend(q, k, v, None)
+    exact = attention.attend(q.float(), k.float(), v.float(), None)
+    attention.attend(q.requires_grad_(), k, v, None)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(out.float(), exact, rtol=0.03, atol=0.03)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpo.training.rollout import group_advantage, priced, speed
+from diffpo.objectives.advantage import group_advantage
+from diffpo.training.rollout import priced, speed
 
 NAN = math.nan
-KINDS = ["mean", "std", "leave_one_out"]
+KINDS = ["mean", "std", "best", "rank", "leave_one_out"]
 
 
 def naive_advantage(reward, group_size, kind):
@@ -24,10 +25,14 @@ def naive_advantage(reward, group_size, kind):
             elif kind == "leave_one_out":
                 others = [other for j, other in enumerate(group) if j != i and not math.isnan(other)]
                 result.append(r - sum(others) / len(others))
+            elif kind == "rank":
+                beats = sum(r > other for other in known) - sum(r < other for other in known)
+                result.append(beats / len(known) / 2)
             else:
                 mean = sum(known) / len(known)
                 deviation = (sum((other - mean) ** 2 for other in known) / len(known)) ** 0.5
-                result.append((r - mean) / (deviation + 1e-4 if kind == "std" else 1))
+                scale = {"mean": 1, "std": deviation + 1e-4, "best": max(map(abs, known))}[kind]
+                result.append((r - mean) / scale)
     return torch.tensor(result)
 
 
@@ -60,6 +65,26 @@ def test_by_hand():
         group_advantage(reward, 4, "leave_one_out"),
         torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 1.0, 0.0, -1.0, 0.0]),
     )
+    reward = torch.tensor([0.1, 0.4, 0.4, 0.0, -0.5, NAN, -2.0, NAN])
+    torch.testing.assert_close(
+        group_advantage(reward, 4, "rank"), torch.tensor([-1 / 8, 2 / 8, 2 / 8, -3 / 8, 1 / 4, 0.0, -1 / 4, 0.0])
+    )
+    torch.testing.assert_close(
+        group_advantage(reward, 4, "best"), torch.tensor([-0.3125, 0.4375, 0.4375, -0.5625, 0.375, 0.0, -0.375, 0.0])
+    )
+
+
+def test_rank_knows_no_order_among_rewards_that_differ_by_rounding():
+    """Also where others of the group differ by more."""
+    reward = torch.tensor([0.3, 0.3000001, 0.2999999, 1.0])
+    assert group_advantage(reward, 4, "rank").tolist() == [-1 / 8, -1 / 8, -1 / 8, 3 / 8]
+
+
+@pytest.mark.parametrize("kind", ["std", "best", "rank"])
+def test_a_slow_prompt_counts_as_much_as_a_fast_one(kind):
+    fast = torch.tensor([1.0, 0.5, 0.0, 0.75])
+    both = group_advantage(torch.cat([fast, fast / 12]), 4, kind)
+    torch.testing.assert_close(both[:4], both[4:], rtol=5e-3, atol=0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -111,9 +136,13 @@ def test_differences_beyond_rounding_keep_theirs(kind, scale):
     reward = torch.tensor([1.0, 1.001, 1.0, 0.999]) * scale
     advantage = group_advantage(reward, 4, kind)
     deviation = 1e-3 * scale / 2**0.5
-    expected = {"mean": 1e-3 * scale, "std": 1e-3 * scale / (deviation + 1e-4), "leave_one_out": 4 / 3 * 1e-3 * scale}[
-        kind
-    ]
+    expected = {
+        "mean": 1e-3 * scale,
+        "std": 1e-3 * scale / (deviation + 1e-4),
+        "best": 1e-3 / 1.001,
+        "rank": 3 / 8,
+        "leave_one_out": 4 / 3 * 1e-3 * scale,
+    }[kind]
     torch.testing.assert_close(advantage, torch.tensor([0, expected, 0, -expected]), rtol=2e-3, atol=2e-3 * expected)
 
 

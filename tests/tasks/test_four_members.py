@@ -14,11 +14,12 @@ from diffpo.decoding.rules import EntropyBounded
 from diffpo.evaluation import evaluate
 from diffpo.keyed_random import derive
 from diffpo.models.word_tokenizer import word_tokenizer
+from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.prompts import prompt_ids
 from diffpo.tasks.task import Lengths, begun, completion_lengths
 from diffpo.training.config import TrainConfig
-from diffpo.training.rollout import collect, group_advantage
+from diffpo.training.rollout import collect
 from diffpo.training.trainer import Trainer
 
 LENGTHS = Lengths(4, 2)

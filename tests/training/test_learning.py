@@ -63,7 +63,7 @@ def mean(metrics: list[dict], name: str) -> float:
 
 @pytest.mark.slow
 def test_reward_rises_and_decoding_gets_faster():
-    metrics = train(60)
+    metrics = train(80)
     assert mean(metrics[:5], "reward") < 0.35
     assert mean(metrics[-10:], "reward") > 0.8
     assert mean(metrics[-10:], "accuracy") > 0.8

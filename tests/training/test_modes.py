@@ -154,12 +154,14 @@ def test_fresh_latents_differ_between_inner_updates(make_trainer, monkeypatch):
 
 def test_an_update_in_parts_is_the_update_at_once(make_trainer):
     whole, parts = make_trainer(), make_trainer(update={"tokens_at_once": 100})
+    for trainer in (whole, parts):
+        trainer.model.double()  # rounding in float32 may change what the second update's rollouts commit
     for _ in range(2):
         first, second = whole.step(), parts.step()
         for name in ("reward", "nfe", "update"):
             assert first[name] == second[name]
-        assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
-        assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-3)
+        assert second["loss"] == pytest.approx(first["loss"], abs=1e-6)
+        assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-5)
 
 
 def test_rollouts_say_who_they_are(make_trainer, monkeypatch):
@@ -187,6 +189,19 @@ def test_a_run_that_goes_on_with_other_batches_draws_nothing_twice(make_trainer,
     groups = [rollout.trajectory.group.unique(return_counts=True) for rollout in seen]
     assert [counts.tolist() for _, counts in groups] == [[4] * 4] * 2 + [[3] * 3] * 2
     assert len(torch.cat([group for group, _ in groups]).unique()) == 14
+
+
+def test_a_new_threshold_reads_the_prompt_and_a_trained_one_what_it_read(make_trainer):
+    rollout = {"threshold_gammas": (0.1, 4.0)}
+    model = make_trainer(rollout=rollout).model
+    assert model.config.threshold_reads == "both"
+    policy = model.threshold
+    assert make_trainer(rollout=rollout, model=model).model.threshold is policy, "training goes on with it"
+    earlier = make_trainer(rollout=rollout | {"threshold_reads": "completion"}).model
+    policy = earlier.threshold
+    assert policy.linear.in_features == earlier.config.hidden_size
+    assert make_trainer(rollout=rollout, model=earlier).model.threshold is policy
+    assert make_trainer(rollout=rollout | {"threshold_reads": "both"}, model=earlier).model.threshold is not policy
 
 
 def test_a_frozen_threshold_is_no_action_of_the_model(make_trainer, monkeypatch):

@@ -53,6 +53,9 @@ def test_the_summary_has_the_documented_shape(summary):
     shape = {
         "base": {"one_at_a_time": numbers, "best": {"rule": str, **numbers}},
         "trained": {**numbers, "gamma": float},
+        "careful": {"rule": str, "base": numbers, "trained": numbers},
+        "kinds": {"sudoku": {"problems": int, "base_careful": float, "careful": float, **numbers, "gamma": float}},
+        "lost": list,
         "heldout": int,
         "seconds": float,
         "seed": int,
@@ -180,4 +183,5 @@ def test_without_the_sweep_only_the_trained_rule_is_evaluated(flags, tmp_path):
     assert diffpo.train.main([*flags, "--updates", "1", "--no-sweep"]) == 0
     sweep = json.loads((tmp_path / "run/summary.json").read_text())["sweep"]
     rules = {name: [point["rule"].partition("(")[0] for point in points] for name, points in sweep.items()}
-    assert rules == {"base": ["FixedSchedule"], "trained": ["PromptThreshold", "FixedSchedule"]}
+    careful = ["FixedSchedule", "EntropyBounded"]
+    assert rules == {"base": careful, "trained": ["PromptThreshold", *careful]}

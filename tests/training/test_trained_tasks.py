@@ -30,7 +30,9 @@ def failing(train, capsys, *flags) -> str:
 @pytest.mark.parametrize("task", ["gsm8k", "math500"])
 def test_a_task_without_training_problems_is_refused_before_anything_starts(train, tmp_path, capsys, task):
     error = failing(train, capsys, "--task", task, "--model", "no/such/model")
-    assert f"task: task {task} has no train split, its data is a test split; train on countdown or sudoku" in error
+    assert (
+        f"task: task {task} has no train split, its data is a test split; train on countdown, sudoku or medley" in error
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,7 +54,7 @@ def test_parts_change_nothing_but_rounding(rollouts, name, changes, dtype, first
     model, batch = rollouts
     model = model.to(dtype)
     theta = model if first else moved(model)
-    objective = OBJECTIVES[name](OBJECTIVES[name].Config(kl_coefficient=0.1, **changes))
+    objective = OBJECTIVES[name](OBJECTIVES[name].Config(kl_coefficient=0.1, group_size=2, **changes))
     latents = objective.latents(batch, 3)
     with torch.no_grad():
         old = None if first else score(model, batch.trajectory, latents)
@@ -114,7 +114,7 @@ def test_a_frozen_model_gets_no_gradient(rollouts):
     model, batch = rollouts
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("threshold."))
-    objective = OBJECTIVES["diffpo"](OBJECTIVES["diffpo"].Config(train=("threshold",)))
+    objective = OBJECTIVES["diffpo"](OBJECTIVES["diffpo"].Config(train=("threshold",), group_size=2))
     latents = objective.latents(batch, 3)
     whole, parts = (gradient_of(model, objective, batch, latents, None, None, tokens)[2] for tokens in (None, 14))
     assert len(whole) == len(parts) == 2

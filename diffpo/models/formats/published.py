@@ -9,7 +9,7 @@ from diffpo.models.folder_files import shown
 from diffpo.models.formats.config_keys import refuse_keys_that_act, with_rope_theta
 from diffpo.models.model_config import REQUIRED, ModelConfig
 
-_THRESHOLD = {"threshold_gammas": None, "threshold_order": "entropy"}  # stored in a file of its own
+_THRESHOLD = ("threshold_gammas", "threshold_order", "threshold_reads")  # stored in a file of its own
 
 
 @dataclass(frozen=True)
