@@ -42,11 +42,16 @@ def test_full_takes_the_kernel_that_needs_least():
     equal = Full().arrange(texts([4, 5], [6, 7], width=5, completion=[2, 2]))
     assert equal.attention == {}
     assert equal.tokens.tolist() == [[4, 5, 2, 2], [6, 7, 2, 2]]
-    assert equal.first == 2
+    assert equal.real.tolist() == [[True, True], [True, True]]
     ragged = Full().arrange(texts([4, 5, 6], [7], width=5, completion=[2, 2]))
     assert list(ragged.attention) == ["padding"]
     assert ragged.attention["padding"].tolist() == [0, 2]
     assert ragged.tokens.shape == (2, 5)
+    assert ragged.real.tolist() == [[True, True, True], [False, False, True]]
+    hidden = torch.randn(2, 5, 4)
+    first = ragged.first_pass(hidden)
+    assert torch.equal(first.completion, hidden[:, 3:])
+    assert torch.equal(first.prompt, hidden[:, :3])
     assert Full().width(5, 2) == 7
 
 

@@ -334,7 +334,7 @@ def test_a_task_without_published_data_says_so(task):
 
 
 def test_tasks_are_found_by_name():
-    assert task_names() == ["countdown", "gsm8k", "math500", "sudoku"]
+    assert task_names() == ["countdown", "gsm8k", "math500", "medley", "sudoku"]
     assert [get_task(name).name for name in task_names()] == task_names()
     with pytest.raises(ValueError, match=r"'gsm8'.*'gsm8k'"):
         get_task("gsm8")

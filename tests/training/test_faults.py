@@ -61,9 +61,12 @@ def test_three_in_a_row_stop_with_the_last_good_checkpoint(
     output = capsys.readouterr().err
     assert "3 updates in a row were not finite" in output.replace("\n", " ")
     assert not (tmp_path / "run/summary.json").exists()
-    assert [line["skipped_updates"] for line in metrics_of(tmp_path / "run")] == [0, 0, 1, 2]
+    # an update whose groups are all of equal rewards has no loss to poison
+    lines = metrics_of(tmp_path / "run")
+    assert [line["skipped_updates"] for line in lines if line["updated"]] == [0, 0, 1, 2]
+    last_good = [line["update"] for line in lines if line["skipped_updates"] == 0][-1]
     newest = checkpoints(tmp_path / "run/checkpoints")[0]
-    assert newest.name == "000002"
+    assert newest.name == f"{last_good:06}"
     assert train(*one, "--name", "clean") == 0
     assert train(*one, "--resume") == 0  # without the poison
     assert_same_weights(tmp_path / "clean/model", tmp_path / "run/model")
