@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from diffpo.tasks.medley.kinds import KINDS
+
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 study = pytest.importorskip("study")
@@ -46,6 +48,19 @@ def test_smoke_of_a_study(name: str, tmp_path: Path, monkeypatch) -> None:
     assert document["tasks"]
     assert document["provenance"]["versions"]["torch"]
     assert (tmp_path / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_smoke_of_the_adaptive_study(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=train_here, PIPE=None, STDOUT=None))
+    monkeypatch.setattr(study, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
+    folders = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    flags = ["--jobs", "1", "--tasks", "medley", "--arms", "std", *folders]
+    found = run_smoke(monkeypatch, "adaptive", flags, tmp_path / "results")["tasks"]["medley"]
+    assert [(run["arm"], run["seed"]) for run in found["runs"]] == [("std", 0)]
+    assert found["arms"]["std"]["kinds"].keys() == found["careful"].keys() == set(KINDS)
+    decoded = json.loads((tmp_path / "results/adaptive/decoded/medley-std-seed0.json").read_text())
+    assert set(decoded["unseen"]["kinds"]) == set(KINDS) - {"countdown"}, "it has one difficulty"
 
 
 @pytest.mark.slow
