@@ -1,6 +1,6 @@
 """``python benchmarks/experiments/sampler.py``: what does training the threshold together with the model gain?
 
-Arms (sampler_arms.py): joint (on countdown the defaults of `diffpo.train`), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1
+Arms (sampler_arms.py): joint (on countdown the defaults of `diffpo.train` up to 0.1), model-G (the model alone, for correctness alone, rolled out at a fixed bound of G nats), d1
 and d1-2 (rolled out at .1 and at 2 nats), and the base model. joint-long: smaller bounds, boundaries drawn anew for each inner update, twice the prompts and a
 higher learning rate. model-0.5-priced (Sudoku): the model alone for joint's own reward. Each trained model decodes 1,000 test problems over a sweep of
 entropy bounds in the order it was trained with, and at its learned threshold: fronts of accuracy over tokens per forward and their

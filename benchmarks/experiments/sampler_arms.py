@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from study import Run
+from study import EARLIER, Run
 
 COMMON = {"heldout": 1000, "compile": True}
 PARALLEL = {
@@ -13,7 +13,7 @@ PARALLEL = {
     "rollout.order": "confidence",
     "updates": 800,
 }
-JOINT = PARALLEL | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
+JOINT = PARALLEL | EARLIER | {"rollout.threshold-gammas": (2.0, 3.0, 4.0, 6.0), "rollout.speed-exponent": 1.0}
 ALONE = PARALLEL | {"algorithm.train": "model", "rollout.speed-exponent": 0.0}  # for correctness alone
 D1 = {
     "algorithm.name": "d1",

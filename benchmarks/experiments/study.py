@@ -38,6 +38,7 @@ SOURCES = [
 SUFFIXES = (".py", ".cpp", ".h", ".safetensors")  # of code and shipped models
 CURVE = ("update", "denoiser_calls", "reward", "accuracy", "nfe", "gamma", "zero_advantage_fraction", "ess", "kl")
 WEIGHTS = ("tokens", "surrogate_kl", "weight_mean", "ess", "ess_uncapped", "weight_cap_fraction", "weight_histogram")
+EARLIER = {"algorithm.threshold-advantage": "mean", "rollout.threshold-reads": "completion"}  # the only ones up to 0.1
 QUARTERS = 4  # of a rollout's denoising steps
 SMOKE_FLAGS = {"updates": 2, "heldout": 16, "algorithm.prompts-per-update": 4, "save-every": 1, "compile": False}
 
@@ -190,8 +191,9 @@ def processor(result: dict) -> str:
 
 
 def flags_of(result: dict) -> dict:
-    """The flags that a result was made with, as they are called now."""
-    return {"rollout.order" if name == "rollout.proxy" else name: value for name, value in result["flags"].items()}
+    """The flags that a result was made with, as they are called now. One that trained a threshold before there was a choice had EARLIER."""
+    flags = {"rollout.order" if name == "rollout.proxy" else name: value for name, value in result["flags"].items()}
+    return EARLIER | flags if "rollout.threshold-gammas" in flags else flags
 
 
 def check_flags(run: Run, path: Path) -> None:

@@ -344,17 +344,19 @@ def test_a_front_of_another_run_is_refused(tmp_path: Path, capsys) -> None:
     assert "is of another run" in capsys.readouterr().err
 
 
-def test_joint_is_what_the_defaults_of_training_are() -> None:
+def test_joint_is_what_the_defaults_of_training_were() -> None:
+    """All but the threshold's advantage and what it reads, which had no choice up to 0.1."""
     import sampler_arms
 
     from diffpo.training.config import BINS, ROLLOUT_ORDER, TrainConfig, parse_train
 
     flags = [part for flag, value in sampler_arms.ARMS["joint"].items() for part in study.as_flag(flag, value)]
-    written_out = {"rollout": {"order": ROLLOUT_ORDER, "threshold_gammas": BINS}}  # what the defaults stand for
-    assert parse_train(flags) == TrainConfig(**written_out)
+    rollout = {"order": ROLLOUT_ORDER, "threshold_gammas": BINS, "threshold_reads": "completion"}
+    algorithm = {"name": "diffpo", "threshold_advantage": "mean"}
+    assert parse_train(flags) == TrainConfig(algorithm=algorithm, rollout=rollout)
 
 
-@pytest.mark.parametrize("name", ["estimators", "sampler"])
+@pytest.mark.parametrize("name", ["adaptive", "estimators", "sampler"])
 def test_every_run_has_valid_flags_and_a_name_of_its_own(name: str) -> None:
     from diffpo.training.config import parse_train
 
@@ -369,7 +371,11 @@ def test_flags_of_earlier_results_are_those_of_today(tmp_path: Path) -> None:
     import sampler
 
     (run,) = sampler.runs(1, ("countdown",), ("joint",))
-    old = {"rollout.proxy" if name == "rollout.order" else name: value for name, value in run.flags.items()}
+    old = {
+        "rollout.proxy" if name == "rollout.order" else name: value
+        for name, value in run.flags.items()
+        if name not in study.EARLIER
+    }
     study.write(tmp_path / "x.json", {"flags": old})
     study.check_flags(run, tmp_path / "x.json")
     assert sampler.order_of({"flags": old | {"rollout.proxy": "margin"}}) == "margin"
