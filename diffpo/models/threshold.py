@@ -1,4 +1,4 @@
-"""pi(gamma | c): a categorical over threshold bins, read from the hidden states of the fully masked first pass."""
+"""pi(gamma | c) of DiFFPO (arXiv 2510.02212): a categorical over threshold bins, read from the hidden states of the fully masked first pass."""
 
 import math
 
@@ -31,7 +31,7 @@ class ThresholdPolicy(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, first: FirstPass) -> Tensor:
-        """Log-probabilities [B, bins] from the hidden states of z_0."""
+        """Log-probabilities fp32 [B, bins], nats, from the hidden states of z_0."""
         features_BF = first.completion.mean(dim=1)
         if self.reads == "both":
             real_BQ1 = first.real[..., None]

@@ -31,7 +31,7 @@ class Medley(CompactTask[MedleyProblem]):
     distinct      draw 1 : 4 9 17 ..     11 different numbers of a set: high entropies, and harmful. Only the prompt's first number tells
     copy          copy 5 81 2 60         the same numbers
     reverse       reverse 5 81 2 60      from the last to the first
-    add           add 4 7 + 3 9          the sum of two numbers, digit by digit, with leading zeros: carries make it sequential
+    add           add 4 7 + 3 9          the sum of two numbers, digit by digit, with leading zeros
     countdown     make 32 : 7 3 11       as task countdown: `7 * 3 = 21 , 21 + 11 = 32`
 
     Completions hold 12 tokens, filled up with EOS.
