@@ -117,8 +117,8 @@ def test_without_arguments_the_defaults_hold():
         ("[rollout]\nthreshold_exploration = 1.1", "rollout.threshold_exploration"),
         ("[rollout]\nthreshold_exploration = nan", "rollout.threshold_exploration"),
         (
-            "[algorithm]\nimportance_correction = false\n[rollout]\nthreshold_exploration = 0.1",
-            "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set algorithm.importance_correction",
+            '[algorithm]\nimportance_weights = "none"\n[rollout]\nthreshold_exploration = 0.1',
+            "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set algorithm.importance_weights to token",
         ),
         (
             "[algorithm]\nweight_cap = 1.05\n[rollout]\nthreshold_exploration = 0.1",
@@ -142,8 +142,21 @@ def test_without_arguments_the_defaults_hold():
         ("[algorithm]\nm = 1\nfresh_latents = true", "fresh_latents: nothing about the latents is random"),
         ('[algorithm]\ntrain = ["threshold"]\nfresh_latents = true', "fresh_latents: nothing about the latents"),
         (
-            "[algorithm]\nimportance_correction = false\nweight_cap = 3.0",
-            "weight_cap: is of the importance correction, which is off",
+            '[algorithm]\nimportance_weights = "none"\nweight_cap = 3.0',
+            "weight_cap: there are no weights to cap: set importance_weights to token, quarter or sequence",
+        ),
+        (
+            '[algorithm]\ntrain = ["threshold"]\nimportance_weights = "quarter"',
+            "importance_weights: quarter pools tokens of the model, which is not trained",
+        ),
+        ('[algorithm]\nimportance_weights = "group"', "algorithm.importance_weights: Input should be 'none', 'token'"),
+        (
+            "[algorithm]\nimportance_correction = false",
+            "unknown key 'algorithm.importance_correction': it is now algorithm.importance_weights, \"token\" for true",
+        ),
+        (
+            '[algorithm]\nname = "d1"\nimportance_weights = "token"',
+            "unknown key 'algorithm.importance_weights'",
         ),
         ('[algorithm]\nname = "d1"\n[rollout]\np = 0.5', "p: is a setting of rule confidence"),
         ('[algorithm]\nname = "dffpo"', "algorithm.name: unknown algorithm 'dffpo'; nearest: diffpo"),
@@ -178,6 +191,14 @@ def test_a_mistake_in_a_file_names_its_field(toml, capsys, text, named):
         train_config(toml(text))
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["importance-correction", "no-importance-correction", "importance_correction"])
+def test_the_switch_that_importance_weights_replaced_is_named(capsys, flag):
+    with pytest.raises(SystemExit) as stopped:
+        train_config(f"--algorithm.{flag}")
+    assert stopped.value.code == 2
+    assert f"unknown flag --algorithm.{flag}: it is now algorithm.importance_weights" in capsys.readouterr().err
 
 
 def test_several_mistakes_are_all_reported(toml, capsys):

@@ -62,8 +62,8 @@ class RolloutConfig(RuleConfig):
     """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too; default: both, or what the
     model's own threshold reads"""
     threshold_exploration: Fraction = 0.0
-    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance correction makes up
-    for it"""
+    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance weights make up for
+    it"""
     gen_length: Count | None = None
     """tokens of a completion; default 256, a compact task's own"""
     block_length: Count | None = None
@@ -205,10 +205,10 @@ class TrainConfig(Config):
         """ValueError where a draw's weight, its probability over that of the mixture, would be left out or cut: its gradient is biased then."""
         assert isinstance(self.algorithm, DiffpoConfig)  # of all algorithms this one has a threshold
         share, cap = self.rollout.threshold_exploration, self.algorithm.weight_cap
-        if not self.algorithm.importance_correction:
+        if self.algorithm.importance_weights == "none":
             raise ValueError(
                 "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
-                "algorithm.importance_correction to true"
+                "algorithm.importance_weights to token"
             )
         largest = 1 / (1 - share + share / len(self.rollout.bins))
         if cap < largest:

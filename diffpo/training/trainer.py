@@ -242,8 +242,8 @@ def mean_diagnostics(of_updates: Sequence[dict[str, Tensor]]) -> dict:
     """Means over the inner updates of what `surrogate_loss` reports, read from the device at once.
 
     "bin/name" becomes "name/quarter_1" .. "name/quarter_4", by quarter of a rollout's denoising steps. A quarter in which no token was
-    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 without
-    importance_correction; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
+    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 with
+    importance_weights none; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
     shows the gap between surrogate and true likelihood whether or not it is corrected; weight_histogram/quarter_q is of the same weights.
     """
     shapes = {name: value.shape for name, value in of_updates[0].items()}

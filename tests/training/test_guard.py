@@ -127,7 +127,7 @@ FAST, CAREFUL = Loss("a", 20, 1.0, 0.0, 4.0), Loss("a", 20, 1.0, 0.0, 2.0)
         (["--algorithm.threshold-advantage", "mean"], FAST, ["--algorithm.threshold-advantage std"]),
         ([], FAST, ["--rollout.speed-exponent 0.25", "--rollout.threshold-exploration 0.1", "--optimizer.lr 0.0001"]),
         ([], CAREFUL, ["--rollout.speed-exponent 0.25", "--optimizer.lr 0.0001", "--optimizer.lr 5e-05"]),
-        (["--algorithm.no-importance-correction"], FAST, ["--rollout.speed-exponent 0.25"]),
+        (["--algorithm.importance-weights", "none"], FAST, ["--rollout.speed-exponent 0.25"]),
         (["--algorithm.train", "threshold", "--rollout.speed-exponent", "0"], CAREFUL, ["--optimizer.threshold-lr 0.001"]),
         (["--algorithm.train", "model"], FAST, ["--rollout.speed-exponent 0.25", "--optimizer.lr 0.0001"]),
         (["--algorithm.name", "d1"], FAST, ["--optimizer.lr"]),
