@@ -152,8 +152,8 @@ class MaskedDiffusionLM(nn.Module):
         return self.embed_tokens.weight.device
 
     def add_threshold(self, gammas: tuple[float, ...], order: Order = "entropy", reads: Reads = "both") -> None:
-        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``; reads: the hidden states
-        it is read from, "completion" or "both", the prompt's too."""
+        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``; reads: what it is
+        read from, see ``ThresholdPolicy``."""
         if reshard(self):
             raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
         policy = ThresholdPolicy(self.config.hidden_size, gammas, reads).to(self.embed_tokens.weight)

@@ -29,7 +29,7 @@ from diffpo.config import (
 )
 from diffpo.decoding.rules import PromptThreshold, Rule
 from diffpo.decoding_config import RuleConfig
-from diffpo.models.model_config import Order
+from diffpo.models.model_config import Order, Reads
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, AlgorithmConfig
 from diffpo.objectives.diffpo import DiffpoConfig
@@ -58,9 +58,9 @@ class RolloutConfig(RuleConfig):
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
-    threshold_reads: Literal["completion", "both"] | None = None
-    """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too; default: both, or what the
-    model's own threshold reads"""
+    threshold_reads: Reads | None = None
+    """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too (both), pooled by attention instead, or
+    both and the completion's entropies; default: both, or what the model's own threshold reads"""
     threshold_exploration: Fraction = 0.0
     """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance weights make up for
     it"""

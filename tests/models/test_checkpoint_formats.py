@@ -230,7 +230,9 @@ def test_what_a_format_cannot_express_is_not_saved(random_model, tmp_path):
 
 
 @both
-@pytest.mark.parametrize(("dtype", "reads"), [(torch.float32, "both"), (torch.bfloat16, "completion")])
+@pytest.mark.parametrize(
+    ("dtype", "reads"), [(torch.float32, "both"), (torch.bfloat16, "completion"), (torch.float32, "attention")]
+)
 def test_a_learned_threshold_survives_beside_the_published_files(published, tmp_path, family, dtype, reads):
     folder, _, tensors = published(family, dtype=dtype)
     model = diffpo.load(folder)
