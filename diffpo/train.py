@@ -59,7 +59,7 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
-        print(config.model_dump_json(indent=2))
+        print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2))
         return None
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
@@ -102,8 +102,8 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
         renamed=config.rollout.renamed,
         advice=" (--allow-config-change resumes all the same)",
     )
-    settings = json.loads(config.model_dump_json())
-    return RunFolder(Path(config.runs) / config.name, "train", settings, inputs, carried,
+    settings = json.loads(config.model_dump_json()) | {"name": config.run_name}
+    return RunFolder(Path(config.runs) / config.run_name, "train", settings, inputs, carried,
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
 
 
@@ -274,7 +274,9 @@ class Run(command.Run):
         if self.interruption.requested:
             return
         draw_curves(
-            lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}"
+            lines,
+            path / "curves.png",
+            f"{config.run_name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}",
         )
         before, after = ({e.rule: e for e in of_model} for of_model in (base, evaluations))
         trained, best = evaluations[0], max(base, key=lambda e: (e.accuracy, -e.nfe))

@@ -138,8 +138,8 @@ class TrainConfig(Config):
     template, else in the words of the tiny models"""
     device: Device = "auto"
     """auto: a GPU where there is one"""
-    name: RunName = "diffpo-countdown"
-    """of the run; its folder is <runs>/<name>"""
+    name: RunName | None = None
+    """of the run; its folder is <runs>/<name>; default: the algorithm and the task, as in diffpo-countdown"""
     runs: FolderName = "runs"
     updates: Count = 800
     """batches of rollouts"""
@@ -216,6 +216,10 @@ class TrainConfig(Config):
                 f"rollout.threshold_exploration: at {share:g} a threshold's weight is up to {largest:.3g}, and algorithm.weight_cap "
                 f"{cap:g} would cut it: raise the cap, or explore less"
             )
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.algorithm.name}-{self.task}"
 
     @property
     def trains_threshold(self) -> bool:
