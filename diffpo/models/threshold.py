@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diffpo.models.layout import FirstPass
 from diffpo.models.model_config import Reads
+from diffpo.models.modules import Linear
 from diffpo.models.sharding import call
 
 
@@ -26,7 +27,7 @@ class ThresholdPolicy(nn.Module):
         if not gammas or any(math.isnan(gamma) or gamma < 0 for gamma in gammas):
             raise ValueError(f"threshold_gammas must be non-negative numbers (nats), got {gammas}")
         self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
-        self.linear = nn.Linear(hidden_size * (2 if reads == "both" else 1), len(gammas))
+        self.linear = Linear(hidden_size * (2 if reads == "both" else 1), len(gammas))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -39,4 +40,5 @@ class ThresholdPolicy(nn.Module):
             sum_BD = torch.where(real_BQ1, first.prompt, 0).sum(dim=1, dtype=wide)
             mean_BD = sum_BD / real_BQ1.sum(dim=1).clamp(min=1)
             features_BF = torch.cat([features_BF, mean_BD.to(features_BF.dtype)], dim=1)
+        features_BF = features_BF.to(torch.promote_types(features_BF.dtype, self.linear.weight.dtype))
         return call(self.linear, features_BF).float().log_softmax(dim=-1)
