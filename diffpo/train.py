@@ -22,7 +22,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
-from diffpo.models.checkpoints import load, resolve
+from diffpo.models.checkpoints import open_checkpoint
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
@@ -39,11 +39,15 @@ from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
+from diffpo.training.model_setup import adapted_layers, loaded
 from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
-_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model", "update.tokens_at_once")
+_FREE_ON_RESUME = (
+    *("allow_config_change", "max_minutes", "save_every", "device", "model"),
+    *("update.tokens_at_once", "update.activation_checkpointing"),
+)
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
@@ -64,9 +68,10 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
-    source, commit = resolve(config.model)
-    model = load(source, device)
-    task = suited(task, model)
+    checkpoint = open_checkpoint(config.model)
+    adapted_layers(config, checkpoint.model)
+    task = suited(task, checkpoint.model)
+    model = loaded(config, checkpoint, device)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
@@ -78,7 +83,9 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     except PartTooSmallError as error:
         raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
+    folder = run_folder(
+        config, model_inputs(checkpoint.folder, checkpoint.commit), model.source.files.others if model.source else ()
+    )
     saved = None
     with folder.released_on_error():
         if folder.resumes:

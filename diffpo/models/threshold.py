@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffpo.models.layout import FirstPass
 from diffpo.models.model_config import Reads
+from diffpo.models.modules import Linear
 from diffpo.models.sharding import call
 from diffpo_kernels import row_statistics
 
@@ -45,11 +46,11 @@ class ThresholdPolicy(nn.Module):
             raise ValueError(f"threshold_gammas must be non-negative numbers (nats), got {gammas}")
         self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
         bins, features = policy_shapes(hidden_size, len(gammas), reads)["linear.weight"]
-        self.linear = nn.Linear(features, bins)
+        self.linear = Linear(features, bins)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         if reads == "attention":
-            self.query = nn.Linear(hidden_size, 1, bias=False)
+            self.query = Linear(hidden_size, 1, bias=False)
             nn.init.zeros_(self.query.weight)
 
     def forward(self, first: FirstPass, entropy_BL: Tensor | None = None) -> Tensor:
@@ -61,6 +62,7 @@ class ThresholdPolicy(nn.Module):
             assert entropy_BL is not None
             of_row = (entropy_BL.mean(dim=1), *entropy_BL.aminmax(dim=1))
             features_BF = torch.cat([features_BF, torch.stack(of_row, dim=1).to(features_BF.dtype)], dim=1)
+        features_BF = features_BF.to(torch.promote_types(features_BF.dtype, self.linear.weight.dtype))
         return call(self.linear, features_BF).float().log_softmax(dim=-1)
 
     def _prompt(self, first: FirstPass) -> Tensor:

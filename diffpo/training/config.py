@@ -33,6 +33,7 @@ from diffpo.models.model_config import Order, Reads
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, AlgorithmConfig
 from diffpo.objectives.diffpo import DiffpoConfig
+from diffpo.training.lora_config import LoraConfig
 
 # one of the registered algorithms' settings, told apart by their name
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class UpdateConfig(Config):
     tokens_at_once: Count | None = None
     """tokens of network input, prompts and completions, in one part; smaller takes less memory and gives the same update; default: all
     at once"""
+    activation_checkpointing: bool = False
+    """keep the input of each block alone and compute the rest again in the backward pass: a tenth of the memory, a third more time, the
+    same update"""
 
 
 class OptimizerConfig(Config):
@@ -153,6 +157,8 @@ class TrainConfig(Config):
     sweep: bool = True
     """evaluate a sweep of untrained rules too, before and after; without it only one token at a time, the careful bound (see guard) and the
     rule that was trained"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """what the network computes in, and frozen weights are kept in; what is trained is kept in float32. auto: as the checkpoint is stored"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
     save_every: Count = 25
@@ -168,6 +174,7 @@ class TrainConfig(Config):
     algorithm: Algorithm = DiffpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
 
@@ -196,6 +203,8 @@ class TrainConfig(Config):
                 raise ValueError(f"rollout.{name}: no threshold is trained: add it to algorithm.train")
         if learned and self.rollout.threshold_exploration:
             self._check_exploration()
+        if self.lora.rank is not None and "model" not in self.algorithm.train:
+            raise ValueError("lora.rank: no model is trained: add it to algorithm.train, or leave the adapters out")
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")

@@ -20,6 +20,7 @@ from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
+from diffpo.training.model_setup import keep_in_fp32
 from diffpo.training.reference import Reference
 from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient
@@ -58,6 +59,7 @@ class Trainer:
         anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
+        model.recompute_activations(config.update.activation_checkpointing)
         if config.compile:
             for layer in model.layers:
                 layer.compile(dynamic=True)
@@ -68,7 +70,7 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
-        reshard(model)  # not what a forward has gathered
+        sharded = reshard(model)  # not what a forward has gathered
         threshold = list(replacement(model.threshold).parameters()) if model.threshold else []
         trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.") and p.requires_grad]
         groups = []
@@ -77,6 +79,8 @@ class Trainer:
                 raise ValueError(f"algorithm.train: the {name} has no parameter that requires a gradient")
             for parameter in parameters:
                 parameter.requires_grad_(name in trained)
+            if name in trained and not sharded:  # shards are fp32 from the start, or their owner wants another dtype
+                keep_in_fp32(model, parameters)
             if parameters:
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr})
         return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
@@ -181,6 +185,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.step()
+        self.optimizer.zero_grad()  # rollouts need no gradients, and their memory
         return {"loss": loss.item(), "gradient_norm": norm.item(), "lr": self.config.optimizer.lr * factor}
 
     def _lr_factor(self) -> float:
