@@ -1,11 +1,11 @@
 """What a command does now and how long it will take: a bar on a terminal, elsewhere a line now and then."""
 
 import math
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import fmean
+from time import monotonic
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -54,9 +54,9 @@ class TrainingProgress:
     ):
         self.console, self.updates, self.done = console, updates, done
         self._periods = {work: every for work, every in (periods or {}).items() if every > 0}
-        self._ends, self._afterwards = time.monotonic() + limit, afterwards
+        self._ends, self._afterwards = monotonic() + limit, afterwards
         self._time, self._taken = TimeLeft(), dict[str, float]()
-        self._said = time.monotonic()
+        self._said = monotonic()
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         left = TextColumn("{task.fields[left]}")
         self._bar = Progress(*columns, left, console=console, disable=not console.is_terminal)
@@ -72,16 +72,16 @@ class TrainingProgress:
     def show(self, phase: str) -> None:
         """Say what is done from now on."""
         self._bar.update(self._task, description=phase)
-        if not self.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
+        if not self.console.is_terminal and monotonic() - self._said > QUIET_SECONDS:
             self.print(f"update {self.done + 1:>4}/{self.updates}: {phase}")
 
     @contextmanager
     def doing(self, work: str) -> Iterator[None]:
         """Show work and count its time."""
         self.show(work)
-        started = time.monotonic()
+        started = monotonic()
         yield
-        seconds = time.monotonic() - started
+        seconds = monotonic() - started
         self._time.took(work, seconds)
         if work != _UPDATE:  # whose phases the trainer counts
             self._taken[f"seconds/{work}"] = seconds
@@ -100,22 +100,22 @@ class TrainingProgress:
         """Seconds till the end; 0 where nothing is known yet."""
         to_do = {work: self.updates // every - self.done // every for work, every in self._periods.items()}
         updates = self._time.of(to_do | {_UPDATE: self.updates - self.done})
-        return min(updates, max(self._ends - time.monotonic(), 0)) + self._afterwards
+        return min(updates, max(self._ends - monotonic(), 0)) + self._afterwards
 
     def print(self, line: str) -> None:
         self.console.print(line, markup=False)
-        self._said = time.monotonic()
+        self._said = monotonic()
 
     @property
     def silent(self) -> bool:
         """Whether nothing has been printed for a while."""
-        return time.monotonic() - self._said > QUIET_SECONDS
+        return monotonic() - self._said > QUIET_SECONDS
 
 
 @contextmanager
 def counted(console: Console, what: str, total: int) -> Iterator[Callable[[object], None]]:
     """A function to call with each of ``total`` items when it is done."""
-    done, started = 0, time.monotonic()
+    done, started = 0, monotonic()
     said = started
     with progress_bar(console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
@@ -124,7 +124,7 @@ def counted(console: Console, what: str, total: int) -> Iterator[Callable[[objec
             nonlocal done, said
             done += 1
             bar.advance(task)
-            now = time.monotonic()
+            now = monotonic()
             if not console.is_terminal and now - said > QUIET_SECONDS and done < total:
                 said = now
                 left = duration((now - started) / done * (total - done))
