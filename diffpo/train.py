@@ -29,9 +29,11 @@ from diffpo.runs.digests import model_inputs
 from diffpo.runs.faults import output_may_fail
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
-from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.phases import TrainingProgress, counted, duration
+from diffpo.runs.progress import Console
 from diffpo.runs.provenance import command_provenance
 from diffpo.runs.run_folder import MayChange, RunFolder
+from diffpo.runs.trackers import check_tracker, open_tracker
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, prompt_ids, suited
@@ -41,12 +43,14 @@ from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
 from diffpo.training.model_setup import adapted_layers, loaded
 from diffpo.training.rollout import rows_at_once
+from diffpo.training.samples import Samples, read_samples
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = (
     *("allow_config_change", "max_minutes", "save_every", "device", "model"),
     *("update.tokens_at_once", "update.activation_checkpointing"),
+    *("samples", "tracker"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
@@ -65,6 +69,7 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     if config.dry_run:
         print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2))
         return None
+    check_tracker(config.tracker)
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
@@ -95,6 +100,7 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
                     f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
                 )
             read_metrics(folder.path).close()
+            read_samples(folder.path).close()
         folder.begin()
     together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
     return Run(config, folder, trainer, problems, saved, together, arguments)
@@ -168,6 +174,9 @@ class Run(command.Run):
         base = self._base_evaluation()  # of the model as it came, so before a checkpoint's weights
         if self.guard.off:
             self._say_guard_is_off()
+        finished = self.saved.state["update"] if self.saved else 0
+        self.samples = Samples(self.trainer, self.folder.path, finished)
+        self._draw_samples()
         if self.saved is not None:
             state = restore(self.saved, self.trainer.model, self.trainer.optimizer)
             self.trainer.restore(state)
@@ -175,11 +184,16 @@ class Run(command.Run):
             self.saved_update = self.trainer.update
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
-        log = MetricsLog(self.folder.path, self.trainer.update)
+        tracker = open_tracker(
+            self.config.tracker, self.folder.path, self.folder.settings, finished + 1, self.config.name
+        )
+        log = MetricsLog(self.folder.path, finished, tracker)
         try:
-            self._train(log)
+            self._train(log, sum(e.decoding_seconds for e in base))
+            self._draw_samples()
         finally:
             lines = log.close()
+            self.samples.close()
         self._save()
         if not self.interruption.requested:
             self._report(base, lines)
@@ -217,46 +231,57 @@ class Run(command.Run):
 
     def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
         evaluations = []
-        for rule in rules:
-            if self.interruption.requested:
-                break
-            trainer = self.trainer
-            evaluations.append(
-                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together)
-            )
-            point = evaluations[-1]
-            self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
+        trainer = self.trainer
+        with counted(self.console, "evaluation", len(rules) * len(self.problems)) as count:
+            for rule in rules:
+                if self.interruption.requested:
+                    break
+                point = evaluate(
+                    trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together, count
+                )
+                evaluations.append(point)
+                self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations
 
-    def _train(self, log: MetricsLog) -> None:
+    def _train(self, log: MetricsLog, evaluation_seconds: float) -> None:
         trainer, config = self.trainer, self.config
-        deadline = time.perf_counter() + 60 * (config.max_minutes or math.inf)
-        with progress_bar(self.console) as progress:
-            bar = progress.add_task("training", total=config.updates, completed=trainer.update)
+        limit = 60 * (config.max_minutes or math.inf)
+        deadline = time.perf_counter() + limit
+        periods = {"guard": config.guard.every, "samples": config.samples.every, "save": config.save_every}
+        with TrainingProgress(
+            self.console, config.updates, trainer.update, periods, limit, evaluation_seconds
+        ) as progress:
+            trainer.on_phase = progress.show
             while (
                 trainer.update < config.updates and not self.interruption.requested and time.perf_counter() < deadline
             ):
-                metrics = trainer.step()
+                with progress.doing("update"):
+                    metrics = trainer.step()
                 if self.guard.due(trainer.update):
-                    metrics |= self._watched()
-                log.write(metrics)
-                progress.update(bar, completed=trainer.update)
-                if trainer.update == 1 or trainer.update % 5 == 0:
-                    self.console.print(summary_line(metrics, config.updates))
+                    with progress.doing("guard"):
+                        metrics |= self._watched()
+                if self.samples.due(trainer.update):
+                    with progress.doing("samples"):
+                        self._draw_samples()
+                log.write(metrics | progress.seconds())
+                progress.advance()
+                if trainer.update == 1 or trainer.update % 5 == 0 or progress.silent:
+                    line = summary_line(metrics, config.updates)
+                    progress.print(f"{line}  {duration(progress.left())} left")
                 # not in a row of skipped updates: resuming from before it is another chance
                 if trainer.update % config.save_every == 0 and not trainer.skipped_in_a_row:
                     try:
-                        self._save()
+                        with progress.doing("save"):
+                            self._save()
                     except OSError as error:  # the older checkpoint stays, the next save is tried
-                        self.console.print(f"checkpoint not saved, training goes on: {error}")
+                        progress.print(f"checkpoint not saved, training goes on: {error}")
 
     def _watched(self) -> dict[str, float]:
         """Accuracy by kind of problem; what has been lost is said at once."""
-        started = time.perf_counter()
         self._warn(f"after update {self.trainer.update}", self.guard.check())
         if self.guard.off:
             self._say_guard_is_off()
-        return self.guard.metrics() | {"seconds/guard": time.perf_counter() - started}
+        return self.guard.metrics()
 
     def _warn(self, when: str, losses: Iterable[Loss]) -> None:
         for loss in losses:
@@ -264,6 +289,10 @@ class Run(command.Run):
 
     def _say_guard_is_off(self) -> None:
         self.console.print(f"no kind of problem is watched while training: {self.guard.off}", markup=False)
+
+    def _draw_samples(self) -> None:
+        if not self.interruption.requested and (fault := self.samples.draw()):
+            self.console.print(f"no samples are written any more: {fault}", markup=False)
 
     def _save(self) -> None:
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""

@@ -24,6 +24,7 @@ NEED_MORE = {
     "diffpo.train",
     "diffpo.training.config",
     "diffpo.training.guard",
+    "diffpo.training.samples",
     "diffpo.training.trainer",
     "diffpo.training.update",
 }

@@ -14,7 +14,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from diffpo.trace import json_for_html, token_pieces, trace_page
+from diffpo.html_page import json_for_html
+from diffpo.trace import token_pieces, trace_page
 
 HOSTILE = (
     '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><!-- &lt; \u2028 {{ 7 * 7 }}'

@@ -33,6 +33,7 @@ from diffpo.models.model_config import Order, Reads
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, AlgorithmConfig
 from diffpo.objectives.diffpo import DiffpoConfig
+from diffpo.runs.trackers import TrackerName
 from diffpo.training.lora_config import LoraConfig
 
 # one of the registered algorithms' settings, told apart by their name
@@ -132,6 +133,15 @@ class GuardConfig(Config):
     """share that a kind may lose of what the base model solves at the smallest bin of a threshold that is trained, else by the run's rule"""
 
 
+class SamplesConfig(Config):
+    """A few prompts whose answers and grades are written to samples.jsonl, so that one can read what the model learns (docs/reports.md)."""
+
+    every: int = Field(50, ge=0, le=2**31 - 1)
+    """updates between them, beside the beginning and the end; 0 = none at all"""
+    count: Count = 4
+    """prompts, always the same; at most as many as an update asks"""
+
+
 class TrainConfig(Config):
     """Reinforcement learning of a masked diffusion LM: python -m diffpo.train [config.toml] [--flags]."""
 
@@ -169,6 +179,8 @@ class TrainConfig(Config):
     """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     allow_config_change: bool = False
     """resume although the configuration differs from the one the run began with"""
+    tracker: TrackerName | None = None
+    """what draws the metrics while the run goes on; trackio and wandb are packages of their own. Default: tensorboard, where it is installed"""
     dry_run: bool = False
     """print the resolved configuration and stop"""
     algorithm: Algorithm = DiffpoConfig()
@@ -177,6 +189,7 @@ class TrainConfig(Config):
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
+    samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="before")
     @classmethod

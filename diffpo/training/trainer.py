@@ -2,9 +2,11 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,7 @@ class Trainer:
         self.skipped = self.skipped_in_a_row = 0
         self.denoiser_calls: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.on_phase: Callable[[str], object] = lambda name: None
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
@@ -89,7 +92,7 @@ class Trainer:
         """One update: a batch of rollouts and ``inner_updates`` optimizer steps. Returns the metrics to log."""
         algorithm = self.config.algorithm
         with self._phase("rollout"):
-            rollout = self._collect()
+            rollout = self.collect()
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {
@@ -116,10 +119,12 @@ class Trainer:
             "skipped_updates": self.skipped,
         }
 
-    def _collect(self) -> Rollout:
+    def collect(self, **others: Any) -> Rollout:
+        """The rollouts of the next update, or ``others``: arguments of `diffpo.training.rollout.collect`."""
         algorithm, rollout = self.config.algorithm, self.config.rollout
         self.model.eval()
-        return collect(
+        collected = partial(
+            collect,
             self.model,
             self.task,
             prompts=algorithm.prompts_per_update,
@@ -133,6 +138,7 @@ class Trainer:
             lengths=self.lengths,
             first=self.rollouts,
         )
+        return collected(**others)
 
     def _optimise(self, batch: Batch) -> dict:
         """All inner updates on one batch; theta starts as old, so the first latents need no separate old scores."""
@@ -213,7 +219,8 @@ class Trainer:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Count the seconds and the denoiser calls (sequences through the network) of a phase."""
+        """Count the seconds and the denoiser calls (sequences through the network) of a phase, and say to ``on_phase`` that it begins."""
+        self.on_phase(name)
         started = time.perf_counter()
 
         def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

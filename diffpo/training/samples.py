@@ -1,0 +1,109 @@
+"""samples.jsonl: the same few prompts again and again while a run trains, each answer with its grade.
+
+They are rollouts like those of an update: the run's rule, temperature and rewards. The problems and every draw are keyed by the run's seed
+and the prompt's number, never by the update, so that two answers to a prompt differ because the model does.
+"""
+
+import math
+from pathlib import Path
+
+from diffpo.keyed_random import derive
+from diffpo.models.special_tokens import special_tokens
+from diffpo.runs.json_lines import JsonLines, own_file
+from diffpo.trace import token_pieces
+from diffpo.training.rollout import Rollout
+from diffpo.training.trainer import Trainer
+
+NAME = "samples.jsonl"
+_SAMPLES = 2  # purpose in the random key, beside the trainer's
+
+
+class Samples:
+    """Appends to samples.jsonl. On a resume what is after the checkpoint is dropped, and what is there is not drawn again.
+
+    off: none are drawn any more, because the task or a reward failed; that ends no run.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path, finished_updates: int = 0):
+        self.trainer, self.settings, self.off = trainer, trainer.config.samples, False
+        self._lines: JsonLines | None = None
+        if self.settings.every:
+            self._lines = read_samples(folder)
+            self._lines.keep(sum(row["update"] <= finished_updates for row in self._lines.rows))
+
+    def due(self, update: int) -> bool:
+        return self._lines is not None and not self.off and update % self.settings.every == 0
+
+    def draw(self) -> str:
+        """Ask the model of now, unless it has been asked. Why that failed, for the reader, else "". OSError when the disk cannot take the
+        answers."""
+        trainer, lines = self.trainer, self._lines
+        if lines is None or self.off:
+            return ""
+        update = trainer.update
+        there = {row["index"] for row in lines.rows if row["update"] == update}
+        # no more than an update asks for: there are so many
+        count = min(self.settings.count, trainer.config.algorithm.prompts_per_update)
+        if there >= set(range(count)):
+            return ""
+        seed = derive(trainer.config.seed, _SAMPLES)
+        try:
+            rollout = trainer.collect(prompts=count, group_size=1, seed=seed, update=0, first=0)
+        except Exception as error:  # of the task's own code, whatever it is
+            if isinstance(error, OSError | MemoryError | FloatingPointError):
+                raise
+            self.off = True
+            return " ".join(f"{type(error).__name__}: {error}".split())
+        for index in sorted(set(range(count)) - there):
+            lines.write({"update": update, **sample_record(trainer, rollout, index)})
+        return ""
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+
+def sample_record(trainer: Trainer, rollout: Rollout, index: int) -> dict:
+    """One rollout as JSON values.
+
+    completion: as graded. reward: at the price of time, task_reward: the task's; null = dropped. correct: null = undecided. gamma: nats,
+    null for rules without one. length: tokens up to and including the first EOS; pieces: the text of each of them, special: whether it is
+    a special token, commit_step: when it was committed.
+    """
+    row = rollout.trajectory[index : index + 1]
+    length, tokenizer = int(row.length), trainer.model.tokenizer
+    assert tokenizer is not None  # the prompts are texts, which take one
+    tokens, special = row.tokens[0, :length].tolist(), special_tokens(tokenizer)
+    gamma = float(row.gamma)
+    return {
+        "index": index,
+        "prompt": rollout.prompts[index],
+        "completion": rollout.texts[index],
+        "reward": number(float(rollout.reward[index])),
+        "task_reward": number(float(rollout.task_reward[index])),
+        "correct": rollout.grades[index].correct,
+        "nfe": int(row.nfe),
+        "gamma": number(gamma) if not math.isinf(gamma) else "inf",
+        "length": length,
+        "pieces": token_pieces(tokens, tokenizer),
+        "special": [int(token in special) for token in tokens],
+        "commit_step": row.commit_step[0, :length].tolist(),
+    }
+
+
+def number(value: float) -> float | None:
+    """fp32 0.1 as 0.1, null for what is no number."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def read_samples(folder: Path) -> JsonLines:
+    """samples.jsonl of a run's folder, made if it is not there; ValueError unless its rows are samples in the order of the updates."""
+    path = folder / NAME
+    lines = JsonLines(own_file(path), str(path), "sample")
+    before = (-1, -1)
+    for place, row in enumerate(lines.rows):
+        update, index = row.get("update"), row.get("index")
+        if type(update) is not int or type(index) is not int or (update, index) <= before:
+            raise lines.refused(place)
+        before = (update, index)
+    return lines
