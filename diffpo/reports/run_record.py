@@ -154,9 +154,10 @@ def _content(path: Path, notes: list[str]) -> bytes | None:
     except OSError as error:
         notes.append(f"{path.name}: {error.strerror}")
         return None
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_BYTES:
+        os.close(handle)
+        notes.append(f"{path.name} is no file of a run")
+        return None
     with os.fdopen(handle, "rb") as file:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_BYTES:
-            notes.append(f"{path.name} is no file of a run")
-            return None
         return file.read()

@@ -157,5 +157,7 @@ if (report.samples.length) {
   $("answers").addEventListener("change", (event) => showAnswer(Number(event.target.value)));
   $("play").addEventListener("click", () => (timer === null ? play() : pause()));
   $("step").addEventListener("input", (event) => { pause(); goTo(Number(event.target.value)); });
-  showPrompt(0);
+  const steps = report.samples.map((sample) => sample.answers.at(-1).nfe);
+  $("prompts").value = steps.indexOf(Math.max(...steps)); // the longest to watch
+  showPrompt(Number($("prompts").value));
 }
