@@ -22,7 +22,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
-from diffpo.models.checkpoints import load, resolve
+from diffpo.models.checkpoints import open_checkpoint
 from diffpo.report import REPORT, write_report
 from diffpo.reports.page import report_page
 from diffpo.reports.run_record import read_run
@@ -44,20 +44,16 @@ from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
+from diffpo.training.model_setup import adapted_layers, loaded
 from diffpo.training.rollout import rows_at_once
 from diffpo.training.samples import Samples, read_samples
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = (
-    "allow_config_change",
-    "max_minutes",
-    "save_every",
-    "device",
-    "model",
-    "update.tokens_at_once",
-    "samples",
-    "tracker",
+    *("allow_config_change", "max_minutes", "save_every", "device", "model"),
+    *("update.tokens_at_once", "update.activation_checkpointing"),
+    *("samples", "tracker"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
@@ -74,15 +70,16 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
-        print(config.model_dump_json(indent=2))
+        print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2))
         return None
     check_tracker(config.tracker)
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
-    source, commit = resolve(config.model)
-    model = load(source, device)
-    task = suited(task, model)
+    checkpoint = open_checkpoint(config.model)
+    adapted_layers(config, checkpoint.model)
+    task = suited(task, checkpoint.model)
+    model = loaded(config, checkpoint, device)
     keep_freed_memory()
     trainer = Trainer(config, model, task)
     check_lengths(*trainer.lengths)
@@ -94,7 +91,9 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     except PartTooSmallError as error:
         raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
+    folder = run_folder(
+        config, model_inputs(checkpoint.folder, checkpoint.commit), model.source.files.others if model.source else ()
+    )
     saved = None
     with folder.released_on_error():
         if folder.resumes:
@@ -119,8 +118,8 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
         renamed=config.rollout.renamed,
         advice=" (--allow-config-change resumes all the same)",
     )
-    settings = json.loads(config.model_dump_json())
-    return RunFolder(Path(config.runs) / config.name, "train", settings, inputs, carried,
+    settings = json.loads(config.model_dump_json()) | {"name": config.run_name}
+    return RunFolder(Path(config.runs) / config.run_name, "train", settings, inputs, carried,
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
 
 
@@ -314,7 +313,9 @@ class Run(command.Run):
         if self.interruption.requested:
             return
         draw_curves(
-            lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}"
+            lines,
+            path / "curves.png",
+            f"{config.run_name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}",
         )
         before, after = ({e.rule: e for e in of_model} for of_model in (base, evaluations))
         trained, best = evaluations[0], max(base, key=lambda e: (e.accuracy, -e.nfe))

@@ -195,3 +195,15 @@ def chi_square():
         return torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2).double(), statistic / 2).item()
 
     return p_value
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """toml(text) -> path of a config file."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "x.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write

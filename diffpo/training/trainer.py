@@ -22,6 +22,7 @@ from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
+from diffpo.training.model_setup import keep_in_fp32
 from diffpo.training.reference import Reference
 from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient
@@ -60,6 +61,7 @@ class Trainer:
         anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
+        model.recompute_activations(config.update.activation_checkpointing)
         if config.compile:
             for layer in model.layers:
                 layer.compile(dynamic=True)
@@ -71,7 +73,7 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
-        reshard(model)  # not what a forward has gathered
+        sharded = reshard(model)  # not what a forward has gathered
         threshold = list(replacement(model.threshold).parameters()) if model.threshold else []
         trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.") and p.requires_grad]
         groups = []
@@ -80,6 +82,8 @@ class Trainer:
                 raise ValueError(f"algorithm.train: the {name} has no parameter that requires a gradient")
             for parameter in parameters:
                 parameter.requires_grad_(name in trained)
+            if name in trained and not sharded:  # shards are fp32 from the start, or their owner wants another dtype
+                keep_in_fp32(model, parameters)
             if parameters:
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr})
         return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
@@ -187,6 +191,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.step()
+        self.optimizer.zero_grad()  # rollouts need no gradients, and their memory
         return {"loss": loss.item(), "gradient_norm": norm.item(), "lr": self.config.optimizer.lr * factor}
 
     def _lr_factor(self) -> float:
@@ -249,8 +254,8 @@ def mean_diagnostics(of_updates: Sequence[dict[str, Tensor]]) -> dict:
     """Means over the inner updates of what `surrogate_loss` reports, read from the device at once.
 
     "bin/name" becomes "name/quarter_1" .. "name/quarter_4", by quarter of a rollout's denoising steps. A quarter in which no token was
-    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 without
-    importance_correction; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
+    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 with
+    importance_weights none; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
     shows the gap between surrogate and true likelihood whether or not it is corrected; weight_histogram/quarter_q is of the same weights.
     """
     shapes = {name: value.shape for name, value in of_updates[0].items()}

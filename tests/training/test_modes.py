@@ -66,7 +66,7 @@ def test_bins_other_than_the_model_was_trained_with_start_a_fresh_threshold(make
         {"name": "tracerl", "merged_steps": 3},
         {"m": 0},
         {"m": 3, "kl_coefficient": 0.1, "advantage": "leave_one_out"},
-        {"m": 1, "importance_correction": False, "advantage": "std", "inner_updates": 1},
+        {"m": 1, "importance_weights": "none", "advantage": "std", "inner_updates": 1},
     ],
     ids=["d1", "espo", "tracerl", "exact", "three-times mean field", "mean field"],
 )  # fmt: skip
