@@ -188,7 +188,7 @@ class Run(command.Run):
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
         tracker = open_tracker(
-            self.config.tracker, self.folder.path, self.folder.settings, finished + 1, self.config.name
+            self.config.tracker, self.folder.path, self.folder.settings, finished + 1, self.folder.path.name
         )
         log = MetricsLog(self.folder.path, finished, tracker)
         try:
