@@ -90,7 +90,7 @@ function option(value, label) {
 
 function showPrompt(index, update) {
   const sample = report.samples[index];
-  $("prompt").textContent = sample.prompt.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => picture(c.charCodeAt(0)));
+  $("prompt").textContent = sample.prompt.trim().replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => picture(c.charCodeAt(0)));
   $("answers").replaceChildren(...sample.answers.map((each, i) => option(i, each.update === 0 ? "0, untrained" : each.update.toLocaleString("en"))));
   const same = sample.answers.findIndex((each) => each.update === update);
   showAnswer(same < 0 ? sample.answers.length - 1 : same);
@@ -152,7 +152,7 @@ function pause() {
 
 if (report.samples.length) {
   $("player").hidden = false;
-  $("prompts").append(...report.samples.map((sample, i) => option(i, `${i + 1}. ${visible(sample.prompt.replace(/\s+/g, " ").slice(0, 100))}`)));
+  $("prompts").append(...report.samples.map((sample, i) => option(i, `${i + 1}. ${visible(sample.prompt.replace(/<\|[^|<>]*\|>/g, " ").replace(/\s+/g, " ").trim().slice(0, 100))}`)));
   $("prompts").addEventListener("change", (event) => showPrompt(Number(event.target.value), answer.update));
   $("answers").addEventListener("change", (event) => showAnswer(Number(event.target.value)));
   $("play").addEventListener("click", () => (timer === null ? play() : pause()));

@@ -25,7 +25,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        self.text += " "
+        self.text += "" if tag == "wbr" else " "
         self._inside = tag in ("script", "style")
         if self._inside:
             self.raw.append([tag, dict(attributes), ""])
