@@ -180,7 +180,7 @@ def test_a_run_that_goes_on_with_other_batches_draws_nothing_twice(make_trainer,
     seen = []
     for trainer in (first, second):
         collect = trainer.collect
-        monkeypatch.setattr(trainer, "_collect", lambda collect=collect: seen.append(collect()) or seen[-1])
+        monkeypatch.setattr(trainer, "collect", lambda collect=collect: seen.append(collect()) or seen[-1])
     first.step(), first.step()
     second.restore(first.state())
     second.step(), second.step()
