@@ -52,7 +52,7 @@ def one_group() -> tuple[set[CodeType], set[CodeType]]:
     config = TrainConfig(algorithm={"name": "diffpo", "prompts_per_update": 1, "inner_updates": 2})
     trainer = Trainer(config, diffpo.load(config.model, "cpu"), get_task(config.task))
     collected: set[CodeType] = set()
-    collect = trainer._collect
+    collect = trainer.collect
 
     def apart():
         outer = sys.getprofile()
@@ -63,7 +63,7 @@ def one_group() -> tuple[set[CodeType], set[CodeType]]:
         rollout.reward[0] += 1  # one group of equal rewards would be left out
         return rollout
 
-    trainer._collect = apart
+    trainer.collect = apart
     update = traced(trainer.step)
     return update, update | collected
 

@@ -27,6 +27,8 @@ NEED_MORE = {
     "diffpo.train",
     "diffpo.training.config",
     "diffpo.training.guard",
+    "diffpo.training.lora_config",
+    "diffpo.training.model_setup",
     "diffpo.training.samples",
     "diffpo.training.trainer",
     "diffpo.training.update",
