@@ -120,9 +120,12 @@ class Checkpoint:
         return self.model.eval()
 
 
-def open_checkpoint(name_or_path: str | os.PathLike, revision: str | None = None) -> Checkpoint:
-    """What ``load`` would load, checked as it says, but for device and dtype, and read up to the weights."""
-    folder, commit = resolve(name_or_path, revision)
+def open_checkpoint(
+    name_or_path: str | os.PathLike, revision: str | None = None, cached_only: bool = False
+) -> Checkpoint:
+    """What ``load`` would load, checked as it says, but for device and dtype, and read up to the weights. cached_only: of the hub, only
+    what is on this machine."""
+    folder, commit = resolve(name_or_path, revision, cached_only)
     fields, config = _read_config(folder)
     known = FORMATS[config.model_type]
     stored = _stored(config, folder)
@@ -144,7 +147,9 @@ def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
     copy_tensors(_stored(model.config, folder), weights(model))
 
 
-def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
+def resolve(
+    name_or_path: str | os.PathLike, revision: str | None = None, cached_only: bool = False
+) -> tuple[Path, str | None]:
     """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"a model is a shipped name, a folder or a hub id, got {type(name_or_path).__name__}")
@@ -155,7 +160,7 @@ def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tup
             raise ValueError(f"revision {revision!r}: {name} is a local folder; only a hub id has revisions")
         return local, None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return download(name, revision)
+        return download(name, revision, cached_only)
     near = difflib.get_close_matches(name, shipped_models(), n=3, cutoff=0.0)
     raise FileNotFoundError(
         f"model {name!r} is neither a folder nor a shipped model; did you mean {', '.join(near) or 'a path'}? "

@@ -179,10 +179,12 @@ class TrainConfig(Config):
     """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     allow_config_change: bool = False
     """resume although the configuration differs from the one the run began with"""
+    allow_large: bool = False
+    """start although the estimate of memory says that the run does not fit"""
     tracker: TrackerName | None = None
     """what draws the metrics while the run goes on; trackio and wandb are packages of their own. Default: tensorboard, where it is installed"""
     dry_run: bool = False
-    """print the resolved configuration and stop"""
+    """print the resolved configuration, and the estimate of memory if the model is on this machine, and stop"""
     algorithm: Algorithm = DiffpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
