@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}  # to their pictures
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
@@ -24,6 +24,8 @@ def html_page(template: str, styles: Sequence[str], scripts: Sequence[str], data
     """
     loader = PackageLoader("diffpo")
     environment = Environment(loader=loader, autoescape=True, finalize=printable, trim_blocks=True, lstrip_blocks=True)
+
+    environment.filters["breakable"] = breakable
 
     def joined(names: Sequence[str]) -> str:
         return "\n".join(loader.get_source(environment, name)[0] for name in names)
@@ -39,6 +41,11 @@ def printable(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", value.translate(_CONTROLS))
     return value
+
+
+def breakable(name: str) -> Markup:
+    """A long name that may go on in the next line behind a dot or an underscore."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(printable(name)))))
 
 
 def json_for_html(value: object) -> str:

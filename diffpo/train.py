@@ -23,6 +23,9 @@ from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import open_checkpoint
+from diffpo.report import REPORT, write_report
+from diffpo.reports.page import report_page
+from diffpo.reports.run_record import read_run
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
@@ -194,7 +197,7 @@ class Run(command.Run):
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
         tracker = open_tracker(
-            self.config.tracker, self.folder.path, self.folder.settings, finished + 1, self.config.name
+            self.config.tracker, self.folder.path, self.folder.settings, finished + 1, self.folder.path.name
         )
         log = MetricsLog(self.folder.path, finished, tracker)
         try:
@@ -311,7 +314,7 @@ class Run(command.Run):
             self.saved_update = self.trainer.update
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
-        """The before/after table, curves.png, the trained model and summary.json."""
+        """The before/after table, the trained model, summary.json, curves.png and report.html."""
         config, path = self.config, self.folder.path
         self.trainer.model.save(path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
@@ -337,6 +340,7 @@ class Run(command.Run):
             "kinds": kinds,
             "lost": [asdict(loss) for loss in self.guard.lost.values()],
             "heldout": len(self.problems),
+            "updates": self.trainer.update,
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
             "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
@@ -344,6 +348,7 @@ class Run(command.Run):
             "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
+        write_report(path / REPORT, report_page([read_run(path)]))
         of_threshold = "smallest bound, " if config.trains_threshold else ""
         named = {single: "one token at a time", smallest: f"{of_threshold}{smallest}"}
         rows = [
@@ -355,7 +360,7 @@ class Run(command.Run):
         self._print_table(rows)
         if trained.kinds:
             self.console.print(kinds_table(kinds, self.guard.lost))
-        self.console.print(f"model, metrics, curves.png and summary.json are in {path}")
+        self.console.print(f"model, metrics, summary.json and {REPORT}, which shows them, are in {path}")
         self._warn("at the end", self.guard.lost.values())
 
     def _print_table(self, rows: Sequence[tuple[str, str, Evaluation]]) -> None:

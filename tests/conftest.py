@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import resource
+import shutil
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -152,6 +153,20 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, headless; a test without it, or without playwright, is skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.tasks import Task
 from diffpo.tasks.grading import graded_together
-from diffpo.tasks.task import Grade, Lengths, Prompt, begun, completion_lengths
+from diffpo.tasks.task import Lengths, begun, completion_lengths
 from diffpo.trajectory import Trajectory
 
 
@@ -22,17 +22,15 @@ from diffpo.trajectory import Trajectory
 class Rollout:
     """B = prompts x G rollouts, the members of a group adjacent.
 
-    task_reward, reward (the task's at the price of time, see `priced`; NaN = dropped): fp32 [B]; correct: bool [B]; on the CPU.
-    prompts: as the task gives them; texts: what was graded; grades: of the task; B each.
+    task_reward, reward (the task's at the price of time, see `priced`; NaN = dropped): fp32 [B]; correct, wrong: bool [B], neither where
+    nothing was decided; on the CPU.
     """
 
     trajectory: Trajectory
     task_reward: Tensor
     reward: Tensor
     correct: Tensor
-    prompts: list[Prompt]
-    texts: list[str]
-    grades: list[Grade]
+    wrong: Tensor
 
 
 def collect(
@@ -76,7 +74,7 @@ def collect(
     correct = torch.tensor([grade.correct is True for grade in grades])
     wrong = torch.tensor([grade.correct is False for grade in grades])
     reward = priced(task_reward, ~wrong, out.nfe.cpu(), lengths.gen_length, speed_exponent)
-    return Rollout(trajectory, task_reward, reward, correct, prompted, texts, grades)
+    return Rollout(trajectory, task_reward, reward, correct, wrong)
 
 
 def rows_at_once(prompts: Sequence[Tensor], gen_length: int, tokens_at_once: int | None) -> int | None:

@@ -7,6 +7,7 @@ and the prompt's number, never by the update, so that two answers to a prompt di
 import math
 from pathlib import Path
 
+from diffpo.decoding.generation import decode_text
 from diffpo.keyed_random import derive
 from diffpo.models.special_tokens import special_tokens
 from diffpo.runs.json_lines import JsonLines, own_file
@@ -66,22 +67,23 @@ class Samples:
 def sample_record(trainer: Trainer, rollout: Rollout, index: int) -> dict:
     """One rollout as JSON values.
 
-    completion: as graded. reward: at the price of time, task_reward: the task's; null = dropped. correct: null = undecided. gamma: nats,
-    null for rules without one. length: tokens up to and including the first EOS; pieces: the text of each of them, special: whether it is
-    a special token, commit_step: when it was committed.
+    prompt: as the model read it, with special tokens. completion: without them. reward: at the price of time, task_reward: the task's;
+    null = dropped. correct: null = undecided. gamma: nats, null for rules without one. length: tokens up to and including the first EOS;
+    pieces: the text of each of them, special: whether it is a special token, commit_step: when it was committed.
     """
     row = rollout.trajectory[index : index + 1]
     length, tokenizer = int(row.length), trainer.model.tokenizer
     assert tokenizer is not None  # the prompts are texts, which take one
-    tokens, special = row.tokens[0, :length].tolist(), special_tokens(tokenizer)
-    gamma = float(row.gamma)
+    prompt, tokens = row.prompt_ids[row.prompt_mask].tolist(), row.tokens[0, :length].tolist()
+    special, gamma = special_tokens(tokenizer), float(row.gamma)
+    decided = bool(rollout.correct[index] | rollout.wrong[index])
     return {
         "index": index,
-        "prompt": rollout.prompts[index],
-        "completion": rollout.texts[index],
+        "prompt": "".join(token_pieces(prompt, tokenizer)),
+        "completion": decode_text(trainer.model, row)[0],
         "reward": number(float(rollout.reward[index])),
         "task_reward": number(float(rollout.task_reward[index])),
-        "correct": rollout.grades[index].correct,
+        "correct": bool(rollout.correct[index]) if decided else None,
         "nfe": int(row.nfe),
         "gamma": number(gamma) if not math.isinf(gamma) else "inf",
         "length": length,

@@ -179,8 +179,8 @@ def test_a_run_that_goes_on_with_other_batches_draws_nothing_twice(make_trainer,
     first, second = make_trainer(), make_trainer(prompts_per_update=3, group_size=3)
     seen = []
     for trainer in (first, second):
-        collect = trainer._collect
-        monkeypatch.setattr(trainer, "_collect", lambda collect=collect: seen.append(collect()) or seen[-1])
+        collect = trainer.collect
+        monkeypatch.setattr(trainer, "collect", lambda collect=collect: seen.append(collect()) or seen[-1])
     first.step(), first.step()
     second.restore(first.state())
     second.step(), second.step()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diffpo.tasks.sudoku import Sudoku
+from diffpo.tasks.task import Grade
 from diffpo.training.samples import read_samples
 
 
@@ -41,6 +42,13 @@ def test_the_same_prompts_are_asked_again(run):
     for index in range(3):
         assert len({row["prompt"] for row in rows if row["index"] == index}) == 1
     assert len({row["prompt"] for row in rows}) == 3
+
+
+def test_an_undecided_answer_and_a_dropped_reward_are_null(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sudoku, "grade_many", lambda self, problems, texts: [Grade(None, None)] * len(texts))
+    assert train("--samples.every", "100", "--updates", "1") == 0
+    for row in samples_of(tmp_path / "run"):
+        assert (row["correct"], row["reward"], row["task_reward"]) == (None, None, None)
 
 
 def test_every_0_draws_none(train, tmp_path):
