@@ -42,6 +42,7 @@ from diffpo.tasks.grading import TaskError
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.export import export
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
 from diffpo.training.model_setup import loaded
 from diffpo.training.plan import check_memory, planned
@@ -52,7 +53,7 @@ from diffpo.training.trainer import Trainer, TrainingDivergedError
 _FREE_ON_RESUME = (
     *("allow_config_change", "allow_large", "max_minutes", "save_every", "device", "model"),
     *("update.tokens_at_once", "update.activation_checkpointing"),
-    *("samples", "tracker"),
+    *("samples", "tracker", "export"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
@@ -83,13 +84,14 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     model = loaded(config, checkpoint, device)
     trainer = Trainer(config, model, plan.task)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = run_folder(
-        config, model_inputs(checkpoint.folder, checkpoint.commit), model.source.files.others if model.source else ()
-    )
+    inputs = model_inputs(checkpoint.folder, checkpoint.commit)
+    if checkpoint.base is not None:
+        inputs["base"] = model_inputs(checkpoint.base.folder, checkpoint.base.commit)["model"]
+    folder = run_folder(config, inputs, model.source.files.others if model.source else ())
     saved = None
     with folder.released_on_error():
         if folder.resumes:
-            saved = newest(folder.checkpoints, model)
+            saved = newest(folder.checkpoints, model, inputs["model"])
             if saved is not None and saved.state["update"] > config.updates:
                 raise ValueError(
                     f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
@@ -309,14 +311,14 @@ class Run(command.Run):
     def _save(self) -> None:
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
         if self.saved_update != self.trainer.update:
-            state = self.trainer.state() | {"lost": self.guard.state()}
+            state = self.trainer.state() | {"lost": self.guard.state(), "base": self.folder.inputs["model"]}
             save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
             self.saved_update = self.trainer.update
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, the trained model, summary.json, curves.png and report.html."""
         config, path = self.config, self.folder.path
-        self.trainer.model.save(path / "model")
+        export(config, self.trainer.model, path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(distinct([self.trainer.evaluation_rule, *self.rules]))
         if self.interruption.requested:
