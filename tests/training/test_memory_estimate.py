@@ -140,6 +140,42 @@ def test_what_makes_it_smaller():
     assert estimated(8, update=update).optimizer == plain.optimizer
 
 
+ROWS = {  # of docs/large-models.md: the settings of each row, and how many processes share the weights
+    "LoRA, rank 8": ({"lora": 8}, 1),
+    "LoRA, rank 64": ({"lora": 64}, 1),
+    "LoRA, rank 128": ({"lora": 128}, 1),
+    "LoRA, rank 64, parts of 16,384 tokens": ({"lora": 64, "tokens": 16_384}, 1),
+    "LoRA, rank 64, without checkpointing": ({"lora": 64, "checkpointing": False}, 1),
+    "all weights, one process": ({}, 1),
+    "all weights, sharded over 2": ({}, 2),
+    "all weights, sharded over 4": ({}, 4),
+    "all weights, sharded over 8": ({}, 8),
+    "all weights, sharded over 8, without a KL": ({"kl": 0}, 8),
+}
+
+
+def in_the_documentation(lora=None, tokens=4096, checkpointing=True, kl=0.01, processes=1) -> Estimate:
+    config = TrainConfig(
+        algorithm={"train": ("model",), "prompts_per_update": 8, "group_size": 8, "kl_coefficient": kl},
+        lora={"rank": lora}, update={"tokens_at_once": tokens, "activation_checkpointing": checkpointing},
+    )  # fmt: skip
+    return estimate_memory(config, llada_8b(), 256, Lengths(256, 32), "cuda", processes, "full")
+
+
+def test_the_tables_of_the_documentation_are_what_is_computed():
+    pytest.importorskip("peft", reason="needs the extra diffpo[lora]")
+    text = (Path(__file__).parents[2] / "docs" / "large-models.md").read_text()
+    table = text.partition("<!-- what-fits -->")[2].partition("<!-- /what-fits -->")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert {name: peak for name, peak, _ in cells} == {
+        name: f"{in_the_documentation(**settings, processes=count).peak / 1e9:.1f}"
+        for name, (settings, count) in ROWS.items()
+    }
+    for name, peak, card in cells:
+        assert card == "none" or float(peak) < int(card.split()[0]) * 1.073741824, name
+    assert in_the_documentation(lora=64).table() in text
+
+
 def test_the_table_names_every_part():
     table = estimated(update={"tokens_at_once": 4096}).table()
     for name in ("weights", "gradients", "optimizer", "reference", "activations", "logits", "rollouts", "peak"):
