@@ -110,14 +110,14 @@ def _dry_run(config: TrainConfig, task: Task) -> None:
     try:
         checkpoint = open_checkpoint(config.model, cached_only=True)
         plan = planned(config, checkpoint, task, first_problems(task, config), device)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"no estimate of memory: {error}", file=sys.stderr)
         return
     print(plan.estimate.table(), file=sys.stderr)
     try:
         check_memory(config, plan.estimate, device, checkpoint.model.dtype)
     except ValueError as error:
-        print(f"this machine is too small for it: {error}", file=sys.stderr)
+        print(f"too large for this machine: {error}", file=sys.stderr)
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:

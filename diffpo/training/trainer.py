@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffpo.device import release_cached_memory
 from diffpo.keyed_random import derive
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.score import score
@@ -86,7 +87,8 @@ class Trainer:
                 keep_in_fp32(model, parameters)
             if parameters:
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr})
-        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        fused = True if model.device.type == "cuda" else None  # the default takes a copy of all gradients there
+        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused)
 
     def step(self) -> dict:
         """One update: a batch of rollouts and ``inner_updates`` optimizer steps. Returns the metrics to log."""

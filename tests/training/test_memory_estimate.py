@@ -225,7 +225,7 @@ def test_the_command_refuses_before_it_loads(train, tmp_path, capsys, monkeypatc
     shown = capsys.readouterr()
     assert json.loads(shown.out)["updates"] == 4
     assert "peak" in shown.err
-    assert "this machine is too small for it" in shown.err
+    assert "too large for this machine" in shown.err
 
 
 def test_a_dry_run_without_the_model_says_that_there_is_no_estimate(train, capsys):
