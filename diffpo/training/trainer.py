@@ -95,6 +95,7 @@ class Trainer:
         algorithm = self.config.algorithm
         with self._phase("rollout"):
             rollout = self.collect()
+            release_cached_memory(self.model.device)
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {
