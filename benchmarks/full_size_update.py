@@ -5,6 +5,9 @@ that fill the vocabulary, LLaDA's special tokens at their ids and its chat templ
 4 rollouts of 32 tokens, their rewards, a rank-8 update with activation checkpointing, the saved adapter. Printed are the estimate of
 memory, the measured peak (resident memory of the whole process) and the minutes. Exit code 1 if they differ by more than 15%.
 
+Loss and gradient mean nothing here: a random network of 32 layers turns the last bit of bf16 into nats, and on a CPU attention with a
+gradient is computed in fp32, without one in bf16.
+
 It needs 17 GB of disk and about 18 GB of free memory, and refuses to start without. --smoke: a tiny model, for tests of this program.
 """
 
