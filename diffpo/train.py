@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.decoding.generation import check_lengths
 from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
@@ -39,21 +39,21 @@ from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.runs.trackers import check_tracker, open_tracker
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
-from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.export import export
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
-from diffpo.training.model_setup import adapted_layers, loaded
-from diffpo.training.rollout import rows_at_once
+from diffpo.training.model_setup import loaded
+from diffpo.training.plan import check_memory, planned
 from diffpo.training.samples import Samples, read_samples
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = (
-    *("allow_config_change", "max_minutes", "save_every", "device", "model"),
+    *("allow_config_change", "allow_large", "max_minutes", "save_every", "device", "model"),
     *("update.tokens_at_once", "update.activation_checkpointing"),
-    *("samples", "tracker"),
+    *("samples", "tracker", "export"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
@@ -70,34 +70,28 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
-        print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2))
+        _dry_run(config, task)
         return None
     check_tracker(config.tracker)
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = choose_device(config.device)
     checkpoint = open_checkpoint(config.model)
-    adapted_layers(config, checkpoint.model)
-    task = suited(task, checkpoint.model)
+    plan = planned(config, checkpoint, task, [*problems, *asked], device)
+    check_memory(config, plan.estimate, device, checkpoint.model.dtype)
+    print(plan.estimate.table())
+    keep_freed_memory(plan.estimate.weights)
     model = loaded(config, checkpoint, device)
-    keep_freed_memory()
-    trainer = Trainer(config, model, task)
-    check_lengths(*trainer.lengths)
-    gen_length = trainer.lengths.gen_length
-    prompts = prompt_ids(model.tokenizer, task, [*problems, *asked])
-    check_context(prompts, gen_length, model)
-    try:
-        at_once = rows_at_once(prompts, gen_length, config.update.tokens_at_once)
-    except PartTooSmallError as error:
-        raise ValueError(f"update.{error}") from error
+    trainer = Trainer(config, model, plan.task)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = run_folder(
-        config, model_inputs(checkpoint.folder, checkpoint.commit), model.source.files.others if model.source else ()
-    )
+    inputs = model_inputs(checkpoint.folder, checkpoint.commit)
+    if checkpoint.base is not None:
+        inputs["base"] = model_inputs(checkpoint.base.folder, checkpoint.base.commit)["model"]
+    folder = run_folder(config, inputs, model.source.files.others if model.source else ())
     saved = None
     with folder.released_on_error():
         if folder.resumes:
-            saved = newest(folder.checkpoints, model)
+            saved = newest(folder.checkpoints, model, inputs["model"])
             if saved is not None and saved.state["update"] > config.updates:
                 raise ValueError(
                     f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
@@ -105,8 +99,25 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
             read_metrics(folder.path).close()
             read_samples(folder.path).close()
         folder.begin()
-    together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
+    together = min(plan.at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
     return Run(config, folder, trainer, problems, saved, together, arguments)
+
+
+def _dry_run(config: TrainConfig, task: Task) -> None:
+    """The configuration on standard output and, where the model is on this machine, the estimate of memory on standard error."""
+    print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2), flush=True)
+    device = choose_device("auto") if config.device == "auto" else torch.device(config.device)  # which may be elsewhere
+    try:
+        checkpoint = open_checkpoint(config.model, cached_only=True)
+        plan = planned(config, checkpoint, task, first_problems(task, config), device)
+    except (OSError, ValueError) as error:
+        print(f"no estimate of memory: {error}", file=sys.stderr)
+        return
+    print(plan.estimate.table(), file=sys.stderr)
+    try:
+        check_memory(config, plan.estimate, device, checkpoint.model.dtype)
+    except ValueError as error:
+        print(f"too large for this machine: {error}", file=sys.stderr)
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
@@ -300,14 +311,14 @@ class Run(command.Run):
     def _save(self) -> None:
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
         if self.saved_update != self.trainer.update:
-            state = self.trainer.state() | {"lost": self.guard.state()}
+            state = self.trainer.state() | {"lost": self.guard.state(), "base": self.folder.inputs["model"]}
             save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
             self.saved_update = self.trainer.update
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, the trained model, summary.json, curves.png and report.html."""
         config, path = self.config, self.folder.path
-        self.trainer.model.save(path / "model")
+        export(config, self.trainer.model, path / "model")
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(distinct([self.trainer.evaluation_rule, *self.rules]))
         if self.interruption.requested:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffpo.device import release_cached_memory
 from diffpo.keyed_random import derive
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.score import score
@@ -86,13 +87,15 @@ class Trainer:
                 keep_in_fp32(model, parameters)
             if parameters:
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr})
-        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        fused = True if model.device.type == "cuda" else None  # the default takes a copy of all gradients there
+        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused)
 
     def step(self) -> dict:
         """One update: a batch of rollouts and ``inner_updates`` optimizer steps. Returns the metrics to log."""
         algorithm = self.config.algorithm
         with self._phase("rollout"):
             rollout = self.collect()
+            release_cached_memory(self.model.device)
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {
