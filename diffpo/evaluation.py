@@ -74,7 +74,11 @@ def evaluate(
     rule = rule.resolve(model)
     prompts = prompt_ids(model.tokenizer, task, problems)
     lengths = lengths or completion_lengths(task)
-    done = list(evaluated(model, task, problems, prompts, lengths, rule, batch_size))
+    return of_items(task, problems, rule, list(evaluated(model, task, problems, prompts, lengths, rule, batch_size)))
+
+
+def of_items(task: Task, problems: Sequence, rule: Rule, done: Sequence[Item]) -> Evaluation:
+    """The evaluation that these items of the problems make."""
     return replace(summarise(rule, done), kinds=by_kind(task, problems, rule, done))
 
 

@@ -19,10 +19,10 @@ from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.generation import check_lengths
 from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
-from diffpo.device import choose_device
-from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import load, resolve
+from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
@@ -38,12 +38,18 @@ from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.distributed import ALONE, World, joined
+from diffpo.training.evaluating import evaluate
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
 from diffpo.training.rollout import rows_at_once
+from diffpo.training.shared_folder import SharedFolder
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
-_FREE_ON_RESUME = ("allow_config_change", "max_minutes", "save_every", "device", "model", "update.tokens_at_once")
+_FREE_ON_RESUME = (
+    *("allow_config_change", "max_minutes", "save_every", "device", "model"),
+    *("update.tokens_at_once", "distributed"),
+)
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
 
@@ -51,11 +57,12 @@ _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-conf
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    config = parse_train(arguments)
-    return command.carry_out(lambda: prepare(config, arguments))
+    with joined() as world:
+        config = world.agreed(lambda: parse_train(arguments))
+        return command.carry_out(lambda: world.agreed(lambda: prepare(config, arguments, world)))
 
 
-def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
+def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
@@ -63,12 +70,12 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
         return None
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
-    device = choose_device(config.device)
+    device = world.device(config.device)
     source, commit = resolve(config.model)
     model = load(source, device)
     task = suited(task, model)
     keep_freed_memory()
-    trainer = Trainer(config, model, task)
+    trainer = Trainer(config, model, task, world)
     check_lengths(*trainer.lengths)
     gen_length = trainer.lengths.gen_length
     prompts = prompt_ids(model.tokenizer, task, [*problems, *asked])
@@ -78,22 +85,25 @@ def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
     except PartTooSmallError as error:
         raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    folder = run_folder(config, model_inputs(source, commit), model.source.files.others if model.source else ())
+    carried = model.source.files.others if model.source else ()
+    path = Path(config.runs) / config.name
+    folder = SharedFolder(path, lambda: run_folder(config, model_inputs(source, commit), carried, world.job), world)
     saved = None
     with folder.released_on_error():
         if folder.resumes:
-            saved = newest(folder.checkpoints, model)
+            saved = newest_of_first(folder.checkpoints, model, world)
             if saved is not None and saved.state["update"] > config.updates:
                 raise ValueError(
                     f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
                 )
-            read_metrics(folder.path).close()
+            if world.first:
+                read_metrics(folder.path).close()
         folder.begin()
     together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
     return Run(config, folder, trainer, problems, saved, together, arguments)
 
 
-def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
+def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = (), job: str = "") -> RunFolder:
     """The run's folder, claimed. A training may go on under another configuration, but not with another algorithm."""
     may_change = MayChange(
         free=_FREE_ON_RESUME,
@@ -104,7 +114,18 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
     )
     settings = json.loads(config.model_dump_json())
     return RunFolder(Path(config.runs) / config.name, "train", settings, inputs, carried,
-                     resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
+                     resume=config.resume, overwrite=config.overwrite, may_change=may_change, job=job)  # fmt: skip
+
+
+def newest_of_first(folder: Path, model: MaskedDiffusionLM, world: World) -> Saved | None:
+    """`newest` in the first process, whose choice is everybody's."""
+
+    def found() -> dict | None:
+        saved = newest(folder, model)
+        return {"path": str(saved.path), "state": saved.state} if saved else None
+
+    saved = world.from_first(found)
+    return Saved(Path(saved["path"]), saved["state"]) if saved else None
 
 
 def first_problems(task: Task, config: TrainConfig) -> list:
@@ -125,7 +146,7 @@ class Run(command.Run):
     def __init__(
         self,
         config: TrainConfig,
-        folder: RunFolder,
+        folder: SharedFolder,
         trainer: Trainer,
         problems: list,
         saved: Saved | None,
@@ -134,6 +155,7 @@ class Run(command.Run):
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
+        self.world = trainer.world
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths
@@ -147,7 +169,7 @@ class Run(command.Run):
     def work(self) -> None:
         """Interrupted, it ends at the next rule or update."""
         try:
-            self._work()
+            self.world.agreed(self._work)
         except (*self.faults, BrokenPipeError) as error:
             # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were.
             # Weights whose logits are not finite are kept in no case: nothing goes on from them
@@ -168,13 +190,15 @@ class Run(command.Run):
             self.saved_update = self.trainer.update
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
-        log = MetricsLog(self.folder.path, self.trainer.update)
+        log = MetricsLog(self.folder.path, self.trainer.update) if self.world.first else None
+        lines = []
         try:
             self._train(log)
         finally:
-            lines = log.close()
+            if log is not None:
+                lines = log.close()
         self._save()
-        if not self.interruption.requested:
+        if not self._interrupted():
             self._report(base, lines)
 
     def progress(self) -> str:
@@ -190,49 +214,57 @@ class Run(command.Run):
 
     def _base_evaluation(self) -> list[Evaluation]:
         """The untrained model under every rule; kept in base.json with what the guard saw, so that a resumed run does not repeat it."""
-        path = self.folder.path / "base.json"
-        with contextlib.suppress(
-            FileNotFoundError, ValueError, TypeError, KeyError, RecursionError
-        ):  # what is not readable is made again
-            kept = json.loads(path.read_text())
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # what is not readable is made again
+            kept = json.loads(self.world.from_first(self._kept_base))
             evaluations = [Evaluation(**fields) for fields in kept["heldout"]]
             self.guard.base = Evaluation(**kept["watched"]) if kept["watched"] else None
             self.guard.see_base()  # if it has not
             return evaluations
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(self.rules)
-        if not self.interruption.requested:
+        if not self._interrupted():
             self.guard.see_base()
             watched = self.guard.base and finite(self.guard.base.asdict())
             kept = {"heldout": [finite(e.asdict()) for e in evaluations], "watched": watched}
             self.folder.write("base.json", json.dumps(kept, indent=1))
         return evaluations
 
+    def _kept_base(self) -> str:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return (self.folder.path / "base.json").read_text()
+        return ""
+
+    def _interrupted(self) -> bool:
+        """Whether a signal has come, to whichever process."""
+        self.interruption.requested = self.world.any(self.interruption.requested)
+        return self.interruption.requested
+
     def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
         evaluations = []
         for rule in rules:
-            if self.interruption.requested:
+            if self._interrupted():
                 break
-            trainer = self.trainer
+            trainer, rows = self.trainer, self.evaluated_together
             evaluations.append(
-                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together)
+                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, rows, self.world)
             )
             point = evaluations[-1]
             self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations
 
-    def _train(self, log: MetricsLog) -> None:
+    def _train(self, log: MetricsLog | None) -> None:
         trainer, config = self.trainer, self.config
         deadline = time.perf_counter() + 60 * (config.max_minutes or math.inf)
         with progress_bar(self.console) as progress:
             bar = progress.add_task("training", total=config.updates, completed=trainer.update)
-            while (
-                trainer.update < config.updates and not self.interruption.requested and time.perf_counter() < deadline
-            ):
+            while trainer.update < config.updates and not self._interrupted():
+                if self.world.any(time.perf_counter() >= deadline):
+                    break
                 metrics = trainer.step()
                 if self.guard.due(trainer.update):
                     metrics |= self._watched()
-                log.write(metrics)
+                if log is not None:
+                    log.write(metrics)
                 progress.update(bar, completed=trainer.update)
                 if trainer.update == 1 or trainer.update % 5 == 0:
                     self.console.print(summary_line(metrics, config.updates))
@@ -262,16 +294,18 @@ class Run(command.Run):
         """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
         if self.saved_update != self.trainer.update:
             state = self.trainer.state() | {"lost": self.guard.state()}
-            save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
+            self.trainer.save(
+                lambda: save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
+            )
             self.saved_update = self.trainer.update
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, curves.png, the trained model and summary.json."""
         config, path = self.config, self.folder.path
-        self.trainer.model.save(path / "model")
+        self.trainer.save(lambda: self.trainer.model.save(path / "model"))
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(distinct([self.trainer.evaluation_rule, *self.rules]))
-        if self.interruption.requested:
+        if self.interruption.requested or not self.world.first:
             return
         draw_curves(
             lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}"
