@@ -22,6 +22,7 @@ from diffpo.decoding.rules import Rule
 from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import load, resolve
+from diffpo.models.sharding import reshard
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
@@ -42,6 +43,7 @@ from diffpo.training.distributed import ALONE, World, joined
 from diffpo.training.evaluating import evaluate
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
 from diffpo.training.rollout import rows_at_once
+from diffpo.training.sharded_checkpoints import ShardedSaver
 from diffpo.training.shared_folder import SharedFolder
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
@@ -156,6 +158,7 @@ class Run(command.Run):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.world = trainer.world
+        self.saver = ShardedSaver(self.world) if self.world.size > 1 and reshard(trainer.model) else None
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths
@@ -271,7 +274,7 @@ class Run(command.Run):
                 # not in a row of skipped updates: resuming from before it is another chance
                 if trainer.update % config.save_every == 0 and not trainer.skipped_in_a_row:
                     try:
-                        self._save()
+                        self._save(wait=False)
                     except OSError as error:  # the older checkpoint stays, the next save is tried
                         self.console.print(f"checkpoint not saved, training goes on: {error}")
 
@@ -290,14 +293,22 @@ class Run(command.Run):
     def _say_guard_is_off(self) -> None:
         self.console.print(f"no kind of problem is watched while training: {self.guard.off}", markup=False)
 
-    def _save(self) -> None:
-        """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
-        if self.saved_update != self.trainer.update:
-            state = self.trainer.state() | {"lost": self.guard.state()}
-            self.trainer.save(
-                lambda: save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
-            )
-            self.saved_update = self.trainer.update
+    def _save(self, wait: bool = True) -> None:
+        """A checkpoint of this update, if there is none yet; wait: until it is written, where that is done in the background.
+
+        OSError when it, or the one before it, cannot be written, NotFiniteError when it must not.
+        """
+        trainer, folder = self.trainer, self.folder.checkpoints
+        if self.saved_update != trainer.update:
+            self.saved_update = None
+            state = trainer.state() | {"lost": self.guard.state()}
+            if self.saver is not None:
+                self.saver.save(folder, trainer.model, trainer.optimizer, state)
+            else:
+                trainer.save(lambda: save_state(folder, trainer.model, trainer.optimizer, state))
+            self.saved_update = trainer.update
+        if self.saver is not None and wait:
+            self.saver.finish()
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, curves.png, the trained model and summary.json."""

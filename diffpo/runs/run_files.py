@@ -18,7 +18,8 @@ _MARKER_BYTES = 2**16
 # Everything a run writes, as paths within its folder. The parts of LEFTOVER are temporary: a run that ends by itself leaves none.
 _TOP = r"(?:config\.json|base\.json|metrics\.jsonl|items\.jsonl|summary\.json|curves\.png|\.diffpo-run)"
 _OF_MODEL = (
-    r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained)\.safetensors|state\.json|manifest\.json|config\.json"
+    r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained|shard-[-\w]+)\.safetensors|state\.json|manifest\.json"
+    r"|sharded\.json|config\.json"
     r"|generation_config\.json|[^/]+\.py|" + "|".join(map(re.escape, (THRESHOLD, *TOKENIZER_FILES))) + ")"
 )
 _FOLDER = re.compile(r"checkpoints(/\d{6,})?|model|tensorboard")

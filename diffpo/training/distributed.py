@@ -44,16 +44,29 @@ _KINDS = (
 class World:
     """``size`` processes, this one being number ``rank``, and number ``local_rank`` on its machine. The first writes, locks and prints.
 
-    job: what names the start of torchrun, the same after its restarts; empty without torchrun.
+    job: what names the start of torchrun, the same after its restarts; empty without torchrun. group: of torch.distributed, None for the
+    default one.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, job: str = ""):
-        self.rank, self.size, self.local_rank, self.job = rank, size, local_rank, job
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        local_rank: int = 0,
+        job: str = "",
+        group: "distributed.ProcessGroup | None" = None,
+    ):
+        self.rank, self.size, self.local_rank, self.job, self.group = rank, size, local_rank, job, group
         self._common: BaseException | None = None  # the last error that all have raised
 
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    def apart(self) -> "World":
+        """The same processes, for what another thread has to say."""
+        group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        return World(self.rank, self.size, self.local_rank, self.job, group)
 
     def device(self, name: str) -> torch.device:
         """Where this process computes; of several GPUs its own. ValueError for one that there is not."""
@@ -113,7 +126,7 @@ class World:
         lengths = self._meet("gather", len(data))
         if self.size == 1:
             return [data]
-        return _all_gather_bytes(data, lengths)
+        return self._all_gather_bytes(data, lengths)
 
     def gather_json(self, value: Any) -> list[Any]:
         """JSON values, as `gather`."""
@@ -128,7 +141,7 @@ class World:
         self._meet("sum")
         if self.size > 1:
             with _peers():
-                distributed.all_reduce(tensor)
+                distributed.all_reduce(tensor, group=self.group)
         return tensor
 
     def as_first_(self, tensors: Iterable[Tensor]) -> None:
@@ -137,19 +150,19 @@ class World:
         if self.size > 1:
             with _peers():
                 for tensor in tensors:
-                    distributed.broadcast(tensor, 0)
+                    distributed.broadcast(tensor, 0, group=self.group)
 
     def _meet(self, point: str, value: int = 0, error: BaseException | None = None) -> list[int]:
         """Come to a point together. Each process's ``value``; or one's error, raised in all."""
         if self.size == 1:
             return [value]
         name = zlib.crc32(point.encode())
-        met = [row.tolist() for row in _all_gather(torch.tensor([name, error is not None, value]), self.size)]
+        met = [row.tolist() for row in self._all_gather(torch.tensor([name, error is not None, value]))]
         if all(row[:2] == [name, 0] for row in met):
             return [row[2] for row in met]
         told = json.dumps(_told(point, error)).encode()
-        lengths = [int(row) for row in _all_gather(torch.tensor([len(told)]), self.size)]
-        heard = [json.loads(data) for data in _all_gather_bytes(told, lengths)]
+        lengths = [int(row) for row in self._all_gather(torch.tensor([len(told)]))]
+        heard = [json.loads(data) for data in self._all_gather_bytes(told, lengths)]
         failed = [rank for rank, words in enumerate(heard) if words["kind"]]
         if not failed:
             points = ", ".join(f"process {rank} at {words['point']}" for rank, words in enumerate(heard))
@@ -160,6 +173,18 @@ class World:
             self._common = _heard(failed[0], heard[failed[0]])
         assert self._common is not None
         raise self._common
+
+    def _all_gather_bytes(self, data: bytes, lengths: list[int]) -> list[bytes]:
+        own = torch.zeros(max(lengths), dtype=torch.uint8)
+        if data:
+            own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return [bytes(row[:n].numpy()) for row, n in zip(self._all_gather(own), lengths, strict=True)]
+
+    def _all_gather(self, own: Tensor) -> list[Tensor]:
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        with _peers():
+            distributed.all_gather(rows, own, group=self.group)
+        return rows
 
 
 ALONE = World()
@@ -193,20 +218,6 @@ def joined() -> Iterator[World]:
             warnings.simplefilter("ignore")
         yield world
     distributed.destroy_process_group()  # after an error the others may not answer
-
-
-def _all_gather_bytes(data: bytes, lengths: list[int]) -> list[bytes]:
-    own = torch.zeros(max(lengths), dtype=torch.uint8)
-    if data:
-        own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return [bytes(row[:n].numpy()) for row, n in zip(_all_gather(own, len(lengths)), lengths, strict=True)]
-
-
-def _all_gather(own: Tensor, size: int) -> list[Tensor]:
-    rows = [torch.empty_like(own) for _ in range(size)]
-    with _peers():
-        distributed.all_gather(rows, own)
-    return rows
 
 
 @contextmanager
