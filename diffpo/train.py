@@ -22,7 +22,6 @@ from diffpo.decoding.rules import Rule
 from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import load, resolve
-from diffpo.models.sharding import reshard
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
@@ -158,7 +157,7 @@ class Run(command.Run):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
         self.world = trainer.world
-        self.saver = ShardedSaver(self.world) if self.world.size > 1 and reshard(trainer.model) else None
+        self.saver = ShardedSaver(self.world) if trainer.sharded else None
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths

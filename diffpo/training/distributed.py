@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed
 
 from diffpo.device import choose_device
-from diffpo.runs.faults import ProcessError, stopped
+from diffpo.runs.faults import ProcessError, described, stopped
 from diffpo.tasks.grading import TaskError
 
 if TYPE_CHECKING:
@@ -116,6 +116,24 @@ class World:
             raise
         self._meet(point)
         return result
+
+    @contextmanager
+    def in_passes(self) -> Iterator[None]:
+        """Around passes of a sharded model, each of which takes all processes: what goes wrong in one cannot be told to the others, so it
+        leaves at once, with its own message, and they find it gone."""
+        try:
+            yield
+        except ProcessError:
+            raise
+        except Exception as error:
+            if error is self._common:
+                raise
+            if isinstance(error, distributed.DistError) or "gloo" in str(error):
+                raise _lost() from error
+            self._common = error
+            if not self.first:
+                print(f"process {self.rank}: {described(error)}", file=sys.stderr)
+            raise
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
@@ -225,7 +243,11 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessError("another process has ended, or does not answer: its own message says why") from error
+        raise _lost() from error
+
+
+def _lost() -> ProcessError:
+    return ProcessError("another process has ended, or does not answer: its own message says why")
 
 
 def _told(point: str, error: BaseException | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -59,6 +59,7 @@ class Trainer:
         world.as_first_(p.detach() for p in model.parameters() if p.requires_grad and not is_shard(p))
         if config.distributed.shard and world.size > 1:
             shard(model, world.mesh(model.device))
+        self.sharded = world.size > 1 and reshard(model)
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
         if config.compile:
@@ -105,7 +106,8 @@ class Trainer:
             if "threshold" not in algorithm.train:  # what a frozen threshold chose is no action of the model
                 trajectory = replace(trajectory, actions={})
             batch = Batch(trajectory, rollout.reward.to(device), advantage.to(device))
-            metrics |= self._optimise(batch[kept.to(device)])
+            with self.world.in_passes() if self.sharded else nullcontext():
+                metrics |= self._optimise(batch[kept.to(device)])
         self.update += 1
         self.rollouts += len(advantage)
         for calls in self.world.gather_json(self._calls):
@@ -232,7 +234,7 @@ class Trainer:
 
     def save(self, write: Callable[[], None]) -> None:
         """Do what writes the model: of a sharded one all processes take part, else the first does it. An error is everybody's."""
-        self.world.agreed(lambda: write() if self.world.first or reshard(self.model) else None)
+        self.world.agreed(lambda: write() if self.world.first or self.sharded else None)
 
     def state(self) -> dict:
         """What a resume needs beside the model and the optimizer."""
