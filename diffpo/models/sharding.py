@@ -79,12 +79,16 @@ def reshard(model: nn.Module) -> bool:
 
 def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
     """Spread a model of blocks, ``model.layers``, over the processes of a mesh with one dimension, in place; each block is gathered when
-    it is computed."""
-    from torch.distributed.fsdp import fully_shard
+    it is computed. Trained weights are kept, and their gradients summed, in fp32; the network computes in the dtype that they had."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    for block in model.get_submodule("layers").children():
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    dtype = next(model.parameters()).dtype
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)  # rotary angles stay in fp32
+    for module in (*model.get_submodule("layers").children(), model):
+        for weight in module.parameters():
+            if weight.requires_grad and not is_shard(weight) and dtype.itemsize < 4:
+                weight.data = weight.data.float()
+        fully_shard(module, mesh=mesh, mp_policy=policy if dtype.itemsize < 4 else MixedPrecisionPolicy())
 
 
 @contextmanager

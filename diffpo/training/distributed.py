@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from diffpo.device import choose_device
 from diffpo.runs.faults import ProcessError, described, stopped
 from diffpo.tasks.grading import TaskError
+from diffpo.training.rendezvous import fresh_store
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -224,7 +225,7 @@ def joined() -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=TIMEOUT)
+        distributed.init_process_group(backend, store=fresh_store(TIMEOUT), rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(stopped(f"before the start: process {rank} does not reach the others: {error}")) from None
     with (

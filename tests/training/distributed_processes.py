@@ -89,6 +89,18 @@ def check_updates(world, model):
         assert_same_updates(world, model, algorithm={"name": "tracerl", "prompts_per_update": 2}, **spread)
 
 
+def check_half_precision(world, model):
+    """bf16 computes, fp32 is trained: what bf16 cannot hold of small steps adds up."""
+    model = copy.deepcopy(model).bfloat16()
+    together, alone = (trainer_of(w, model, distributed={"shard": True}) for w in (world, ALONE))
+    assert all(isinstance(p, DTensor) and p.dtype == torch.float32 for p in together.model.parameters())
+    got, expected = together.step(), alone.step()
+    assert got["reward"] == pytest.approx(expected["reward"], abs=0.2)
+    assert got["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=0.5)
+    moved = {name: whole(p.detach()) - start for (name, p), start in zip(together.model.named_parameters(), model.parameters())}
+    assert any((change != change.bfloat16()).any() for change in moved.values())
+
+
 def check(rank: int, folder: Path) -> None:
     store = distributed.FileStore(str(folder / "rendezvous"), 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -96,6 +108,7 @@ def check(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     model = build_model(Uneven(), SIZE).eval()
     check_updates(world, model)
+    check_half_precision(world, model)
     distributed.destroy_process_group()
     print(f"done {rank}\n", end="")  # in one piece: the other process writes to the same pipe
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -359,3 +360,41 @@ def test_what_comes_to_different_points_ends(processes):
     ended = processes(meet)
     assert ended.codes == [1, 1]
     assert "not at the same point: process 0 at any, process 1 at gather" in ended[0][2]
+
+
+# The command with a short report. Of the first start the second process is killed in update 3.
+COMMAND = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+import diffpo.train
+from diffpo.decoding.rules import EntropyBounded
+from diffpo.training.trainer import Trainer
+diffpo.train.parallel_rules = lambda task: [EntropyBounded(0.5)]
+diffpo.train.draw_curves = lambda *figure: None
+optimise = Trainer._optimise
+
+def faulty(self, batch):
+    if self.update == 2 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return optimise(self, batch)
+
+Trainer._optimise = faulty
+sys.exit(diffpo.train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_process_again(flags, uninterrupted, tmp_path, assert_same_weights, metrics_of):
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "ignore", *torchrun, str(script), *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "stopped after update 2: another process has ended" in done.stderr
+    assert "resuming after update 2" in done.stdout
+    whole = uninterrupted()
+    assert_same_weights(tmp_path / "run/model", whole / "model")
+    assert metrics_of(tmp_path / "run") == metrics_of(whole)
