@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": ("diffpo.evaluate", "accuracy, network evaluations and speed of a model on a task"),
     "generate": ("diffpo.generate", "complete prompts, from words, a file or standard input"),
     "pretrain": ("diffpo.pretrain", "make a tiny base model from scratch"),
+    "report": ("diffpo.report", "one page of a training, or of several beside each other"),
     "kernels": ("diffpo_kernels", "which kernels were built, which are used, and why"),
 }
 

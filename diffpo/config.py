@@ -177,11 +177,13 @@ def _with_flags(kind: type[Config], arguments: list[str], defaults: Config) -> d
     command = f"python -m diffpo.{kind.__name__.removesuffix('Config').lower()}"
     tables = dict(_tables(kind))
     renamed = {f"{prefix}{old}": f"{prefix}{name}" for prefix, t in tables.items() for old, name in t.renamed.items()}
-    replaced = {f"{prefix}{old}": instead for prefix, t in tables.items() for old, instead in t.replaced.items()}
+    replaced = {
+        _plain(f"{prefix}{old}"): instead for prefix, t in tables.items() for old, instead in t.replaced.items()
+    }
     named = [argument.partition("=") for argument in arguments]
     for flag, _, _ in named:
-        if flag in replaced:
-            fail(f"unknown flag {flag}: {replaced[flag]}")
+        if _plain(flag) in replaced:
+            fail(f"unknown flag {flag}: {replaced[_plain(flag)]}")
     arguments = [renamed.get(flag, flag) + equals + value for flag, equals, value in named]
     _refuse_lists_given_twice(kind, arguments)
     with redirect_stderr(io.StringIO()) as drawn:
@@ -212,11 +214,15 @@ def _unknown(kind: type[Config], arguments: list[str], words: str) -> str:
     """What is said of the first flag that there is not, or of a config file that is not the first word; empty where it is neither."""
     known = [flag for flag, _ in _flags(kind)]
     for flag in (argument.partition("=")[0] for argument in arguments):
-        yes = re.sub(r"^--(.*\.)?no-", r"--\1", flag.replace("_", "-"))
-        if re.match("--[a-z]", flag) and yes not in known:
+        if re.match("--[a-z]", flag) and _plain(flag) not in known:
             return f"unknown flag {flag}; nearest: {', '.join(nearest(flag, known))}"
     file = words.partition(",")[0].partition(";")[0]
     return f"the config file comes first: give {file} in front of the flags" if file.endswith(".toml") else ""
+
+
+def _plain(flag: str) -> str:
+    """With hyphens, and without the "no-" of a switch that is turned off."""
+    return re.sub(r"^--(.*\.)?no-", r"--\1", flag.replace("_", "-"))
 
 
 def _flags(kind: type[Config]) -> Iterator[tuple[str, Any]]:

@@ -66,15 +66,21 @@ def evaluate(
     rule: Rule,
     lengths: Lengths | None = None,
     batch_size: int = 256,
+    seen: Callable[[Item], object] = lambda item: None,
 ) -> Evaluation:
     """Decode every problem greedily (temperature 0) with ``rule``, and grade it. lengths: default the task's own, see `completion_lengths`.
+    seen: is called with each item of `evaluated` as it is done.
 
     ValueError for what does not fit together, TaskError if the task gives something else than a grade.
     """
     rule = rule.resolve(model)
     prompts = prompt_ids(model.tokenizer, task, problems)
     lengths = lengths or completion_lengths(task)
-    return of_items(task, problems, rule, list(evaluated(model, task, problems, prompts, lengths, rule, batch_size)))
+    done = []
+    for item in evaluated(model, task, problems, prompts, lengths, rule, batch_size):
+        done.append(item)
+        seen(item)
+    return of_items(task, problems, rule, done)
 
 
 def of_items(task: Task, problems: Sequence, rule: Rule, done: Sequence[Item]) -> Evaluation:

@@ -1,18 +1,9 @@
-"""The denoising of finished rows as one HTML page: no network, no foreign text as markup, a content security policy of hashes.
+"""The denoising of finished rows as one HTML page (see ``html_page``), and the text of each token."""
 
-The page holds its data as JSON in a script element of type application/json; trace.js makes every element from it with
-textContent.
-"""
-
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
-
+from diffpo.html_page import html_page
 from diffpo.models.special_tokens import special_tokens
 from diffpo.prompt_file import prompt_text
 
@@ -27,14 +18,10 @@ def trace_page(records: Sequence[dict], tokenizer: "PreTrainedTokenizerBase", fa
 
     A row without logprob and entropy is drawn without them.
     """
-    loader = PackageLoader("diffpo")
-    templates = Environment(loader=loader, autoescape=True)
-    style, script = (loader.get_source(templates, name)[0] for name in ("trace.css", "trace.js"))
     rows = [trace_row(record, tokenizer) for record in records]
-    return templates.get_template("trace.html").render(
-        facts=facts, rows=rows, style=Markup(style), style_hash=_hash(style), script=Markup(script),
-        script_hash=_hash(script), data=Markup(json_for_html(rows)),
-    )  # fmt: skip
+    return html_page(
+        "trace.html", ("page.css", "trace.css"), ("page.js", "trace.js"), data=rows, facts=facts, rows=rows
+    )
 
 
 def trace_row(record: dict, tokenizer: "PreTrainedTokenizerBase") -> dict:
@@ -66,13 +53,3 @@ def token_pieces(tokens: Sequence[int], tokenizer: "PreTrainedTokenizerBase") ->
         pieces.append(now[len(before) :])
         emitted_from = end
     return pieces
-
-
-def json_for_html(value: object) -> str:
-    """JSON that can stand inside a script element whatever strings it holds: no <, > or &, ASCII only."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(source: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

@@ -21,17 +21,22 @@ from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
 from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
-from diffpo.models.checkpoints import load, resolve
+from diffpo.models.checkpoints import open_checkpoint
 from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.report import REPORT, write_report
+from diffpo.reports.page import report_page
+from diffpo.reports.run_record import read_run
 from diffpo.runs import command
 from diffpo.runs.curves import draw_curves
 from diffpo.runs.digests import model_inputs
 from diffpo.runs.faults import output_may_fail
 from diffpo.runs.json_lines import finite
 from diffpo.runs.metrics import MetricsLog, read_metrics, summary_line
-from diffpo.runs.progress import Console, progress_bar
+from diffpo.runs.phases import TrainingProgress, counted, duration
+from diffpo.runs.progress import Console
 from diffpo.runs.provenance import command_provenance
 from diffpo.runs.run_folder import MayChange, RunFolder
+from diffpo.runs.trackers import check_tracker, open_tracker
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, prompt_ids, suited
@@ -41,7 +46,9 @@ from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.distributed import ALONE, World, joined
 from diffpo.training.evaluating import evaluate
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
+from diffpo.training.model_setup import adapted_layers, loaded
 from diffpo.training.rollout import rows_at_once
+from diffpo.training.samples import Samples, read_samples
 from diffpo.training.sharded_checkpoints import ShardedSaver
 from diffpo.training.shared_folder import SharedFolder
 from diffpo.training.trainer import Trainer, TrainingDivergedError
@@ -49,7 +56,8 @@ from diffpo.training.trainer import Trainer, TrainingDivergedError
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = (
     *("allow_config_change", "max_minutes", "save_every", "device", "model"),
-    *("update.tokens_at_once", "distributed"),
+    *("update.tokens_at_once", "update.activation_checkpointing", "distributed"),
+    *("samples", "tracker"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
@@ -67,14 +75,16 @@ def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> 
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
-        print(config.model_dump_json(indent=2))
+        print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2))
         return None
+    check_tracker(config.tracker)
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = world.device(config.device)
-    source, commit = resolve(config.model)
-    model = load(source, device)
-    task = suited(task, model)
+    checkpoint = open_checkpoint(config.model)
+    adapted_layers(config, checkpoint.model)
+    task = suited(task, checkpoint.model)
+    model = loaded(config, checkpoint, device)
     keep_freed_memory()
     trainer = Trainer(config, model, task, world)
     check_lengths(*trainer.lengths)
@@ -87,8 +97,11 @@ def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> 
         raise ValueError(f"update.{error}") from error
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     carried = model.source.files.others if model.source else ()
-    path = Path(config.runs) / config.name
-    folder = SharedFolder(path, lambda: run_folder(config, model_inputs(source, commit), carried, world.job), world)
+    folder = SharedFolder(
+        Path(config.runs) / config.run_name,
+        lambda: run_folder(config, model_inputs(checkpoint.folder, checkpoint.commit), carried, world.job),
+        world,
+    )
     saved = None
     with folder.released_on_error():
         if folder.resumes:
@@ -99,6 +112,7 @@ def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> 
                 )
             if world.first:
                 read_metrics(folder.path).close()
+                read_samples(folder.path).close()
         folder.begin()
     together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
     return Run(config, folder, trainer, problems, saved, together, arguments)
@@ -113,8 +127,8 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
         renamed=config.rollout.renamed,
         advice=" (--allow-config-change resumes all the same)",
     )
-    settings = json.loads(config.model_dump_json())
-    return RunFolder(Path(config.runs) / config.name, "train", settings, inputs, carried,
+    settings = json.loads(config.model_dump_json()) | {"name": config.run_name}
+    return RunFolder(Path(config.runs) / config.run_name, "train", settings, inputs, carried,
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change, job=job)  # fmt: skip
 
 
@@ -185,6 +199,9 @@ class Run(command.Run):
         base = self._base_evaluation()  # of the model as it came, so before a checkpoint's weights
         if self.guard.off:
             self._say_guard_is_off()
+        finished = self.saved.state["update"] if self.saved else 0
+        self.samples = Samples(self.trainer, self.folder.path, finished)
+        self._draw_samples()
         if self.saved is not None:
             state = restore(self.saved, self.trainer.model, self.trainer.optimizer)
             self.trainer.restore(state)
@@ -192,16 +209,23 @@ class Run(command.Run):
             self.saved_update = self.trainer.update
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
-        log = MetricsLog(self.folder.path, self.trainer.update) if self.world.first else None
-        lines = []
+        log = self._open_log(finished) if self.world.first else None
+        lines: list[dict] = []
         try:
-            self._train(log)
+            self._train(log, sum(e.decoding_seconds for e in base))
+            self._draw_samples()
         finally:
             if log is not None:
                 lines = log.close()
+            self.samples.close()
         self._save()
         if not self._interrupted():
             self._report(base, lines)
+
+    def _open_log(self, finished: int) -> MetricsLog:
+        path = self.folder.path
+        tracker = open_tracker(self.config.tracker, path, self.folder.settings, finished + 1, path.name)
+        return MetricsLog(path, finished, tracker)
 
     def progress(self) -> str:
         return f"after update {self.trainer.update}"
@@ -243,47 +267,59 @@ class Run(command.Run):
 
     def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
         evaluations = []
-        for rule in rules:
-            if self._interrupted():
-                break
-            trainer, rows = self.trainer, self.evaluated_together
-            evaluations.append(
-                evaluate(trainer.model, trainer.task, self.problems, rule, trainer.lengths, rows, self.world)
-            )
-            point = evaluations[-1]
-            self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
+        trainer = self.trainer
+        with counted(self.console, "evaluation", len(rules) * len(self.problems)) as count:
+            for rule in rules:
+                if self._interrupted():
+                    break
+                point = evaluate(
+                    trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together,
+                    self.world, count,
+                )  # fmt: skip
+                evaluations.append(point)
+                self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations
 
-    def _train(self, log: MetricsLog | None) -> None:
+    def _train(self, log: MetricsLog | None, evaluation_seconds: float) -> None:
         trainer, config = self.trainer, self.config
-        deadline = time.perf_counter() + 60 * (config.max_minutes or math.inf)
-        with progress_bar(self.console) as progress:
-            bar = progress.add_task("training", total=config.updates, completed=trainer.update)
+        limit = 60 * (config.max_minutes or math.inf)
+        deadline = time.perf_counter() + limit
+        periods = {"guard": config.guard.every, "samples": config.samples.every, "save": config.save_every}
+        with TrainingProgress(
+            self.console, config.updates, trainer.update, periods, limit, evaluation_seconds
+        ) as progress:
+            trainer.on_phase = progress.show
             while trainer.update < config.updates and not self._interrupted():
                 if self.world.any(time.perf_counter() >= deadline):
                     break
-                metrics = trainer.step()
+                with progress.doing("update"):
+                    metrics = trainer.step()
                 if self.guard.due(trainer.update):
-                    metrics |= self._watched()
+                    with progress.doing("guard"):
+                        metrics |= self._watched()
+                if self.samples.due(trainer.update):
+                    with progress.doing("samples"):
+                        self._draw_samples()
                 if log is not None:
-                    log.write(metrics)
-                progress.update(bar, completed=trainer.update)
-                if trainer.update == 1 or trainer.update % 5 == 0:
-                    self.console.print(summary_line(metrics, config.updates))
+                    log.write(metrics | progress.seconds())
+                progress.advance()
+                if trainer.update == 1 or trainer.update % 5 == 0 or progress.silent:
+                    line = summary_line(metrics, config.updates)
+                    progress.print(f"{line}  {duration(progress.left())} left")
                 # not in a row of skipped updates: resuming from before it is another chance
                 if trainer.update % config.save_every == 0 and not trainer.skipped_in_a_row:
                     try:
-                        self._save(wait=False)
+                        with progress.doing("save"):
+                            self._save(wait=False)
                     except OSError as error:  # the older checkpoint stays, the next save is tried
-                        self.console.print(f"checkpoint not saved, training goes on: {error}")
+                        progress.print(f"checkpoint not saved, training goes on: {error}")
 
     def _watched(self) -> dict[str, float]:
         """Accuracy by kind of problem; what has been lost is said at once."""
-        started = time.perf_counter()
         self._warn(f"after update {self.trainer.update}", self.guard.check())
         if self.guard.off:
             self._say_guard_is_off()
-        return self.guard.metrics() | {"seconds/guard": time.perf_counter() - started}
+        return self.guard.metrics()
 
     def _warn(self, when: str, losses: Iterable[Loss]) -> None:
         for loss in losses:
@@ -291,6 +327,10 @@ class Run(command.Run):
 
     def _say_guard_is_off(self) -> None:
         self.console.print(f"no kind of problem is watched while training: {self.guard.off}", markup=False)
+
+    def _draw_samples(self) -> None:
+        if not self._interrupted() and (fault := self.samples.draw()):
+            self.console.print(f"no samples are written any more: {fault}", markup=False)
 
     def _save(self, wait: bool = True) -> None:
         """A checkpoint of this update, if there is none yet; wait: until it is written, where that is done in the background.
@@ -310,7 +350,7 @@ class Run(command.Run):
             self.saver.finish()
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
-        """The before/after table, curves.png, the trained model and summary.json."""
+        """The before/after table, the trained model, summary.json, curves.png and report.html."""
         config, path = self.config, self.folder.path
         self.trainer.save(lambda: self.trainer.model.save(path / "model"))
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
@@ -318,7 +358,9 @@ class Run(command.Run):
         if self.interruption.requested or not self.world.first:
             return
         draw_curves(
-            lines, path / "curves.png", f"{config.name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}"
+            lines,
+            path / "curves.png",
+            f"{config.run_name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}",
         )
         before, after = ({e.rule: e for e in of_model} for of_model in (base, evaluations))
         trained, best = evaluations[0], max(base, key=lambda e: (e.accuracy, -e.nfe))
@@ -334,6 +376,7 @@ class Run(command.Run):
             "kinds": kinds,
             "lost": [asdict(loss) for loss in self.guard.lost.values()],
             "heldout": len(self.problems),
+            "updates": self.trainer.update,
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
             "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
@@ -341,6 +384,7 @@ class Run(command.Run):
             "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
+        write_report(path / REPORT, report_page([read_run(path)]))
         of_threshold = "smallest bound, " if config.trains_threshold else ""
         named = {single: "one token at a time", smallest: f"{of_threshold}{smallest}"}
         rows = [
@@ -352,7 +396,7 @@ class Run(command.Run):
         self._print_table(rows)
         if trained.kinds:
             self.console.print(kinds_table(kinds, self.guard.lost))
-        self.console.print(f"model, metrics, curves.png and summary.json are in {path}")
+        self.console.print(f"model, metrics, summary.json and {REPORT}, which shows them, are in {path}")
         self._warn("at the end", self.guard.lost.values())
 
     def _print_table(self, rows: Sequence[tuple[str, str, Evaluation]]) -> None:

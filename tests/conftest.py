@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import resource
+import shutil
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -154,6 +155,20 @@ def full_disk():
     return limited
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, headless; a test without it, or without playwright, is skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def poisoned_memory():
     """torch.empty returns NaN (largest integer, True), so that an output that a kernel forgets to write is seen."""
@@ -180,3 +195,15 @@ def chi_square():
         return torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2).double(), statistic / 2).item()
 
     return p_value
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """toml(text) -> path of a config file."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "x.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write

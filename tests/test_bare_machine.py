@@ -21,9 +21,13 @@ NEED_MORE = {
     "diffpo.objectives",
     *(f"diffpo.objectives.{name}" for name in ("d1", "diffpo", "espo", "objective", "tracerl")),
     "diffpo.pretrain",
+    "diffpo.report",
+    "diffpo.reports.page",
+    "diffpo.reports.results",
     "diffpo.train",
     "diffpo.training.config",
     "diffpo.training.guard",
+    "diffpo.training.samples",
     "diffpo.training.trainer",
     "diffpo.training.update",
 }

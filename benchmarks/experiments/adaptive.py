@@ -1,7 +1,7 @@
 """``python benchmarks/experiments/adaptive.py``: does the learned threshold adapt to the prompt, and what does each remedy do?
 
-Task medley: kinds of problems that need different bounds. Arms (adaptive_arms.py) differ in the advantage of the threshold's choice, in exploration, and
-in what is trained. Each trained model decodes test problems at its learned threshold and over a sweep of bounds, by kind; problems of difficulties
+Task medley: kinds of problems that need different bounds. Arms (adaptive_arms.py) differ in the advantage of the threshold's choice, in exploration, in
+what the threshold reads, and in what is trained. Each trained model decodes test problems at its learned threshold and over a sweep of bounds, by kind; problems of difficulties
 that it was not trained on at the learned threshold. Countdown and Sudoku: what a remedy costs where one bound suits all.
 
 By arm, over seeds: accuracy and NFE, the kind that lost most against the base model at a careful bound, the mutual information of the chosen bound and

@@ -30,6 +30,7 @@ ALONE = {"algorithm.train": "model", READS: None, "rollout.threshold-gammas": No
 ARMS = {
     **{kind: {OWN: kind, READS: "both"} for kind in ("mean", "std", "best", "rank", "leave_one_out")},
     **{f"{kind}-completion": {OWN: kind, READS: "completion"} for kind in ("mean", "std")},
+    **{f"std-{reads}": {OWN: "std", READS: reads} for reads in ("attention", "entropies")},
     **{f"{kind}-explore": {OWN: kind, READS: "both", EXPLORE: 0.2} for kind in ("mean", "std")},
     "std-tokens": {"algorithm.advantage": "std", OWN: "std", READS: "both"},
     "exponent": {OWN: "mean", READS: "both", "rollout.speed-exponent": 0.25},

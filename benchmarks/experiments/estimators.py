@@ -20,14 +20,14 @@ from study import QUARTERS, Options, Run, existing, on_one_processor, options, p
 from diffpo_kernels.surrogate_loss import WEIGHT_EDGES
 
 ESTIMATORS = {
-    arm: {"algorithm.m": m, "algorithm.importance-correction": corrected}
-    for arm, m, corrected in (
-        ("mf", 1, False),
-        ("mf-is", 1, True),
-        ("2mf", 2, False),
-        ("2mf-is", 2, True),
-        ("4mf-is", 4, True),
-        ("exact", 0, False),
+    arm: {"algorithm.m": m, "algorithm.importance-weights": weights}
+    for arm, m, weights in (
+        ("mf", 1, "none"),
+        ("mf-is", 1, "token"),
+        ("2mf", 2, "none"),
+        ("2mf-is", 2, "token"),
+        ("4mf-is", 4, "token"),
+        ("exact", 0, "none"),
     )
 }
 UNTRAINED = "untrained"

@@ -193,6 +193,8 @@ def processor(result: dict) -> str:
 def flags_of(result: dict) -> dict:
     """The flags that a result was made with, as they are called now. One that trained a threshold before there was a choice had EARLIER."""
     flags = {"rollout.order" if name == "rollout.proxy" else name: value for name, value in result["flags"].items()}
+    if (switch := flags.pop("algorithm.importance-correction", None)) is not None:
+        flags["algorithm.importance-weights"] = "token" if switch else "none"
     return EARLIER | flags if "rollout.threshold-gammas" in flags else flags
 
 
@@ -249,7 +251,7 @@ def as_flag(name: str, value: Any) -> list[str]:
 
 
 def no(flag: str) -> str:
-    """tyro's negated switch: algorithm.no-importance-correction."""
+    """tyro's negated switch: algorithm.no-fresh-latents."""
     *groups, name = flag.split(".")
     return ".".join([*groups, f"no-{name}"])
 

@@ -70,7 +70,11 @@ class Case:
 
     def __init__(self, setting: Setting, trajectory: Trajectory, model: MaskedDiffusionLM):
         self.setting, self.trajectory, self.model = setting, trajectory, model
-        settings = {"m": setting.m, "importance_correction": setting.correction, "kl_coefficient": 0.0}
+        settings = {
+            "m": setting.m,
+            "importance_weights": "token" if setting.correction else "none",
+            "kl_coefficient": 0.0,
+        }
         self.objective = Diffpo(Diffpo.Config(train=("model",), **settings))
         advantage = torch.linspace(-1, 1, GROUP).repeat(len(trajectory) // GROUP)
         self.batch = Batch(trajectory, advantage, advantage)

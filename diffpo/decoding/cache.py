@@ -39,12 +39,12 @@ class KeyValueCache:
     """Keys and values of every layer, [R, S, K, d] each; S counts from the longest prompt's first position."""
 
     def __init__(self, model: MaskedDiffusionLM, rows: int, positions: int):
-        config, weight = model.config, model.embed_tokens.weight
+        config, dtype, device = model.config, model.dtype, model.device
         shape = (rows, positions, config.key_value_heads, config.head_dim)
         self.layers = [
             (
-                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
-                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
             )
             for _ in range(config.num_hidden_layers)
         ]

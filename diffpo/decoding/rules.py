@@ -24,6 +24,7 @@ from torch import Tensor
 
 from diffpo.keyed_random import uniform
 from diffpo.models.layout import FirstPass
+from diffpo.models.threshold import threshold_logprobs
 from diffpo.models.transformer import MaskedDiffusionLM
 
 ORDERS = ("entropy", "confidence", "margin")
@@ -316,7 +317,7 @@ class PromptThreshold(Rule):
             raise ValueError(
                 "the model has no learned threshold: train one (python -m diffpo.train) or use EntropyBounded"
             )
-        logprob_BG = model.threshold(first)
+        logprob_BG = threshold_logprobs(model, first)
         if self.sample:
             if self.explore:
                 uniform_share = self.explore / logprob_BG.shape[1]

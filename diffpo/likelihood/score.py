@@ -16,6 +16,7 @@ from diffpo.keyed_random import hashed
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.models.layout import FirstPass, Full, Texts
 from diffpo.models.shared_pass import distinct_rows
+from diffpo.models.threshold import threshold_logprobs
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.trajectory import Trajectory
 
@@ -160,10 +161,9 @@ class Part:
     def _action_logprobs(self, model: MaskedDiffusionLM, first: FirstPass) -> Tensor | None:
         if self.acting is None:
             return None
-        assert model.threshold is not None
         rollout_M, source_M = self.acting
         chosen_M = self.trajectory.actions["gamma"].choice[rollout_M]
-        logprob_MG = model.threshold(first)[source_M]
+        logprob_MG = threshold_logprobs(model, first, source_M)[source_M]
         logprob_M = logprob_MG.gather(1, chosen_M.clamp(min=0)[:, None])[:, 0]
         return torch.where(chosen_M >= 0, logprob_M, 0.0)
 

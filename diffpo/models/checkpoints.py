@@ -28,7 +28,15 @@ from diffpo.models.weights import POLICY, weights
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load", "read_config", "read_weights", "save_checkpoint", "shipped_models", "write_atomically"]
+__all__ = [
+    "load",
+    "open_checkpoint",
+    "read_config",
+    "read_weights",
+    "save_checkpoint",
+    "shipped_models",
+    "write_atomically",
+]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 _CARRIED = (GENERATION_CONFIG, "*.py")  # auto_map in config.json names the *.py: kept for other tools, never run
@@ -87,20 +95,43 @@ def load(
     device, dtype = _device(device), _dtype(dtype)
     if torch.device(device).type == "meta":
         raise ValueError("device: a model on the meta device has no weights: give a device with memory")
+    return open_checkpoint(name_or_path, revision).load(device, dtype)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been looked through and of which no weight has been read.
+
+    folder, commit: as of ``resolve``. model: on the meta device, in the dtype of the stored embedding, with tokenizer and source; its
+    shapes are all that it has, until ``load`` gives it memory.
+    """
+
+    folder: Path
+    commit: str | None
+    model: MaskedDiffusionLM
+    stored: Stored
+
+    def load(self, device: torch.device, dtype: torch.dtype | None = None) -> MaskedDiffusionLM:
+        """The model with its weights, as ``load`` says. ValueError for one that the machine's memory cannot hold."""
+        dtype = dtype or self.model.dtype
+        _refuse_too_large(self.model, device, dtype)
+        _allocate(self.model, device, dtype)
+        copy_tensors(self.stored, weights(self.model))
+        return self.model.eval()
+
+
+def open_checkpoint(name_or_path: str | os.PathLike, revision: str | None = None) -> Checkpoint:
+    """What ``load`` would load, checked as it says, but for device and dtype, and read up to the weights."""
     folder, commit = resolve(name_or_path, revision)
     fields, config = _read_config(folder)
     known = FORMATS[config.model_type]
     stored = _stored(config, folder)
     tokenizer = read_tokenizer(folder, config, known.mask_token)
     files = PublishedFiles.read(folder, tokenizer, _CARRIED if isinstance(known, PublishedFormat) else _CARRIED[:1])
-    dtype = dtype or stored["embed_tokens.weight"].dtype
-    model = _without_memory(config, tokenizer)
-    _refuse_too_large(model, device, dtype)
+    model = _without_memory(config, tokenizer).to(stored["embed_tokens.weight"].dtype)
     model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
-    _allocate(model, device, dtype)
-    copy_tensors(stored, weights(model))
-    return model.eval()
+    return Checkpoint(folder, commit, model, stored)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -209,12 +240,17 @@ def _refuse_too_large(model: MaskedDiffusionLM, device: torch.device, dtype: tor
 
 
 def _allocate(model: MaskedDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
-    """Memory, uninitialised, for the parameters of a model on the meta device; a parameter used twice stays one."""
+    """Memory, uninitialised, for the parameters of a model on the meta device; a parameter used twice stays one.
+
+    A threshold's are fp32 at least: it is small, and what it was trained as.
+    """
     allocated: dict[nn.Parameter, nn.Parameter] = {}
+    of_threshold = set(model.threshold.parameters()) if model.threshold is not None else set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in allocated:
-                allocated[parameter] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+                kept_as = torch.promote_types(dtype, torch.float32) if parameter in of_threshold else dtype
+                allocated[parameter] = nn.Parameter(torch.empty(parameter.shape, dtype=kept_as, device=device))
             setattr(module, name, allocated[parameter])
     if model.threshold is not None:  # bins stay in fp32: 0.001 nats is not a bf16 number
         model.threshold.gammas = torch.tensor(model.config.threshold_gammas, dtype=torch.float32, device=device)

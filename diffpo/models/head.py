@@ -19,9 +19,10 @@ class Head(nn.Linear):
 
     def forward(self, hidden: Tensor, targets: dict[str, Any] | None = None) -> Tensor:
         """Logits, or the log-probs of ``targets``, fp32 [N] in nats: what `diffpo_kernels.linear_logprob` takes beside hidden and head."""
+        weight = self.weight.to(hidden.dtype)  # see modules.py
         if targets is not None:
-            return linear_logprob(hidden, self.weight, **targets)
-        return skinny_linear(hidden, self.weight) if hidden.dim() == 2 else F.linear(hidden, self.weight)
+            return linear_logprob(hidden, weight, **targets)
+        return skinny_linear(hidden, weight) if hidden.dim() == 2 else F.linear(hidden, weight)
 
 
 def logprobs(head: nn.Module, hidden_MD: Tensor, targets: dict[str, Any]) -> Tensor:
@@ -32,4 +33,4 @@ def logprobs(head: nn.Module, hidden_MD: Tensor, targets: dict[str, Any]) -> Ten
     if isinstance(replacement(head), Head):
         return call(head, hidden_MD, targets)
     weight_VD = adapted_weight(head, "lm_head")  # what LoRA adds to logits, it cannot add to log-probs
-    return linear_logprob(hidden_MD, weight_VD, **targets)
+    return linear_logprob(hidden_MD, weight_VD.to(hidden_MD.dtype), **targets)

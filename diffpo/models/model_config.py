@@ -6,14 +6,14 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 _TOO_LARGE = 2**30  # no size or id of a model reaches it; two of them multiplied, in bytes, still fit into 64 bits
 _UNKNOWN_TOLD = 5  # finding the nearest names takes time, and a file may hold any number of keys
 
 RENAMED = {"threshold_proxy": "threshold_order"}  # of fields that earlier versions wrote: old name -> name
 Order = Literal["entropy", "confidence", "margin"]
-Reads = Literal["completion", "both"]
+Reads = Literal["completion", "both", "attention", "entropies"]
 
 # From a value as it was given to the value that is kept; ValueError, without the field's name, for one that does not fit.
 Check = Callable[[Any], Any]
@@ -96,7 +96,7 @@ class ModelConfig:
     ``logit_shift``: the output at position i-1 predicts position i (Dream), instead of the output at i (LLaDA).
     ``threshold_gammas``: the bins (nats) of the learned entropy-bounded threshold, or None for a model without one;
     ``threshold_order``: the order of commitment it was trained with; ``threshold_proxy`` was its name;
-    ``threshold_reads``: the hidden states it is read from, the completion's or the prompt's too.
+    ``threshold_reads``: what it is read from, see ``ThresholdPolicy``.
     ``head_dim``: of each query, key and value; hidden_size / num_attention_heads unless given, which it need not equal.
     ``eos_token_id``: an id or several; ``MaskedDiffusionLM.eos_ids`` are all that end a completion.
     ``model_type``: the checkpoint format it is saved in: "diffpo", "llada" or "Dream".
@@ -124,7 +124,7 @@ class ModelConfig:
     pad_token_id: int | None = _checked(_integer(0), None)
     threshold_gammas: tuple[float, ...] | None = _checked(_bins, None)
     threshold_order: Order = _checked(_one_of("entropy", "confidence", "margin"), "entropy")  # noqa: RUF009
-    threshold_reads: Reads = _checked(_one_of("completion", "both"), "completion")  # noqa: RUF009  # as before there was a choice
+    threshold_reads: Reads = _checked(_one_of(*get_args(Reads)), "completion")  # noqa: RUF009  # as before there was a choice
 
     def __init__(self, /, **values: Any):
         for old, name in RENAMED.items():

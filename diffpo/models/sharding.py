@@ -77,18 +77,19 @@ def reshard(model: nn.Module) -> bool:
     return bool(parts)
 
 
-def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
+def shard(model: nn.Module, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
     """Spread a model of blocks, ``model.layers``, over the processes of a mesh with one dimension, in place; each block is gathered when
-    it is computed. Trained weights are kept, and their gradients summed, in fp32; the network computes in the dtype that they had."""
+    it is computed, in ``dtype``. Trained weights are kept, and their gradients summed, in fp32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    dtype = next(model.parameters()).dtype
-    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)  # rotary angles stay in fp32
+    policy = MixedPrecisionPolicy()
+    if dtype.itemsize < 4:
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)  # rotary angles stay in fp32
     for module in (*model.get_submodule("layers").children(), model):
         for weight in module.parameters():
-            if weight.requires_grad and not is_shard(weight) and dtype.itemsize < 4:
+            if weight.requires_grad and not is_shard(weight) and weight.dtype.itemsize < 4:
                 weight.data = weight.data.float()
-        fully_shard(module, mesh=mesh, mp_policy=policy if dtype.itemsize < 4 else MixedPrecisionPolicy())
+        fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager

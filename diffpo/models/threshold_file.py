@@ -6,7 +6,6 @@ Safetensors content. The ending is another one because tools read every *.safete
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from diffpo.models.folder_files import find, parse_json
 from diffpo.models.model_config import ModelConfig
 from diffpo.models.stored_tensors import Stored, read_headers
+from diffpo.models.threshold import policy_shapes
 
 THRESHOLD = "diffpo_threshold.st"
 
@@ -44,8 +44,7 @@ def stored_threshold(config: ModelConfig, folder: Path) -> Stored:
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {THRESHOLD}, the model has a learned threshold")
     bins, stored = len(config.threshold_gammas or ()), read_headers(path)
-    width = config.hidden_size * (2 if config.threshold_reads == "both" else 1)
-    expected = {"linear.weight": torch.Size([bins, width]), "linear.bias": torch.Size([bins])}
+    expected = policy_shapes(config.hidden_size, bins, config.threshold_reads)
     if {name: tensor.shape for name, tensor in stored.items()} != expected:
         raise ValueError(f"{path} holds another threshold: {[(n, list(t.shape)) for n, t in stored.items()][:4]}")
     return stored

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffpo.models.attention import Padding, attend, check_mask, left_padding
 from diffpo.models.head import Head, logprobs
 from diffpo.models.layout import Full
 from diffpo.models.model_config import ModelConfig, Order, Reads
+from diffpo.models.modules import Linear, RMSNorm
 from diffpo.models.saving import save_checkpoint
 from diffpo.models.sharding import call, reshard
 from diffpo.models.special_tokens import end_ids
@@ -51,10 +53,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.key_value_heads, config.head_dim
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim, bias=bias)
+        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], visible: Padding | Tensor | None, store: Store | None
@@ -72,25 +74,40 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    recomputed: of what a backward pass needs only the block's input is kept, and the rest is computed again there (activation
+    checkpointing). It is done within the block's own forward, so that ``fully_shard`` and torch.compile lie around it.
+    """
+
+    recomputed = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(
+        self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], visible: Padding | Tensor | None, store: Store | None
+    ) -> Tensor:
+        if self.recomputed and torch.is_grad_enabled():
+            # nothing in a block is random
+            arguments = (x_BLD, rotation, visible, store)
+            return checkpoint(self._pass, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self._pass(x_BLD, rotation, visible, store)
+
+    def _pass(
         self, x_BLD: Tensor, rotation: tuple[Tensor, Tensor], visible: Padding | Tensor | None, store: Store | None
     ) -> Tensor:
         x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rotation, visible, store)
@@ -103,7 +120,8 @@ class MaskedDiffusionLM(nn.Module):
     Everything that needs the head or the threshold, with a gradient, is computed inside of a forward, by ``read``: there the weights of a
     sharded model are whole. ``layout``: how prompt and completion lie in an input. ``tokenizer`` is a transformers tokenizer or None;
     ``threshold`` is the prompt-dependent threshold policy or None; ``source`` says what it was loaded from (name, hub revision), or is
-    None; ``generation_eos_ids`` are those of its generation_config.json.
+    None; ``generation_eos_ids`` are those of its generation_config.json; ``compute_dtype`` is the dtype of its activations, or None for
+    that of its embedding.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None" = None):
@@ -112,9 +130,10 @@ class MaskedDiffusionLM(nn.Module):
         self.source: Source | None = None
         self.layout = Full()
         self.generation_eos_ids: tuple[int, ...] = ()
+        self.compute_dtype: torch.dtype | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self._initialise()
         if config.tie_word_embeddings:
@@ -151,12 +170,23 @@ class MaskedDiffusionLM(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations; weights that are trained may be kept in a wider one."""
+        return self.compute_dtype or self.embed_tokens.weight.dtype
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Whether a pass with a gradient keeps the input of each block alone: less memory, a third more time, the same gradient."""
+        for layer in self.layers:
+            layer.recomputed = on  # type: ignore[assignment]  # a module's attribute may be any
+
     def add_threshold(self, gammas: tuple[float, ...], order: Order = "entropy", reads: Reads = "both") -> None:
-        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``; reads: the hidden states
-        it is read from, "completion" or "both", the prompt's too."""
+        """Give the model a fresh, uniform threshold policy over the bins ``gammas`` (nats), to be used with ``order``; reads: what it is
+        read from, see ``ThresholdPolicy``."""
         if reshard(self):
             raise ValueError("add_threshold: the model is sharded; give it a threshold first, then call fully_shard")
-        policy = ThresholdPolicy(self.config.hidden_size, gammas, reads).to(self.embed_tokens.weight)
+        policy = ThresholdPolicy(self.config.hidden_size, gammas, reads)
+        policy.to(self.device, torch.promote_types(self.dtype, torch.float32))  # it is there to be trained
         self.config = replace(self.config, threshold_gammas=tuple(gammas), threshold_order=order, threshold_reads=reads)
         self.threshold = policy
 
@@ -196,12 +226,14 @@ class MaskedDiffusionLM(nn.Module):
             keys, positions_BL = Padding(real_BL[:, None, None, :]), (real_BL.long().cumsum(1) - 1).clamp(min=0)
         elif padding is not None:
             real_BL = columns_BL >= padding[:, None]
-            keys = left_padding(padding, tokens_BL.shape[1], S, self.embed_tokens.weight.dtype)
+            keys = left_padding(padding, tokens_BL.shape[1], S, self.dtype)
             positions_BL = (columns_BL - padding[:, None]).clamp(min=0)
         if positions is not None:
             positions_BL = positions
         rotation = rotary_angles(positions_BL, self.config.head_dim, self.config.rope_theta)
         x_BLD = self.embed_tokens(tokens_BL)
+        if self.compute_dtype is not None:
+            x_BLD = x_BLD.to(self.compute_dtype)
         for number, layer in enumerate(self.layers):
             x_BLD = layer(x_BLD, rotation, keys, None if cache is None else partial(cache.store, number))
         hidden_BLD = self.norm(x_BLD)

@@ -3,14 +3,16 @@
     J = E 1/G sum_i 1/|o_i| sum_k  w_k min( rho_k A_i, clip(rho_k, 1 - eps, 1 + eps) A_i )  -  beta KL(pi_theta || pi_ref)
 
     rho_k = pi_theta(o_k | c, z_tau(k)) / pi_old(o_k | c, z_tau(k))                       surrogate / surrogate
-    w_k   = stopgrad min( C, pi_old(o_k | c, z_tau(k)) / pi_old(o_k | c, z_{s(k)-1}) )    surrogate / true likelihood
+    w_k   = stopgrad min( C, pi_old(o_k | c, z_tau(k)) / pi_old(o_k | c, z_{s(k)-1}) )    surrogate / true likelihood, of each token in
+                                                                                          the paper; pooled ones: importance.py
 
 with z_tau(k) = z_0 if token k was committed by step tau, else z_tau, and tau uniform in {0, .., T - 1}. The learned threshold
 gamma is token 0: rho_0 = pi_theta(gamma | c) / pi_old(gamma | c), w_0 = pi_old(gamma | c) / the probability at which it was drawn
 (1 for a fresh rollout without exploration), an advantage of its own (in the paper the same A_i, ``threshold_advantage="mean"``), and no KL.
 """
 
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +22,12 @@ from diffpo.keyed_random import uniform
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.likelihood.mean_field import mean_field
 from diffpo.objectives.advantage import Advantage, group_advantage
+from diffpo.objectives.importance import POOLED, QUARTERS, ImportanceWeights, pooled_behaviour
 from diffpo.objectives.objective import AlgorithmConfig, Batch, Loss, Objective, masked_prompts
 from diffpo_kernels import surrogate_loss
 
-QUARTERS = 4  # of a rollout's denoising steps, by which diagnostics are reported
+# diagnostics of the gap between surrogate and true likelihood, whatever is made of it
+_OF_EACH_TOKEN = ("weight_histogram", "bin/weight_histogram", "bin/surrogate_kl", "bin/ess_uncapped")
 EXACT = 0  # m = 0: a boundary at every step, the true likelihood
 _BOUNDARY, _PROMPT_MASK = 0, 1  # purposes in the random key
 
@@ -31,6 +35,9 @@ _BOUNDARY, _PROMPT_MASK = 0, 1  # purposes in the random key
 class DiffpoConfig(AlgorithmConfig):
     """DiFFPO; defaults tuned on the tiny models (benchmarks/notes/experiments.md)."""
 
+    replaced: ClassVar[dict[str, str]] = AlgorithmConfig.replaced | {
+        "importance_correction": 'it is now algorithm.importance_weights, "token" for true, "none" for false'
+    }
     name: Literal["diffpo"] = "diffpo"
     train: tuple[Literal["model", "threshold"], ...] = Field(("model", "threshold"), min_length=1)
     """what is trained: the model, the threshold policy, or both; the rest is frozen"""
@@ -38,8 +45,9 @@ class DiffpoConfig(AlgorithmConfig):
     """network evaluations of the m-times mean-field surrogate; 0 = every step, the exact likelihood"""
     threshold_advantage: Advantage = "std"
     """of the threshold, see advantage: "std" gives prompts whose right answers take long as much say as those that can be fast"""
-    importance_correction: bool = True
-    """weigh each token by min(weight_cap, surrogate / true likelihood)"""
+    importance_weights: ImportanceWeights = "token"
+    """surrogate / true likelihood, at most weight_cap: of each token, of each token over the mean of its quarter of the denoising steps, or
+    of each rollout, the geometric mean of its tokens'. A threshold always has its own, except with none"""
     weight_cap: Limit = 2.0
     clip: Limit = 0.2
     normalisation: Literal["sequence", "token"] = "sequence"
@@ -57,9 +65,14 @@ class DiffpoConfig(AlgorithmConfig):
         drawn = "model" in self.train and self.m not in (EXACT, 1)
         if self.fresh_latents and not drawn and not self.prompt_mask_probability:
             raise ValueError("fresh_latents: nothing about the latents is random: leave it out, or set m to 2 or more")
-        if not self.importance_correction and self.weight_cap != type(self).model_fields["weight_cap"].default:
+        if self.importance_weights in POOLED and "model" not in self.train:
             raise ValueError(
-                "weight_cap: is of the importance correction, which is off: set importance_correction to true"
+                f"importance_weights: {self.importance_weights} pools tokens of the model, which is not trained: leave it out, or add model "
+                "to algorithm.train"
+            )
+        if self.importance_weights == "none" and self.weight_cap != type(self).model_fields["weight_cap"].default:
+            raise ValueError(
+                "weight_cap: there are no weights to cap: set importance_weights to token, quarter or sequence"
             )
         return self
 
@@ -81,7 +94,11 @@ class Diffpo(Objective[DiffpoConfig]):
     """The model, its threshold, or both, by the same clipped and importance-corrected objective."""
 
     Config = DiffpoConfig
-    separable = True
+
+    @property
+    def separable(self) -> bool:
+        """Unless a weight is of many tokens, some of which are not scored yet."""
+        return self.config.importance_weights not in POOLED
 
     def latents(self, batch: Batch, *key: int) -> Latents:
         m = self.config.m if "model" in self.config.train else 1  # a frozen model's tokens need no second pass
@@ -102,23 +119,33 @@ class Diffpo(Objective[DiffpoConfig]):
         drawn = trajectory.actions.get("gamma")
         unknown = torch.zeros_like(trajectory.gamma)
         new_gamma, old_gamma = (scores.actions.get("gamma", unknown) for scores in (new, old))
-        # token 0 is the threshold: its own log-prob as reference, so no KL; it belongs to no denoising step
         quarter_BL = (trajectory.commit_step - 1) * QUARTERS // trajectory.nfe[:, None]
-        return Loss(*surrogate_loss(
+        # token 0 is the threshold: its own log-prob as reference, so no KL; it belongs to no denoising step
+        old_tokens, drawn_at = old.tokens(), unknown if drawn is None else drawn.logprob
+        loss_by = partial(
+            surrogate_loss,
             logprob=first(new_gamma, new.tokens()),
-            old=first(old_gamma, old.tokens()),
+            old=first(old_gamma, old_tokens),
             advantage=signal,
             mask=first(unknown.bool() if drawn is None else drawn.choice >= 0, trajectory.scored),
-            behaviour=first(unknown if drawn is None else drawn.logprob, trajectory.logprob),
             reference=first(new_gamma, reference.tokens()) if reference else None,
             clip=config.clip,
             weight_cap=config.weight_cap,
             kl_coefficient=config.kl_coefficient if reference else 0.0,  # a frozen model has none
             normalisation=config.normalisation,
-            importance_correction=config.importance_correction,
+            importance_correction=config.importance_weights != "none",
             step_bin=first(torch.full_like(trajectory.nfe, -1), quarter_BL),
             bins=QUARTERS,
-        ))  # fmt: skip
+        )
+        if config.importance_weights not in POOLED:
+            return Loss(*loss_by(behaviour=first(drawn_at, trajectory.logprob)))
+        pooled = pooled_behaviour(
+            config.importance_weights, old_tokens, trajectory.logprob, trajectory.scored, quarter_BL
+        )
+        value, metrics = loss_by(behaviour=first(drawn_at, pooled))
+        with torch.no_grad():
+            of_each = loss_by(behaviour=first(drawn_at, trajectory.logprob)).diagnostics
+        return Loss(value, metrics | {name: of_each[name] for name in _OF_EACH_TOKEN})
 
 
 def first(gamma_value_B: Tensor, token_values_BL: Tensor) -> Tensor:

@@ -83,18 +83,23 @@ class Objective(ABC, Generic[Settings]):
     """An RL algorithm with its Settings.
 
     Config: its settings, with the published defaults; rollout: the published settings of its rollouts, below the user's own;
-    separable: the loss is a sum over tokens, each scored from one latent, whose normalisers do not depend on the scores: its gradient can
-    then be taken part by part (``training/update.py``);
     anchored: its KL is to the starting model, which is otherwise neither kept nor scored.
     """
 
     Config: ClassVar[type[AlgorithmConfig]]
     rollout: ClassVar[dict[str, Any]] = {}
-    separable: ClassVar[bool] = False
     anchored: ClassVar[bool] = True
 
     def __init__(self, config: Settings) -> None:
         self.config = config
+
+    @property
+    def separable(self) -> bool:
+        """The loss is a sum over tokens, each scored from one latent, whose weights and normalisers do not depend on the scores of others.
+
+        Its gradient can then be taken part by part (``training/update.py``).
+        """
+        return False
 
     @abstractmethod
     def latents(self, batch: Batch, *key: int) -> Latents:

@@ -4,28 +4,28 @@ import math
 from pathlib import Path
 
 from diffpo.runs.json_lines import JsonLines, own_file
-from diffpo.runs.tensor_board import TensorBoard
+from diffpo.runs.trackers import Tracker
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard. On a resume the lines after the checkpoint are dropped, so each update stands once.
+    """metrics.jsonl and a tracker. On a resume the lines after the checkpoint are dropped, so each update stands once.
 
     A number that is not finite is null. ValueError if the file to continue is not readable.
     """
 
-    def __init__(self, folder: Path, finished_updates: int):
+    def __init__(self, folder: Path, finished_updates: int, tracker: Tracker):
+        self._tracker = tracker
         self._lines = read_metrics(folder)
         self._lines.keep(sum(line["update"] <= finished_updates for line in self._lines.rows))
-        self._board = TensorBoard(folder / "tensorboard", first_update=finished_updates + 1)
 
     def write(self, metrics: dict) -> None:
         self._lines.write(metrics)
-        self._board.write(metrics)
+        self._tracker.write(self._lines.rows[-1])
 
     def close(self) -> list[dict]:
         """Close both and return all lines."""
         self._lines.close()
-        self._board.close()
+        self._tracker.close()
         return self._lines.rows
 
 

@@ -16,7 +16,7 @@ FORMAT = 1  # of the marker
 _MARKER_BYTES = 2**16
 
 # Everything a run writes, as paths within its folder. The parts of LEFTOVER are temporary: a run that ends by itself leaves none.
-_TOP = r"(?:config\.json|base\.json|metrics\.jsonl|items\.jsonl|summary\.json|curves\.png|\.diffpo-run)"
+_TOP = r"(?:config\.json|base\.json|metrics\.jsonl|items\.jsonl|samples\.jsonl|summary\.json|curves\.png|report\.html|\.diffpo-run)"
 _OF_MODEL = (
     r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained|shard-[-\w]+)\.safetensors|state\.json|manifest\.json"
     r"|sharded\.json|config\.json"

@@ -75,7 +75,7 @@ class RunFolder:
         may_change: MayChange = MayChange(),
         job: str = "",
     ):
-        self.path, self.command, self._settings, self.inputs, self._job = path, command, settings, inputs, job
+        self.path, self.command, self.settings, self.inputs, self._job = path, command, settings, inputs, job
         self._resume, self._overwrite, self._may_change, self._carried = resume, overwrite, may_change, set(carried)
         if resume and overwrite:
             raise ValueError("resume and overwrite exclude each other")
@@ -121,7 +121,7 @@ class RunFolder:
             self._mark(begun=False)
             delete(self.path)
             self._carried_before = set()
-        self.write(CONFIG, json.dumps(self._settings, indent=2) + "\n")
+        self.write(CONFIG, json.dumps(self.settings, indent=2) + "\n")
         self._mark(begun=True)
 
     def write(self, name: str, text: str) -> None:
@@ -182,7 +182,7 @@ class RunFolder:
     def _check_same(self, marker: Marker) -> bool:
         """Whether anything differs from the run to resume, and may. ValueError if it may not."""
         may, free = self._may_change, {*_FREE, *self._may_change.free}
-        changes = differences(_by_their_names(self._settings_before(), may.renamed), self._settings)
+        changes = differences(_by_their_names(self._settings_before(), may.renamed), self.settings)
         settings = [
             change for change in changes if not any(change.startswith((f"{name}:", f"{name}.")) for name in free)
         ]

@@ -1,23 +1,10 @@
-"use strict";
-// Text from the data reaches the page through textContent and attributes alone, never as markup.
-const rows = JSON.parse(document.getElementById("trace-data").textContent);
-const $ = (id) => document.getElementById(id);
+const rows = JSON.parse(document.getElementById("data").textContent);
 const TAIL_SHOWN = 24; // more positions than these after the end of the sequence are folded away
 const PLAY_MS = 7000; // of a whole playback at speed 1, within the limits per step below
 const STEP_MS = [45, 700];
 
 let row, step, elements, bars, counts, timer = null;
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
-const visible = (text) => text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/\r/g, "\u240d");
-const marked = (text) => visible(text).replace(/ /g, "\u00b7");
 const shade = (at) => (row.nfe > 1 ? (at - 1) / (row.nfe - 1) : 0);
 
 // ---- building one prompt
@@ -78,18 +65,6 @@ function showTokens() {
   $("tail").open = false;
 }
 
-// After a token with newlines: the break (two at most), then the indentation that the token ends with.
-function lineBreaks(piece) {
-  const lines = piece.split("\n"), made = [];
-  for (let n = 1; n < Math.min(lines.length, 3); n++) made.push(element("br"));
-  if (made.length && /^ +$/.test(lines.at(-1))) {
-    const indent = element("span", "indent");
-    indent.style.width = `${lines.at(-1).length}ch`;
-    made.push(indent);
-  }
-  return made;
-}
-
 function tokenElement(i) {
   const piece = row.pieces[i], token = element("span", "token");
   token.setAttribute("role", "listitem");
@@ -98,8 +73,7 @@ function tokenElement(i) {
   if (row.special[i]) token.classList.add("special");
   if (i >= row.length) token.classList.add("after");
   if (row.commit_step[i] > 0) token.style.setProperty("--t", shade(row.commit_step[i]));
-  const text = piece.replace(/^ (?=\S)/, "") || "\u2026"; // the space before a word stands between the tokens
-  for (const part of text.match(/\s+|\S+/g)) token.append(/\s/.test(part) ? element("span", "mark", marked(part)) : part);
+  token.append(...tokenText(piece));
   return token;
 }
 
@@ -251,14 +225,6 @@ $("step").addEventListener("input", (event) => moveTo(Number(event.target.value)
 $("chart").addEventListener("click", (event) => {
   const box = $("chart").getBoundingClientRect();
   moveTo(Math.round(((event.clientX - box.left) / box.width) * row.nfe));
-});
-
-const THEMES = { Auto: "light dark", Light: "light", Dark: "dark" };
-$("theme").addEventListener("click", () => {
-  const names = Object.keys(THEMES), chosen = names[(names.indexOf($("theme").textContent) + 1) % names.length];
-  document.documentElement.style.colorScheme = THEMES[chosen];
-  $("theme").textContent = chosen;
-  $("theme").setAttribute("aria-label", `Colour theme: ${chosen === "Auto" ? "automatic" : chosen.toLowerCase()}`);
 });
 
 addEventListener("keydown", (event) => {

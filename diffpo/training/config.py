@@ -29,10 +29,12 @@ from diffpo.config import (
 )
 from diffpo.decoding.rules import PromptThreshold, Rule
 from diffpo.decoding_config import RuleConfig
-from diffpo.models.model_config import Order
+from diffpo.models.model_config import Order, Reads
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, AlgorithmConfig
 from diffpo.objectives.diffpo import DiffpoConfig
+from diffpo.runs.trackers import TrackerName
+from diffpo.training.lora_config import LoraConfig
 
 # one of the registered algorithms' settings, told apart by their name
 if TYPE_CHECKING:
@@ -58,12 +60,12 @@ class RolloutConfig(RuleConfig):
     """bins (nats) of the threshold that is trained; default 2 3 4 6. The smallest decides how parallel the rollouts are, and so how parallel
     the model learns to decode: a smaller bound is at first always worth more accuracy than it costs speed. Two nats suit answers of a dozen
     tokens; where rollouts at two nats solve nothing, begin lower (benchmarks/notes/experiments.md)"""
-    threshold_reads: Literal["completion", "both"] | None = None
-    """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too; default: both, or what the
-    model's own threshold reads"""
+    threshold_reads: Reads | None = None
+    """what the threshold is read from: the mean hidden state of the masked completion, or the prompt's too (both), pooled by attention instead, or
+    both and the completion's entropies; default: both, or what the model's own threshold reads"""
     threshold_exploration: Fraction = 0.0
-    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance correction makes up
-    for it"""
+    """share of the rollouts whose threshold is drawn uniformly over the bins, whatever the model prefers; the importance weights make up for
+    it"""
     gen_length: Count | None = None
     """tokens of a completion; default 256, a compact task's own"""
     block_length: Count | None = None
@@ -104,6 +106,9 @@ class UpdateConfig(Config):
     tokens_at_once: Count | None = None
     """tokens of network input, prompts and completions, in one part; smaller takes less memory and gives the same update; default: all
     at once"""
+    activation_checkpointing: bool = False
+    """keep the input of each block alone and compute the rest again in the backward pass: a tenth of the memory, a third more time, the
+    same update"""
 
 
 class DistributedConfig(Config):
@@ -135,6 +140,15 @@ class GuardConfig(Config):
     """share that a kind may lose of what the base model solves at the smallest bin of a threshold that is trained, else by the run's rule"""
 
 
+class SamplesConfig(Config):
+    """A few prompts whose answers and grades are written to samples.jsonl, so that one can read what the model learns (docs/reports.md)."""
+
+    every: int = Field(50, ge=0, le=2**31 - 1)
+    """updates between them, beside the beginning and the end; 0 = none at all"""
+    count: Count = 4
+    """prompts, always the same; at most as many as an update asks"""
+
+
 class TrainConfig(Config):
     """Reinforcement learning of a masked diffusion LM: python -m diffpo.train [config.toml] [--flags]."""
 
@@ -145,8 +159,8 @@ class TrainConfig(Config):
     template, else in the words of the tiny models"""
     device: Device = "auto"
     """auto: a GPU where there is one"""
-    name: RunName = "diffpo-countdown"
-    """of the run; its folder is <runs>/<name>"""
+    name: RunName | None = None
+    """of the run; its folder is <runs>/<name>; default: the algorithm and the task, as in diffpo-countdown"""
     runs: FolderName = "runs"
     updates: Count = 800
     """batches of rollouts"""
@@ -160,6 +174,8 @@ class TrainConfig(Config):
     sweep: bool = True
     """evaluate a sweep of untrained rules too, before and after; without it only one token at a time, the careful bound (see guard) and the
     rule that was trained"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """what the network computes in, and frozen weights are kept in; what is trained is kept in float32. auto: as the checkpoint is stored"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
     save_every: Count = 25
@@ -170,14 +186,18 @@ class TrainConfig(Config):
     """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     allow_config_change: bool = False
     """resume although the configuration differs from the one the run began with"""
+    tracker: TrackerName | None = None
+    """what draws the metrics while the run goes on; trackio and wandb are packages of their own. Default: tensorboard, where it is installed"""
     dry_run: bool = False
     """print the resolved configuration and stop"""
     algorithm: Algorithm = DiffpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     distributed: DistributedConfig = DistributedConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
+    samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +224,8 @@ class TrainConfig(Config):
                 raise ValueError(f"rollout.{name}: no threshold is trained: add it to algorithm.train")
         if learned and self.rollout.threshold_exploration:
             self._check_exploration()
+        if self.lora.rank is not None and "model" not in self.algorithm.train:
+            raise ValueError("lora.rank: no model is trained: add it to algorithm.train, or leave the adapters out")
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):
             if part not in self.algorithm.train and getattr(self.optimizer, name) != getattr(OptimizerConfig(), name):
                 raise ValueError(f"optimizer.{name}: no {part} is trained: add it to algorithm.train")
@@ -213,10 +235,10 @@ class TrainConfig(Config):
         """ValueError where a draw's weight, its probability over that of the mixture, would be left out or cut: its gradient is biased then."""
         assert isinstance(self.algorithm, DiffpoConfig)  # of all algorithms this one has a threshold
         share, cap = self.rollout.threshold_exploration, self.algorithm.weight_cap
-        if not self.algorithm.importance_correction:
+        if self.algorithm.importance_weights == "none":
             raise ValueError(
                 "rollout.threshold_exploration: what is drawn uniformly must be weighed by its probability: set "
-                "algorithm.importance_correction to true"
+                "algorithm.importance_weights to token"
             )
         largest = 1 / (1 - share + share / len(self.rollout.bins))
         if cap < largest:
@@ -224,6 +246,10 @@ class TrainConfig(Config):
                 f"rollout.threshold_exploration: at {share:g} a threshold's weight is up to {largest:.3g}, and algorithm.weight_cap "
                 f"{cap:g} would cut it: raise the cap, or explore less"
             )
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.algorithm.name}-{self.task}"
 
     @property
     def trains_threshold(self) -> bool:

@@ -1,6 +1,6 @@
 """Evaluation by all processes of a training: each decodes and grades some of the problems."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -23,17 +23,26 @@ def evaluate(
     lengths: Lengths,
     batch_size: int,
     world: World = ALONE,
+    seen: Callable[[Item], object] = lambda item: None,
 ) -> Evaluation:
-    """As `diffpo.evaluation.evaluate`, in all processes. Seconds are those of all of them together."""
+    """As `diffpo.evaluation.evaluate`, in all processes. Seconds are those of all of them together; ``seen`` is called with each item that
+    this process has done, at the end with the others."""
     rule = rule.resolve(model)
     prompts = prompt_ids(model.tokenizer, task, problems)
     own = world.share(torch.tensor([len(ids) for ids in prompts])).tolist()
 
     def decoded() -> list[Item]:
         mine, asked = [problems[i] for i in own], [prompts[i] for i in own]
-        items = evaluated(model, task, mine, asked, lengths, rule, batch_size) if own else ()
-        return [item | {"index": own[item["index"]]} for item in items]
+        done = []
+        for item in evaluated(model, task, mine, asked, lengths, rule, batch_size) if own else ():
+            done.append(item | {"index": own[item["index"]]})
+            seen(item)
+        return done
 
     with gathered(model):
         parts = world.gather_json(world.agreed(decoded))
-    return of_items(task, problems, rule, sorted(chain.from_iterable(parts), key=lambda item: item["index"]))
+    items = sorted(chain.from_iterable(parts), key=lambda item: item["index"])
+    for item in items:
+        if item["index"] not in own:
+            seen(item)
+    return of_items(task, problems, rule, items)

@@ -210,7 +210,7 @@ def remedy(config: TrainConfig, loss: Loss) -> str:
         return "--algorithm.threshold-advantage std"
     if rollout.speed_exponent > _GENTLE:
         return f"--rollout.speed-exponent {_GENTLE}"
-    if fast and not rollout.threshold_exploration and getattr(algorithm, "importance_correction", False):
+    if fast and not rollout.threshold_exploration and getattr(algorithm, "importance_weights", "none") != "none":
         return f"--rollout.threshold-exploration {_EXPLORED}"
     part = "lr" if "model" in algorithm.train else "threshold-lr"
     return f"--optimizer.{part} {getattr(optimizer, part.replace('-', '_')) / 2:g}"

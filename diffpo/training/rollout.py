@@ -20,27 +20,28 @@ from diffpo.tasks.task import Lengths, begun, completion_lengths
 from diffpo.training.distributed import ALONE, World
 from diffpo.trajectory import Trajectory
 
-_GRADES = ("task_reward", "reward", "correct")
+_GRADES = ("task_reward", "reward", "correct", "wrong")
 
 
 @dataclass(frozen=True)
 class Rollout:
     """B = prompts x G rollouts, the members of a group adjacent.
 
-    task_reward, reward (the task's at the price of time, see `priced`; NaN = dropped): fp32 [B]; correct: bool [B]; on the CPU.
+    task_reward, reward (the task's at the price of time, see `priced`; NaN = dropped): fp32 [B]; correct, wrong: bool [B], neither where
+    nothing was decided; on the CPU.
     """
 
     trajectory: Trajectory
     task_reward: Tensor
     reward: Tensor
     correct: Tensor
+    wrong: Tensor
 
     def to_bytes(self) -> bytes:
         """For another process: two files of safetensors, behind the length of the first."""
         trajectory = self.trajectory.to_bytes()
-        return (
-            len(trajectory).to_bytes(8) + trajectory + tensors_to_bytes({name: getattr(self, name) for name in _GRADES})
-        )
+        grades = tensors_to_bytes({name: getattr(self, name) for name in _GRADES})
+        return len(trajectory).to_bytes(8) + trajectory + grades
 
     @staticmethod
     def from_bytes(data: bytes) -> "Rollout":
@@ -105,7 +106,7 @@ def collect(
         correct = torch.tensor([grade.correct is True for grade in grades])
         wrong = torch.tensor([grade.correct is False for grade in grades])
         reward = priced(task_reward, ~wrong, out.nfe.cpu(), lengths.gen_length, speed_exponent)
-        return Rollout(trajectory, task_reward, reward, correct)
+        return Rollout(trajectory, task_reward, reward, correct, wrong)
 
     own = world.share(torch.tensor([len(prompt) + lengths.gen_length for prompt in ids]))
     if world.size == 1:

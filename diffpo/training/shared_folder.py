@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from diffpo.runs.run_folder import RunFolder
 from diffpo.training.distributed import World
@@ -23,6 +24,10 @@ class SharedFolder:
     @property
     def inputs(self) -> dict[str, str]:
         return self._held.inputs if self._held else {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self._held.settings if self._held else {}
 
     def begin(self) -> None:
         """Make the folder that of this run."""

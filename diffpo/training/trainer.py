@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
 from diffpo.training.distributed import ALONE, World
+from diffpo.training.model_setup import keep_in_fp32
 from diffpo.training.reference import Reference
 from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient, scored
@@ -58,10 +61,12 @@ class Trainer:
         anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         world.as_first_(p.detach() for p in model.parameters() if p.requires_grad and not is_shard(p))
         if config.distributed.shard and world.size > 1:
-            shard(model, world.mesh(model.device))
+            model.compute_dtype = model.dtype
+            shard(model, world.mesh(model.device), model.dtype)
         self.sharded = world.size > 1 and reshard(model)
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
+        model.recompute_activations(config.update.activation_checkpointing)
         if config.compile:
             for layer in model.layers:
                 layer.compile(dynamic=True)
@@ -70,10 +75,11 @@ class Trainer:
         self.denoiser_calls: Counter[str] = Counter()  # of all processes
         self._calls: Counter[str] = Counter()  # of this one, in this update
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.on_phase: Callable[[str], object] = lambda name: None
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings, model, trained = self.config.optimizer, self.model, self.config.algorithm.train
-        reshard(model)  # not what a forward has gathered
+        sharded = reshard(model)  # not what a forward has gathered
         threshold = list(replacement(model.threshold).parameters()) if model.threshold else []
         trunk = [p for name, p in model.named_parameters() if not name.startswith("threshold.") and p.requires_grad]
         groups = []
@@ -82,6 +88,8 @@ class Trainer:
                 raise ValueError(f"algorithm.train: the {name} has no parameter that requires a gradient")
             for parameter in parameters:
                 parameter.requires_grad_(name in trained)
+            if name in trained and not sharded:  # shards are fp32 from the start, or their owner wants another dtype
+                keep_in_fp32(model, parameters)
             if parameters:
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr})
         return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
@@ -89,8 +97,8 @@ class Trainer:
     def step(self) -> dict:
         """One update: a batch of rollouts and ``inner_updates`` optimizer steps. Returns the metrics to log."""
         algorithm = self.config.algorithm
-        with self._phase("rollout"), gathered(self.model):
-            rollout = self._collect()
+        with self._phase("rollout"):
+            rollout = self.collect()
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {
@@ -121,10 +129,12 @@ class Trainer:
             "skipped_updates": self.skipped,
         }
 
-    def _collect(self) -> Rollout:
+    def collect(self, **others: Any) -> Rollout:
+        """The rollouts of the next update, or ``others``: arguments of `diffpo.training.rollout.collect`."""
         algorithm, rollout = self.config.algorithm, self.config.rollout
         self.model.eval()
-        return collect(
+        collected = partial(
+            collect,
             self.model,
             self.task,
             prompts=algorithm.prompts_per_update,
@@ -139,6 +149,8 @@ class Trainer:
             first=self.rollouts,
             world=self.world,
         )
+        with gathered(self.model):
+            return collected(**others)
 
     def _optimise(self, batch: Batch) -> dict:
         """All inner updates on one batch; theta starts as old, so the first latents need no separate old scores."""
@@ -192,6 +204,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.step()
+        self.optimizer.zero_grad()  # rollouts need no gradients, and their memory
         return {"loss": loss.item(), "gradient_norm": norm.item(), "lr": self.config.optimizer.lr * factor}
 
     def _lr_factor(self) -> float:
@@ -219,7 +232,8 @@ class Trainer:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Count the seconds and the denoiser calls (sequences through the network) of a phase."""
+        """Count the seconds and the denoiser calls (sequences through the network) of a phase, and say to ``on_phase`` that it begins."""
+        self.on_phase(name)
         started = time.perf_counter()
 
         def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -257,8 +271,8 @@ def mean_diagnostics(of_updates: Sequence[dict[str, Tensor]]) -> dict:
     """Means over the inner updates of what `surrogate_loss` reports, read from the device at once.
 
     "bin/name" becomes "name/quarter_1" .. "name/quarter_4", by quarter of a rollout's denoising steps. A quarter in which no token was
-    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 without
-    importance_correction; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
+    committed has no metrics but its tokens, 0. ess and ess/quarter_q belong to the weight that is used: capped, and identically 1 with
+    importance_weights none; ess/quarter_q is taken within its quarter. ess_uncapped/quarter_q belongs to exp(old - behaviour) itself and so
     shows the gap between surrogate and true likelihood whether or not it is corrected; weight_histogram/quarter_q is of the same weights.
     """
     shapes = {name: value.shape for name, value in of_updates[0].items()}

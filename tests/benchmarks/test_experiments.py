@@ -64,6 +64,24 @@ def test_smoke_of_the_adaptive_study(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+def test_smoke_of_the_importance_study(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=train_here, PIPE=None, STDOUT=None))
+    monkeypatch.setattr(study, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
+    folders = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    arms = ["default-none", "default-quarter", "careful-sequence"]
+    found = run_smoke(
+        monkeypatch, "importance", ["--tasks", "countdown", "--arms", *arms, *folders], tmp_path / "results"
+    )
+    numbers = found["tasks"]["countdown"]
+    assert list(numbers) == arms
+    assert numbers["default-quarter"]["to_default-none_points"]["n"] == 1
+    assert "to_careful-none_points" not in numbers["careful-sequence"], "there is none to compare with"
+    assert all(
+        0 < mean <= 1 + 1e-5 for mean in numbers["default-quarter"]["weights"]["weight_mean"] if mean is not None
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["surrogate_gap", "headroom"])
 def test_smoke(name: str, tmp_path: Path, monkeypatch) -> None:
     folders = ["--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
@@ -92,7 +110,7 @@ def test_curve_averages_windows_and_adds_up_seconds() -> None:
 
 
 def test_switches_are_negated_by_name() -> None:
-    assert study.no("algorithm.importance-correction") == "algorithm.no-importance-correction"
+    assert study.no("algorithm.fresh-latents") == "algorithm.no-fresh-latents"
 
 
 def fake_result(run, accuracy: float = 0.4, cpu: str = "a") -> dict:
@@ -356,7 +374,7 @@ def test_joint_is_what_the_defaults_of_training_were() -> None:
     assert parse_train(flags) == TrainConfig(algorithm=algorithm, rollout=rollout)
 
 
-@pytest.mark.parametrize("name", ["adaptive", "estimators", "sampler"])
+@pytest.mark.parametrize("name", ["adaptive", "estimators", "importance", "sampler"])
 def test_every_run_has_valid_flags_and_a_name_of_its_own(name: str) -> None:
     from diffpo.training.config import parse_train
 
@@ -378,4 +396,7 @@ def test_flags_of_earlier_results_are_those_of_today(tmp_path: Path) -> None:
     }
     study.write(tmp_path / "x.json", {"flags": old})
     study.check_flags(run, tmp_path / "x.json")
+    for switch, weights in ((True, "token"), (False, "none")):
+        flags = study.flags_of({"flags": {"algorithm.importance-correction": switch}})
+        assert flags == {"algorithm.importance-weights": weights}
     assert sampler.order_of({"flags": old | {"rollout.proxy": "margin"}}) == "margin"

@@ -51,7 +51,7 @@ def naive_loss(config, new, old, reference, behaviour, scored, advantage):
                 continue
             rho = (new[i][k] - old[i][k].detach()).exp()
             weight = torch.ones(())
-            if config.importance_correction and behaviour[i][k] is not None:
+            if config.importance_weights != "none" and behaviour[i][k] is not None:
                 weight = (old[i][k] - behaviour[i][k]).exp().detach()
                 capped += bool(weight > config.weight_cap)
                 weight = torch.minimum(weight, torch.tensor(config.weight_cap))
@@ -107,7 +107,7 @@ def rows_of_boundaries(trajectory, m, *key):
 
 CASES = {
     "published": {},
-    "no correction": {"importance_correction": False},
+    "no correction": {"importance_weights": "none"},
     "low cap, wide clip": {"weight_cap": 1.0, "clip": 0.5},
     "no cap": {"weight_cap": float("inf")},
     "KL": {"kl_coefficient": 0.3},
@@ -159,7 +159,7 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs, learned,
         advantage,
     )
     assert clipped > 0, "the case should clip"
-    assert capped > 0 or config.weight_cap > 2 or not config.importance_correction or config.m == 0
+    assert capped > 0 or config.weight_cap > 2 or config.importance_weights == "none" or config.m == 0
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     expected_gradient = torch.autograd.grad(expected, parameters, allow_unused=True)
     for a, b in zip(gradient, expected_gradient, strict=True):
@@ -173,30 +173,40 @@ def test_value_and_gradient_equal_the_formula(rollouts, naive_logprobs, learned,
 def test_the_exact_surrogate_needs_no_correction(rollouts):
     model, trajectory = rollouts(12)
     batch, losses = batch_of(trajectory), []
-    for correction in (True, False):
-        objective = Diffpo(DiffpoConfig(m=0, importance_correction=correction))
+    for weights in ("token", "quarter", "sequence", "none"):
+        objective = Diffpo(DiffpoConfig(m=0, importance_weights=weights))
         losses.append(loss_of(objective, model, batch, objective.latents(batch, 1)))
-    torch.testing.assert_close(losses[0].value, losses[1].value, rtol=1e-4, atol=1e-5)
+    for loss in losses[:-1]:
+        torch.testing.assert_close(loss.value, losses[-1].value, rtol=1e-4, atol=1e-5)
     assert losses[0].metrics["ess"] == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize("weights", ["none", "token", "quarter", "sequence"])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed threshold", "joint"])
-def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, correction):
+def test_diagnostics_by_quarter_of_the_steps(rollouts, learned, weights):
     model, trajectory = rollouts(19, learned)
     train = ("model", "threshold") if learned else ("model",)
-    cap = {"weight_cap": 1.1} if correction else {}
-    objective = Diffpo(DiffpoConfig(train=train, importance_correction=correction, **cap))
+    cap = {} if weights == "none" else {"weight_cap": 1.1}
+    objective = Diffpo(DiffpoConfig(train=train, importance_weights=weights, **cap))
     batch = batch_of(trajectory)
     with torch.no_grad():
         scores = score(model, trajectory, objective.latents(batch, 5, 8))
     diagnostics = objective.loss(batch, batch.advantage, scores, scores, None).metrics
     quarter = (trajectory.commit_step - 1) * 4 // trajectory.nfe[:, None]
+    of_sequence = torch.stack([
+        (after - before)[counts].double().mean().exp()
+        for after, before, counts in zip(scores.tokens(), trajectory.logprob, trajectory.scored, strict=True)
+    ])  # fmt: skip
     for q in range(4):
         chosen = trajectory.scored & (quarter == q)
         gap = (trajectory.logprob - scores.tokens())[chosen].double()
         uncapped = (-gap).exp()
-        weight = uncapped.clamp(max=1.1) if correction else torch.ones_like(gap)
+        weight = {
+            "none": torch.ones_like(gap),
+            "token": uncapped,
+            "quarter": uncapped / uncapped.mean(),
+            "sequence": of_sequence[:, None].expand_as(chosen)[chosen],
+        }[weights].clamp(max=1.1)
         expected = {
             "tokens": len(gap),
             "surrogate_kl": gap.mean().item(),

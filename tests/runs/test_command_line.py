@@ -35,7 +35,7 @@ def test_help_is_a_line_a_command_and_takes_no_time(start):
     seconds = time.perf_counter() - started
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    for name in ("train", "evaluate", "generate", "pretrain", "kernels"):
+    for name in ("train", "evaluate", "generate", "pretrain", "report", "kernels"):
         assert sum(line.strip().startswith(name) for line in lines) == 1
     assert seconds < 5, "torch alone takes seconds to import"
     loaded = run("--help", start=("-X", "importtime", *start)).stderr
@@ -60,7 +60,7 @@ def test_an_unknown_command_names_the_nearest(command, near):
 def test_no_command_is_a_mistake():
     done = run()
     assert done.returncode == 2
-    assert "no command: give one of train, evaluate, generate, pretrain, kernels" in done.stderr
+    assert "no command: give one of train, evaluate, generate, pretrain, report, kernels" in done.stderr
 
 
 def test_a_command_does_what_its_module_does():
@@ -77,7 +77,7 @@ def test_an_interrupt_while_a_command_is_imported_is_one_line(tmp_path):
     """Torch alone takes seconds, in which nothing of the command can catch it."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     start = ["-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from diffpo.__main__ import main; main()"]
-    for command in ("train", "evaluate", "generate", "pretrain", "kernels"):
+    for command in ("train", "evaluate", "generate", "pretrain", "report", "kernels"):
         done = run(command, start=start)
         assert (done.returncode, done.stderr) == (130, "stopped before the start: interrupted\n"), command
 

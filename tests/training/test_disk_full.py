@@ -99,7 +99,7 @@ def test_metrics_that_cannot_be_written(
 ):
     with monkeypatch.context() as patch:
         fail_writes(patch, after)
-        assert train() == 1
+        assert train("--samples.every", "0") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "No space left" in error
@@ -108,6 +108,18 @@ def test_metrics_that_cannot_be_written(
     assert train("--resume") == 0
     assert_same_weights(tmp_path / "run/model", whole_run() / "model")
     assert metrics_of(tmp_path / "run") == metrics_of(whole_run())
+
+
+def test_samples_that_cannot_be_written(train, tmp_path, monkeypatch, capsys, whole_run, assert_same_weights):
+    with monkeypatch.context() as patch:
+        fail_writes(patch, 2)
+        assert train() == 1
+    assert "No space left" in capsys.readouterr().err
+    whole(tmp_path / "run")
+    assert (tmp_path / "run/samples.jsonl").read_bytes().count(b"\n") == 2
+    assert train("--resume") == 0
+    assert (tmp_path / "run/samples.jsonl").read_bytes() == (whole_run() / "samples.jsonl").read_bytes()
+    assert_same_weights(tmp_path / "run/model", whole_run() / "model")
 
 
 def test_sigterm_with_a_full_disk_does_not_say_that_it_saved(train, tmp_path, monkeypatch, capsys):

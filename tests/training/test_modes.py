@@ -66,7 +66,7 @@ def test_bins_other_than_the_model_was_trained_with_start_a_fresh_threshold(make
         {"name": "tracerl", "merged_steps": 3},
         {"m": 0},
         {"m": 3, "kl_coefficient": 0.1, "advantage": "leave_one_out"},
-        {"m": 1, "importance_correction": False, "advantage": "std", "inner_updates": 1},
+        {"m": 1, "importance_weights": "none", "advantage": "std", "inner_updates": 1},
     ],
     ids=["d1", "espo", "tracerl", "exact", "three-times mean field", "mean field"],
 )  # fmt: skip
@@ -179,8 +179,8 @@ def test_a_run_that_goes_on_with_other_batches_draws_nothing_twice(make_trainer,
     first, second = make_trainer(), make_trainer(prompts_per_update=3, group_size=3)
     seen = []
     for trainer in (first, second):
-        collect = trainer._collect
-        monkeypatch.setattr(trainer, "_collect", lambda collect=collect: seen.append(collect()) or seen[-1])
+        collect = trainer.collect
+        monkeypatch.setattr(trainer, "collect", lambda collect=collect: seen.append(collect()) or seen[-1])
     first.step(), first.step()
     second.restore(first.state())
     second.step(), second.step()

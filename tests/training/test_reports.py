@@ -139,6 +139,9 @@ def test_tensorboard_holds_the_same_numbers(run, lines):
 
 def test_the_folder_is_complete(run):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (run / "report.html").read_text()
+    assert "finished, 3 updates" in page
+    assert f"{json.loads((run / 'summary.json').read_text())['trained']['accuracy']:.1%}" in page
     config = TrainConfig(**json.loads((run / "config.json").read_text()))
     assert config.algorithm.group_size == 4
     assert diffpo.load(run / "model").threshold is not None

@@ -199,7 +199,8 @@ def test_a_resume_removes_leftovers_alone(finished, claim):
 # Links
 
 
-OUTPUTS = ["config.json", "metrics.jsonl", "base.json", "summary.json", "curves.png", "model/config.json",
+OUTPUTS = ["config.json", "metrics.jsonl", "base.json", "samples.jsonl", "summary.json", "curves.png", "report.html",
+           "model/config.json",
            "checkpoints/000001/state.json", "checkpoints", "checkpoints/000001", "model", "tensorboard", MARKER]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_rollouts_have_the_lengths_that_are_set(sudoku_model):
     small = {"name": "diffpo", "prompts_per_update": 2, "group_size": 4}
     config = TrainConfig(task="sudoku", algorithm=small, rollout={"gen_length": 8, "block_length": 4})
     trainer = Trainer(config, load(sudoku_model), get_task("sudoku"))
-    trajectory = trainer._collect().trajectory
+    trajectory = trainer.collect().trajectory
     assert (trajectory.tokens.shape, trajectory.block_length) == ((8, 8), 4)
     default = Trainer(TrainConfig(task="sudoku", algorithm=small), load(sudoku_model), get_task("sudoku"))
     assert default.lengths == (16, 16)

@@ -16,6 +16,8 @@ from diffpo.training.update import accumulate_gradient
 EVERY = [(name, {}) for name in OBJECTIVES] + [
     ("diffpo", {"m": 0, "prompt_mask_probability": 0.3}),
     ("diffpo", {"m": 4}),
+    ("diffpo", {"importance_weights": "quarter", "weight_cap": 1.2}),
+    ("diffpo", {"importance_weights": "sequence", "weight_cap": 1.2}),
 ]
 every_objective = pytest.mark.parametrize(("name", "changes"), EVERY, ids=str)
 

@@ -1,0 +1,1 @@
+"""What the folder of a training says, as one HTML page."""

@@ -1,0 +1,121 @@
+"""``--lora.rank``: what is refused before a weight is read, and a run that trains adapters."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+from diffpo.models import checkpoints
+from diffpo.models.checkpoints import load, open_checkpoint
+from diffpo.tasks import get_task
+from diffpo.training.config import TrainConfig
+from diffpo.training.model_setup import compute_dtype, loaded
+from diffpo.training.trainer import Trainer
+
+pytest.importorskip("peft", reason="needs the extra diffpo[lora]")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (
+            ("--lora.rank", "2", "--lora.targets", "q_proj", "upp_proj"),
+            "lora.targets: 'upp_proj' matches no linear layer",
+        ),
+        (("--lora.rank", "1000"), "lora.rank: 1000 is more than 32"),
+        (("--lora.rank", "0"), "rank"),
+        (("--lora.alpha", "8"), "lora: alpha: there are no adapters: give lora.rank"),
+        (("--lora.targets", "q_proj"), "lora: targets: there are no adapters: give lora.rank"),
+        (("--lora.rank", "2", "--algorithm.train", "threshold"), "lora.rank: no model is trained"),
+        (("--lora.rang", "2"), "--lora.rank"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_mistake_is_named_before_a_weight_is_read(train, tmp_path, capsys, monkeypatch, mistake, said):
+    monkeypatch.setattr(checkpoints, "copy_tensors", lambda *_: pytest.fail("weights were read"))
+    try:
+        code = train(*mistake)
+    except SystemExit as stopped:
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_peft_a_run_without_adapters_works(train, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    monkeypatch.setitem(sys.modules, "peft", None)  # importing it is an ImportError
+    with pytest.raises(SystemExit, match="2"):
+        train("--updates", "1", "--lora.rank", "2")
+    assert "pip install 'diffpo[lora]'" in capsys.readouterr().err
+    assert train("--updates", "1", "--no-sweep") == 0
+
+
+@pytest.fixture
+def trainer_of(sudoku_model):
+    """trainer_of(**settings of TrainConfig) -> a Trainer on the sudoku model stored as ``stored``."""
+
+    def build(tmp_path, stored=torch.float32, train=("model", "threshold"), **settings) -> Trainer:
+        folder = tmp_path / str(stored)
+        if not folder.exists():
+            load(sudoku_model, dtype=stored).save(folder)
+        algorithm = {"prompts_per_update": 4, "group_size": 4, "train": train}
+        optimizer = {"warmup_updates": 0} | ({"lr": 1e-2} if "model" in train else {})
+        config = TrainConfig(task="sudoku", updates=4, algorithm=algorithm, optimizer=optimizer, **settings)
+        return Trainer(config, loaded(config, open_checkpoint(folder), torch.device("cpu")), get_task("sudoku"))
+
+    return build
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}], ids=["all", "lora"])
+@pytest.mark.parametrize("train", [("model", "threshold"), ("model",), ("threshold",)], ids=str)
+def test_what_is_trained_is_fp32_and_the_rest_as_stored(trainer_of, tmp_path, stored, lora, train):
+    if lora and "model" not in train:
+        pytest.skip("refused")
+    trainer = trainer_of(tmp_path, stored, train, lora=lora)
+    model = trainer.model
+    assert model.dtype == stored
+    assert model(torch.arange(7)[None]).dtype == stored
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} <= {stored}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert trainer.step()["updated"]
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved <= {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("lora_B" in name or ("q_proj" in name and not lora) for name in moved) == ("model" in train)
+    assert all(p.grad is None for p in model.parameters()), "rollouts would share the memory with them"
+
+
+def test_a_bf16_model_learns_small_steps(trainer_of, tmp_path):
+    """The same updates at a tiny learning rate: bf16 weights would stay where they are."""
+    trainer = trainer_of(tmp_path, torch.bfloat16, ("model",))
+    for group in trainer.optimizer.param_groups:
+        group["base_lr"] = 1e-6
+    weight = trainer.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    trainer.step()
+    moved = (weight - before).abs()
+    assert 0 < moved.max() < 1e-5
+    assert (weight.bfloat16() == before.bfloat16()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "expected"),
+    [("auto", "bfloat16", "bfloat16"), ("auto", "float32", "float32"), ("auto", "float16", "bfloat16"),
+     ("float32", "bfloat16", "float32"), ("bfloat16", "float32", "bfloat16")],
+)  # fmt: skip
+def test_the_dtype_of_the_arithmetic(asked, stored, expected):
+    assert compute_dtype(TrainConfig(dtype=asked), getattr(torch, stored)) == getattr(torch, expected)
+
+
+def test_a_run_with_adapters_goes_through_the_command(train, tmp_path):
+    assert train("--lora.rank", "2", "--updates", "2", "--update.activation-checkpointing", "--no-sweep") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [1, 2]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lora"]["rank"] == 2
