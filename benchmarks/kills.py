@@ -31,7 +31,7 @@ SETTINGS = (
     *("--algorithm.prompts-per-update", "4", "--algorithm.group-size", "4", "--device", "cpu"),
 )
 WAYS: dict[str, tuple[str, ...]] = {"replicated": (), "sharded": ("--distributed.shard",)}
-DEADLINE = 300  # seconds of a run
+DEADLINE = 900  # seconds of a run
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import multiprocessing
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from torch import distributed
@@ -89,6 +90,27 @@ def check_updates(world, model):
         assert_same_updates(world, model, algorithm={"name": "tracerl", "prompts_per_update": 2}, **spread)
 
 
+def check_adapters(world, model):
+    """Adapters on a frozen base. Made by each process for itself, they are those of the first."""
+    torch.manual_seed(world.rank)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj", "lm_head"])
+    adapted = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1)
+    for settings in ({}, {"distributed": {"shard": True}, "update": {"activation_checkpointing": True}}):
+        together = trainer_of(world, adapted, **settings)
+        alone = trainer_of(ALONE, adapted)
+        if world.first:
+            got, expected = together.step(), alone.step()
+            assert got["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-5)
+            assert got["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
+        else:
+            together.step()
+        digests = world.gather_json({n: float(w.double().abs().sum()) for n, w in weights(together).items()})
+        assert digests[0] == digests[1]
+
+
 def check_half_precision(world, model):
     """bf16 computes, fp32 is trained: what bf16 cannot hold of small steps adds up."""
     model = copy.deepcopy(model).bfloat16()
@@ -108,6 +130,7 @@ def check(rank: int, folder: Path) -> None:
     model = build_model(Uneven(), SIZE).eval()
     check_updates(world, model)
     check_half_precision(world, model)
+    check_adapters(world, model)
     distributed.destroy_process_group()
     print(f"done {rank}\n", end="")  # in one piece: the other process writes to the same pipe
 
