@@ -262,8 +262,10 @@ class Run(command.Run):
 
     def _interrupted(self) -> bool:
         """Whether a signal has come, to whichever process."""
-        self.interruption.requested = self.world.any(self.interruption.requested)
-        return self.interruption.requested
+        interrupted = self.world.any(self.interruption.requested)
+        if interrupted:
+            self.interruption.requested = True
+        return interrupted
 
     def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
         evaluations = []

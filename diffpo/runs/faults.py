@@ -83,7 +83,7 @@ def one_line(message: str) -> str:
 
 def say(line: str) -> None:
     """On standard error, if it can be written."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks
-        return
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first speaks
     with contextlib.suppress(OSError):  # the output itself may go to the full disk
         print(line, file=sys.stderr)

@@ -132,6 +132,8 @@ def restore_shards(path: Path, model: MaskedDiffusionLM, optimizer: torch.optim.
     values = {name: name.removeprefix(_OPTIMIZER).rpartition("/") for name in stored if name.startswith(_OPTIMIZER)}
     if tensors.keys() != stored.keys() - values.keys() or not {of for of, _, _ in values.values()} <= parameters.keys():
         raise ValueError(f"resume: {path} is of a model with other adapters, or of one where others were trained")
+    if any(tensor.shape != getattr(stored[name], "size", None) for name, tensor in tensors.items()):
+        raise ValueError(f"resume: {path} is of a model with adapters of another rank")
     for name, (of, _, key) in values.items():
         tensors[name] = torch.zeros(1) if key == "step" else torch.empty_like(parameters[of].detach())
     load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())

@@ -75,19 +75,19 @@ def assert_same_updates(world, model, **settings):
 
 
 def check_updates(world, model):
+    espo, parts = {"name": "espo"}, {"tokens_at_once": 90}
+    # one group, so one network input: the second process has nothing to score
+    one = {"prompts_per_update": 1, "m": 1, "kl_coefficient": 0.5}
+    threshold = {"prompts_per_update": 1, "train": ("threshold",), "kl_coefficient": 0.01}
+    assert_same_updates(world, model)  # part by part, one part each
+    assert_same_updates(world, model, algorithm={"name": "tracerl", "prompts_per_update": 2})
+    assert_same_updates(world, model, algorithm=espo)  # replayed
+    assert_same_updates(world, model, algorithm=threshold)
     for shard in (False, True):
         spread = {"distributed": {"shard": shard}}
-        assert_same_updates(world, model, **spread)  # part by part, one part each
-        assert_same_updates(world, model, update={"tokens_at_once": 90}, **spread)
-        for tokens in (None, 90):  # replayed
-            assert_same_updates(world, model, algorithm={"name": "espo"}, update={"tokens_at_once": tokens}, **spread)
-        # one group, so one network input: the second process has nothing to score
-        one = {"prompts_per_update": 1, "m": 1, "kl_coefficient": 0.5}
+        assert_same_updates(world, model, update=parts, **spread)
+        assert_same_updates(world, model, update=parts, algorithm=espo, **spread)
         assert_same_updates(world, model, algorithm=one, **spread)
-        assert_same_updates(
-            world, model, algorithm={"prompts_per_update": 1, "train": ("threshold",), "kl_coefficient": 0.01}, **spread
-        )
-        assert_same_updates(world, model, algorithm={"name": "tracerl", "prompts_per_update": 2}, **spread)
 
 
 def check_adapters(world, model):

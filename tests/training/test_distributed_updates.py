@@ -42,7 +42,7 @@ def test_two_processes_share_what_one_does(tmp_path):
         start_new_session=True,
     )
     try:
-        output = process.communicate(timeout=200)[0]
+        output = process.communicate(timeout=500)[0]
     finally:
         with suppress(ProcessLookupError):  # both have ended
             os.killpg(process.pid, signal.SIGKILL)
