@@ -3,7 +3,7 @@
 Each kill is a run of its own, ``torchrun --nproc-per-node 2 --max-restarts 1``, in which one process, chosen at random, gets SIGKILL once:
 
     update   at a random moment after a random update
-    save     as soon as a random checkpoint is begun, while it is written
+    save     as soon as a random checkpoint, or the next that is noticed, is begun, while it is written
 
 Half of the runs hold the whole model in each process, half spread it (--distributed.shard), whose checkpoints are written in the background.
 A run passes if it ends with exit code 0, went on from a checkpoint, and model and last checkpoint, with its optimizer, hold the bits
@@ -36,6 +36,7 @@ SETTINGS = (
 Tensors = dict[str, torch.Tensor]
 WAYS: dict[str, tuple[str, ...]] = {"replicated": (), "sharded": ("--distributed.shard",)}
 DEADLINE = 900  # seconds of a run
+ATTEMPTS = 3  # to meet a moment
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,21 @@ def process_of(torchrun: subprocess.Popen, rank: int) -> int:
     raise RuntimeError(f"torchrun has no process {rank}")
 
 
-def wait_for(kill: Kill, run: Path, torchrun: subprocess.Popen, pause: float) -> None:
+def has_come(kill: Kill, run: Path, torchrun: subprocess.Popen, pause: float) -> bool:
+    """Waits for the moment of a kill; False if the run ended before, because a save was over between two looks."""
     log, deadline = run / "metrics.jsonl", time.monotonic() + DEADLINE
-    begun = run / f"checkpoints/.{kill.update + kill.update % 2:06d}.partial"
     while time.monotonic() < deadline and torchrun.poll() is None:
-        if kill.moment == "save" and begun.exists():
-            return
+        if kill.moment == "save" and any(int(path.name[1:7]) >= kill.update for path in half_written(run)):
+            return True
         if kill.moment == "update" and log.exists() and log.read_text().count("\n") >= kill.update:
             time.sleep(pause)
-            return
-        time.sleep(0.0005)
-    raise RuntimeError(f"the run ended before {kill}")
+            return True
+        time.sleep(0.0002)
+    return False
+
+
+def half_written(run: Path) -> list[Path]:
+    return list((run / "checkpoints").glob(".*.partial"))
 
 
 def content(run: Path) -> Tensors:
@@ -97,17 +102,20 @@ def same_bits(first: Tensors, second: Tensors) -> bool:
     )
 
 
-def killed(kill: Kill, runs: Path, expected: Tensors, updates: int, pause: float) -> dict:
-    name = f"{kill.way}-{kill.moment}-{kill.update}-{kill.process}"
+def killed(kill: Kill, runs: Path, name: str, expected: Tensors, updates: int, pause: float) -> dict | None:
+    """What became of a run; None if it ended before it could be killed."""
     log = runs / f"{name}.log"
     torchrun = start(runs, name, kill.way, updates, log)
     try:
-        wait_for(kill, runs / name, torchrun, pause)
+        if not has_come(kill, runs / name, torchrun, pause):
+            return None
         os.kill(process_of(torchrun, kill.process), signal.SIGKILL)
-        half = [path.name for path in (runs / name / "checkpoints").glob(".*.partial")]
+        half = [path.name for path in half_written(runs / name)]
         code = torchrun.wait(DEADLINE)
+    except (OSError, RuntimeError):  # the process has just ended by itself
+        return None
     finally:
-        torchrun.kill()
+        torchrun.terminate()  # and with it its processes
     went_on = re.findall(r"resuming after update (\d+)", log.read_text())
     same = code == 0 and same_bits(content(runs / name), expected)
     return asdict(kill) | {
@@ -144,8 +152,12 @@ def main(arguments: list[str] | None = None) -> int:
         expected[way], seconds[way] = content(runs / way), time.monotonic() - started
     draw = random.Random(options.seed + 1)
     for kill in drawn(options.kills, options.updates, options.seed):
-        pause = draw.random() * seconds[kill.way] / options.updates / 4  # less than an update takes
-        results.append(killed(kill, runs, expected[kill.way], options.updates, pause))
+        result = None
+        for attempt in range(ATTEMPTS):
+            pause = draw.random() * seconds[kill.way] / options.updates / 4  # less than an update takes
+            name = f"{len(results)}-{attempt}-{kill.way}-{kill.moment}-{kill.update}-{kill.process}"
+            result = result or killed(kill, runs, name, expected[kill.way], options.updates, pause)
+        results.append(result or asdict(kill) | {"half_written": [], "passed": False, "missed": ATTEMPTS})
         print(json.dumps(results[-1]), flush=True)
     passed = sum(result["passed"] for result in results)
     summary = {
