@@ -17,3 +17,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: torch sees no CUDA device; use --device cpu, or auto")
     return device
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU for later, where that is more than half of it: the next phase asks for blocks of other sizes."""
+    if device.type == "cuda" and 2 * torch.cuda.memory_reserved(device) > torch.cuda.mem_get_info(device)[1]:
+        torch.cuda.empty_cache()

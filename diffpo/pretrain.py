@@ -292,7 +292,7 @@ class Run(command.Run):
         self.log.close()
 
     def _save(self) -> None:
-        check_finite(self.model)
+        check_finite(dict(self.model.named_parameters()))
         self.model.save(self.config.output)
         self.saved = True
 

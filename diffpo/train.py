@@ -13,12 +13,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
-from diffpo.decoding.generation import check_lengths
 from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
+from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import open_checkpoint
@@ -39,15 +40,15 @@ from diffpo.runs.run_folder import MayChange, RunFolder
 from diffpo.runs.trackers import check_tracker, open_tracker
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
-from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.distributed import ALONE, World, joined
 from diffpo.training.evaluating import evaluate
+from diffpo.training.export import export
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
-from diffpo.training.model_setup import adapted_layers, loaded
-from diffpo.training.rollout import rows_at_once
+from diffpo.training.model_setup import loaded
+from diffpo.training.plan import check_memory, planned
 from diffpo.training.samples import Samples, read_samples
 from diffpo.training.sharded_checkpoints import ShardedSaver
 from diffpo.training.shared_folder import SharedFolder
@@ -55,9 +56,9 @@ from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = (
-    *("allow_config_change", "max_minutes", "save_every", "device", "model"),
+    *("allow_config_change", "allow_large", "max_minutes", "save_every", "device", "model"),
     *("update.tokens_at_once", "update.activation_checkpointing", "distributed"),
-    *("samples", "tracker"),
+    *("samples", "tracker", "export"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
 _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-config-change cannot change; begin a new run from this one's model"
@@ -75,37 +76,34 @@ def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> 
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
-        print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2))
+        if world.first:
+            _dry_run(config, task, world)
         return None
     check_tracker(config.tracker)
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
     device = world.device(config.device)
     checkpoint = open_checkpoint(config.model)
-    adapted_layers(config, checkpoint.model)
-    task = suited(task, checkpoint.model)
-    model = loaded(config, checkpoint, device)
-    keep_freed_memory()
-    trainer = Trainer(config, model, task, world)
-    check_lengths(*trainer.lengths)
-    gen_length = trainer.lengths.gen_length
-    prompts = prompt_ids(model.tokenizer, task, [*problems, *asked])
-    check_context(prompts, gen_length, model)
-    try:
-        at_once = rows_at_once(prompts, gen_length, config.update.tokens_at_once)
-    except PartTooSmallError as error:
-        raise ValueError(f"update.{error}") from error
+    plan = planned(config, checkpoint, task, [*problems, *asked], device, world)
+    check_memory(config, plan.estimate, device, checkpoint.model.dtype, world)
+    print(plan.estimate.table())
+    keep_freed_memory(plan.estimate.weights)
+    model = loaded(config, checkpoint, device, world)
+    trainer = Trainer(config, model, plan.task, world)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
     carried = model.source.files.others if model.source else ()
-    folder = SharedFolder(
-        Path(config.runs) / config.run_name,
-        lambda: run_folder(config, model_inputs(checkpoint.folder, checkpoint.commit), carried, world.job),
-        world,
-    )
+
+    def claim() -> RunFolder:
+        inputs = model_inputs(checkpoint.folder, checkpoint.commit)
+        if checkpoint.base is not None:
+            inputs["base"] = model_inputs(checkpoint.base.folder, checkpoint.base.commit)["model"]
+        return run_folder(config, inputs, carried, world.job)
+
+    folder = SharedFolder(Path(config.runs) / config.run_name, claim, world)
     saved = None
     with folder.released_on_error():
         if folder.resumes:
-            saved = newest_of_first(folder.checkpoints, model, world)
+            saved = newest_of_first(folder, model, world)
             if saved is not None and saved.state["update"] > config.updates:
                 raise ValueError(
                     f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
@@ -114,8 +112,25 @@ def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> 
                 read_metrics(folder.path).close()
                 read_samples(folder.path).close()
         folder.begin()
-    together = min(at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
+    together = min(plan.at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
     return Run(config, folder, trainer, problems, saved, together, arguments)
+
+
+def _dry_run(config: TrainConfig, task: Task, world: World) -> None:
+    """The configuration on standard output and, where the model is on this machine, the estimate of memory on standard error."""
+    print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2), flush=True)
+    device = choose_device("auto") if config.device == "auto" else torch.device(config.device)  # which may be elsewhere
+    try:
+        checkpoint = open_checkpoint(config.model, cached_only=True)
+        plan = planned(config, checkpoint, task, first_problems(task, config), device, world)
+    except (OSError, ValueError) as error:
+        print(f"no estimate of memory: {error}", file=sys.stderr)
+        return
+    print(plan.estimate.table(), file=sys.stderr)
+    try:
+        check_memory(config, plan.estimate, device, checkpoint.model.dtype, world)
+    except ValueError as error:
+        print(f"too large for this machine: {error}", file=sys.stderr)
 
 
 def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = (), job: str = "") -> RunFolder:
@@ -132,11 +147,11 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change, job=job)  # fmt: skip
 
 
-def newest_of_first(folder: Path, model: MaskedDiffusionLM, world: World) -> Saved | None:
+def newest_of_first(folder: SharedFolder, model: MaskedDiffusionLM, world: World) -> Saved | None:
     """`newest` in the first process, whose choice is everybody's."""
 
     def found() -> dict | None:
-        saved = newest(folder, model)
+        saved = newest(folder.checkpoints, model, folder.inputs["model"])
         return {"path": str(saved.path), "state": saved.state} if saved else None
 
     saved = world.from_first(found)
@@ -342,7 +357,7 @@ class Run(command.Run):
         trainer, folder = self.trainer, self.folder.checkpoints
         if self.saved_update != trainer.update:
             self.saved_update = None
-            state = trainer.state() | {"lost": self.guard.state()}
+            state = trainer.state() | {"lost": self.guard.state(), "base": self.folder.inputs["model"]}
             if self.saver is not None:
                 self.saver.save(folder, trainer.model, trainer.optimizer, state)
             else:
@@ -354,7 +369,7 @@ class Run(command.Run):
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, the trained model, summary.json, curves.png and report.html."""
         config, path = self.config, self.folder.path
-        self.trainer.save(lambda: self.trainer.model.save(path / "model"))
+        self.trainer.save(lambda: export(config, self.trainer.model, path / "model"))
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(distinct([self.trainer.evaluation_rule, *self.rules]))
         if self.interruption.requested or not self.world.first:

@@ -25,8 +25,10 @@ NEED_MORE = {
     "diffpo.reports.page",
     "diffpo.reports.results",
     "diffpo.train",
-    "diffpo.training.config",
-    "diffpo.training.guard",
+    *(
+        f"diffpo.training.{name}"
+        for name in ("config", "export", "guard", "lora_config", "memory_estimate", "model_setup", "plan")
+    ),
     "diffpo.training.samples",
     "diffpo.training.trainer",
     "diffpo.training.update",

@@ -62,12 +62,12 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, seed: i
         if parameter.dim() == 1:  # norms
             parameter.fill_(1.0)
         else:
-            parameter.normal_(0.0, _deviation(name, parameter), generator=generator)
+            parameter.normal_(0.0, deviation(name, parameter), generator=generator)
     model.lm_head.weight[model.mask_id] = 0.0
     return model
 
 
-def _deviation(name: str, weight: Tensor) -> float:
+def deviation(name: str, weight: Tensor) -> float:
     if name.startswith("embed_tokens"):
         return 1.0
     gains = {"q_proj": _ATTENTION_GAIN, "k_proj": _ATTENTION_GAIN, "lm_head": _LOGIT_SCALE}

@@ -35,7 +35,7 @@ def adapted_weight(layer: Peft, name: str) -> Tensor:
 
     ValueError for what is no sum of weight and LoRA's product: other kinds of adapters, DoRA, a bias, dropout while training.
     """
-    fault = _not_plain_lora(layer)
+    fault = plain_lora_fault(layer)
     if fault:
         raise ValueError(
             f"the adapter on {name} cannot be used: {fault}; put plain LoRA without dropout there, or name {name} in modules_to_save, "
@@ -120,8 +120,8 @@ def _outermost(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Peft]]
             yield from _outermost(child, f"{prefix}{name}.")
 
 
-def _not_plain_lora(layer: nn.Module) -> str | None:
-    """What makes a layer another one than a weight plus LoRA's product."""
+def plain_lora_fault(layer: nn.Module) -> str | None:
+    """What makes a layer another one than a weight plus LoRA's product, or None."""
     if not (_is(layer, "LoraLayer") and isinstance(layer.get_base_layer(), nn.Linear)):
         return f"it is a {type(layer).__name__}"
     if any(adapter in layer.lora_variant for adapter in _active(layer)):

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from diffpo.device import choose_device
-from diffpo.models.adapter_folder import refuse_adapter
+from diffpo.models.adapter_folder import Adapter, adapter_in, refuse_adapter
 from diffpo.models.file_replacement import write_atomically
 from diffpo.models.folder_files import find
 from diffpo.models.formats import CONFIG, FORMATS, PublishedFormat, format_of, read_json
@@ -20,7 +20,7 @@ from diffpo.models.hub import download
 from diffpo.models.model_config import ModelConfig
 from diffpo.models.saving import save_checkpoint
 from diffpo.models.stored_tensors import Stored, check_tensors, copy_tensors, stored_tensors, without_tied_head
-from diffpo.models.threshold_file import add_threshold_fields, stored_threshold
+from diffpo.models.threshold_file import THRESHOLD, add_threshold_fields, stored_threshold
 from diffpo.models.tokenizer_files import PublishedFiles, read_tokenizer
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.models.weights import POLICY, weights
@@ -72,7 +72,8 @@ def load(
     What loads, from safetensors in one file or in shards:
       - diffpo's own checkpoints, among them the shipped ones;
       - LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5, and what is fine-tuned from them (model_type "llada");
-      - Dream-v0-Base-7B, Dream-v0-Instruct-7B, Dream-Coder and DiffuCoder (model_type "Dream").
+      - Dream-v0-Base-7B, Dream-v0-Instruct-7B, Dream-Coder and DiffuCoder (model_type "Dream");
+      - folders of plain LoRA, as peft saves them, for one of these: merged into their base, which they name.
     Not yet: mixtures of experts (LLaDA-MoE, LLaDA2), block-causal models (SDAR, Fast-dLLM-v2), quantised weights. Never:
     pickle files and remote code (``auto_map`` is ignored: the network is diffpo's own).
 
@@ -88,7 +89,7 @@ def load(
     tokenizer is tried in a process of its own first.
 
     Raises, before memory is allocated: FileNotFoundError for an unknown name or a missing file or shard; ValueError for a
-    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, an adapter, a
+    model that is not supported, a config key that cannot be honoured, a missing, unexpected or misshapen tensor, another adapter, a
     damaged file, a link out of the folder, a tokenizer with more tokens or another mask id than the model, or a device or
     dtype that cannot be used.
     """
@@ -102,7 +103,7 @@ def load(
 class Checkpoint:
     """A checkpoint that has been looked through and of which no weight has been read.
 
-    folder, commit: as of ``resolve``. model: on the meta device, in the dtype of the stored embedding, with tokenizer and source; its
+    folder, commit: as of ``resolve``. base: that of the model that an adapter is for, where the folder holds one, else None. model: on the meta device, in the dtype of the stored embedding, with tokenizer and source; its
     shapes are all that it has, until ``load`` gives it memory.
     """
 
@@ -110,6 +111,8 @@ class Checkpoint:
     commit: str | None
     model: MaskedDiffusionLM
     stored: Stored
+    base: "Checkpoint | None" = None
+    adapter: Adapter | None = None
 
     def load(self, device: torch.device, dtype: torch.dtype | None = None) -> MaskedDiffusionLM:
         """The model with its weights, as ``load`` says. ValueError for one that the machine's memory cannot hold."""
@@ -117,12 +120,20 @@ class Checkpoint:
         _refuse_too_large(self.model, device, dtype)
         _allocate(self.model, device, dtype)
         copy_tensors(self.stored, weights(self.model))
+        if self.adapter is not None:
+            self.adapter.merge_into(self.model)
         return self.model.eval()
 
 
-def open_checkpoint(name_or_path: str | os.PathLike, revision: str | None = None) -> Checkpoint:
-    """What ``load`` would load, checked as it says, but for device and dtype, and read up to the weights."""
-    folder, commit = resolve(name_or_path, revision)
+def open_checkpoint(
+    name_or_path: str | os.PathLike, revision: str | None = None, cached_only: bool = False
+) -> Checkpoint:
+    """What ``load`` would load, checked as it says, but for device and dtype, and read up to the weights. cached_only: of the hub, only
+    what is on this machine."""
+    folder, commit = resolve(name_or_path, revision, cached_only)
+    adapter = adapter_in(folder)
+    if adapter is not None:
+        return _with_adapter(os.fspath(name_or_path), commit, adapter, cached_only)
     fields, config = _read_config(folder)
     known = FORMATS[config.model_type]
     stored = _stored(config, folder)
@@ -132,6 +143,37 @@ def open_checkpoint(name_or_path: str | os.PathLike, revision: str | None = None
     model.generation_eos_ids = generation_eos_ids(folder, config.vocab_size)
     model.source = Source(os.fspath(name_or_path), commit, fields, files)
     return Checkpoint(folder, commit, model, stored)
+
+
+def _with_adapter(name: str, commit: str | None, adapter: Adapter, cached_only: bool) -> Checkpoint:
+    """The base of an adapter, with the threshold that lies beside the adapter."""
+    folder = adapter.folder
+    if not adapter.base:
+        raise ValueError(
+            f"{folder} holds an adapter that names no base model: write its folder or hub id into adapter_config.json as base_model_name_or_path"
+        )
+    try:
+        if adapter_in(resolve(adapter.base, adapter.revision, cached_only)[0]) is not None:
+            raise ValueError(
+                f"{folder}: the base of the adapter, {adapter.base}, is an adapter itself: merge that one first"
+            )
+        base = open_checkpoint(adapter.base, adapter.revision, cached_only)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} holds an adapter, and its base is not there ({error}): put it there, or name another place as "
+            "base_model_name_or_path in adapter_config.json"
+        ) from error
+    config = add_threshold_fields(base.model.config, folder)
+    model, stored = base.model, base.stored
+    if find(folder, THRESHOLD) is not None:
+        model = _without_memory(config, base.model.tokenizer).to(base.model.dtype)
+        kept = {name: tensor for name, tensor in stored.items() if not name.startswith(POLICY)}
+        stored = kept | {POLICY + name: tensor for name, tensor in stored_threshold(config, folder).items()}
+    adapter.pairs(model)
+    assert base.model.source is not None
+    model.generation_eos_ids = base.model.generation_eos_ids
+    model.source = replace(base.model.source, name=name, revision=commit)
+    return Checkpoint(folder, commit, model, stored, base, adapter)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -144,7 +186,9 @@ def read_weights(model: MaskedDiffusionLM, folder: Path) -> None:
     copy_tensors(_stored(model.config, folder), weights(model))
 
 
-def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
+def resolve(
+    name_or_path: str | os.PathLike, revision: str | None = None, cached_only: bool = False
+) -> tuple[Path, str | None]:
     """The local folder of a path, a shipped name or a hub id, and the commit of the last one."""
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"a model is a shipped name, a folder or a hub id, got {type(name_or_path).__name__}")
@@ -155,7 +199,7 @@ def resolve(name_or_path: str | os.PathLike, revision: str | None = None) -> tup
             raise ValueError(f"revision {revision!r}: {name} is a local folder; only a hub id has revisions")
         return local, None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return download(name, revision)
+        return download(name, revision, cached_only)
     near = difflib.get_close_matches(name, shipped_models(), n=3, cutoff=0.0)
     raise FileNotFoundError(
         f"model {name!r} is neither a folder nor a shipped model; did you mean {', '.join(near) or 'a path'}? "

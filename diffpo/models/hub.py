@@ -8,24 +8,32 @@ from diffpo.models.formats import CONFIG, format_of, read_json
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.py", "*.st"]
 
 
-def download(hub_id: str, revision: str | None = None) -> tuple[Path, str]:
+def download(hub_id: str, revision: str | None = None, cached_only: bool = False) -> tuple[Path, str]:
     """The local folder of a hub repository at a branch, tag or commit (default: main), and the commit it is at.
 
     The config comes first, so that an unsupported model is refused before its weights are fetched. HF_HUB_OFFLINE and the
-    other settings of huggingface_hub apply. FileNotFoundError if it cannot be fetched and is not cached.
+    other settings of huggingface_hub apply. cached_only: nothing is fetched. FileNotFoundError if it cannot be fetched and is not cached.
     """
-    folder = _snapshot(hub_id, revision, [CONFIG])
+    folder = _snapshot(hub_id, revision, [CONFIG], cached_only)
     if (folder / CONFIG).exists():
         format_of(read_json(folder / CONFIG), hub_id)
     commit = folder.name  # the cache names the folder of a snapshot by its commit
-    return _snapshot(hub_id, commit, _WANTED), commit
+    return _snapshot(hub_id, commit, _WANTED, cached_only), commit
 
 
-def _snapshot(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
+def _snapshot(hub_id: str, revision: str | None, patterns: list[str], cached_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],
+                local_files_only=cached_only,
+            )
+        )
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(

@@ -39,8 +39,7 @@ def target_modules(model: "MaskedDiffusionLM", targets: Sequence[str] | None = N
     published name ends as that of a layer of the blocks does (LLaDA's "ff_out"), the block's is meant; "lm_head" is the head.
     ValueError, with the nearest names, for one that matches nothing.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    linear = [name for name in linear if name.startswith("layers.") or name == _HEAD]
+    linear = lora_targets(model)
     if targets is None:
         return [name for name in linear if name != _HEAD]
     names = {name: (name, published_name(model, name)) for name in linear}
@@ -55,6 +54,18 @@ def target_modules(model: "MaskedDiffusionLM", targets: Sequence[str] | None = N
     if _HEAD in chosen and model.config.tie_word_embeddings:
         raise ValueError(f"{_HEAD} is tied to the embedding, and an adapter would change one of the two: leave it out")
     return [name for name in linear if name in chosen]
+
+
+def lora_targets(model: "MaskedDiffusionLM") -> list[str]:
+    """All layers that may have an adapter: the linear ones of the blocks, and the head, by their names in a model without adapters."""
+    linear = [
+        name.removesuffix(".weight")
+        for name, weight in model.named_parameters()
+        if name.endswith(".weight") and weight.dim() == 2 and ".lora_" not in name
+    ]
+    linear = [name.removesuffix(".base_layer") for name in linear]
+    tied = [_HEAD] if model.config.tie_word_embeddings else []
+    return [name for name in linear if name.startswith("layers.") or name == _HEAD] + tied
 
 
 def check_lora(model: "MaskedDiffusionLM", rank: int, targets: Sequence[str] | None = None) -> list[str]:

@@ -28,7 +28,7 @@ SHARD_BYTES = 5 * 10**9  # as transformers writes them
 def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the checkpoint in the format of ``model.config.model_type``, in shards if it is larger than ``shard_bytes``.
 
-    model: a MaskedDiffusionLM, or one in a peft.PeftModel. Active adapters are merged into the weights that are written (those of disabled
+    model: a MaskedDiffusionLM, or one in a peft.PeftModel. Weights are written in the dtype that it computes in. Active adapters are merged into the weights that are written (those of disabled
     ones are not), the model's own stay. Of a sharded model every process calls this, one writes, and all return when it has.
 
     Everything is written aside first and then renamed; an error on the way restores the old checkpoint. (A kill within the
@@ -45,17 +45,22 @@ def save_checkpoint(model: "MaskedDiffusionLM", folder: str | os.PathLike, shard
     with one_writer(model.parameters()) as writes:
         tensors = whole_weights(model, writes)
         if writes:
-            write_checkpoint(model, tensors, folder, shard_bytes)
+            write_checkpoint(model, tensors, folder, shard_bytes, model.dtype)
 
 
 def write_checkpoint(
-    model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES
+    model: "MaskedDiffusionLM",
+    tensors: dict[str, Tensor],
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """As ``save_checkpoint``, in one process: ``tensors`` are the model's ``whole_weights``."""
+    """As ``save_checkpoint``, in one process: ``tensors`` are the model's ``whole_weights``. dtype: that they are written in, but for a
+    threshold's; None: as they are."""
     damaged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if damaged:
         raise ValueError(f"weights that are not finite are not saved: {', '.join(damaged[:8])}")
-    fields = _config_fields(model, tensors["embed_tokens.weight"].dtype)
+    fields = _config_fields(model, dtype or tensors["embed_tokens.weight"].dtype)
     if folder.is_file():
         raise FileExistsError(f"folder: {folder} is a file; give the folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,7 @@ def write_checkpoint(
         new, old = Path(staging, "new"), Path(staging, "old")
         new.mkdir()
         old.mkdir()
-        _write_weights(model, tensors, new, shard_bytes)
+        _write_weights(model, tensors, new, shard_bytes, dtype)
         _write_published_files(model, new)
         (new / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         replace_files(new, folder, old, stale=_checkpoint_files(folder), last=CONFIG)
@@ -77,18 +82,22 @@ def _config_fields(model: "MaskedDiffusionLM", dtype: torch.dtype) -> dict:
     return fields | {key: stored for key in ("torch_dtype", "dtype") if key in fields}
 
 
-def _write_weights(model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+def _write_weights(
+    model: "MaskedDiffusionLM", tensors: dict[str, Tensor], folder: Path, shard_bytes: int, dtype: torch.dtype | None
+) -> None:
     from huggingface_hub import split_torch_state_dict_into_shards
 
     known = FORMATS[model.config.model_type]
     separate = isinstance(known, PublishedFormat)
     policy = {name: tensor for name, tensor in tensors.items() if separate and name.startswith(POLICY)}
     tensors = {known.tensor_name(name): tensor for name, tensor in tensors.items() if name not in policy}
+    dtypes = {name: t.dtype if dtype is None or name.startswith(POLICY) else dtype for name, t in tensors.items()}
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for file, names in plan.filename_to_tensors.items():
-        shard = {name: tensors[name].cpu().contiguous() for name in names}
+        shard = {name: tensors[name].to(dtypes[name]).cpu().contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
+        plan.metadata["total_size"] = sum(t.numel() * dtypes[name].itemsize for name, t in tensors.items())
         index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     if policy:

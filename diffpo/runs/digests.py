@@ -11,7 +11,12 @@ from diffpo.models.tokenizer_files import TOKENIZER_FILES
 def weights_digest(folder: Path) -> str:
     """ "sha256:..." over the config and the weights of a checkpoint folder, for a model that no commit names."""
     return files_digest(
-        [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob(f"*{Path(THRESHOLD).suffix}")]
+        [
+            folder / "config.json",
+            folder / "adapter_config.json",
+            *folder.glob("*.safetensors"),
+            *folder.glob(f"*{Path(THRESHOLD).suffix}"),
+        ]
     )
 
 

@@ -18,8 +18,8 @@ _MARKER_BYTES = 2**16
 # Everything a run writes, as paths within its folder. The parts of LEFTOVER are temporary: a run that ends by itself leaves none.
 _TOP = r"(?:config\.json|base\.json|metrics\.jsonl|items\.jsonl|samples\.jsonl|summary\.json|curves\.png|report\.html|\.diffpo-run)"
 _OF_MODEL = (
-    r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained|shard-[-\w]+)\.safetensors|state\.json|manifest\.json"
-    r"|sharded\.json|config\.json"
+    r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained|adapter_model|shard-[-\w]+)\.safetensors"
+    r"|adapter_config\.json|state\.json|manifest\.json|sharded\.json|config\.json"
     r"|generation_config\.json|[^/]+\.py|" + "|".join(map(re.escape, (THRESHOLD, *TOKENIZER_FILES))) + ")"
 )
 _FOLDER = re.compile(r"checkpoints(/\d{6,})?|model|tensorboard")

@@ -1,27 +1,33 @@
 """Checkpoints of a run: whole or absent, finite, newest first, bitwise resumable. Safetensors and JSON only.
 
-A checkpoint is a model folder with optimizer.safetensors, state.json and, written last, manifest.json with the SHA-256 of every file. That
-of a model with adapters, which its weights have merged, also holds what was trained as it was: trained.safetensors. Of a model that is
-spread over processes there are others, see ``sharded_checkpoints``; `newest` and `restore` know both.
+A checkpoint is a model folder with optimizer.safetensors, state.json and, written last, manifest.json with the SHA-256 of every file. Of a
+model with LoRA alone it is the adapter's folder, without the base, which does not change and is known by its digest. That of a model with
+other adapters, which its weights have merged, also holds what was trained as it was: trained.safetensors. Of a
+model that is spread over processes there are others, see ``sharded_checkpoints``; `newest` and `restore` know both.
 """
 
 import json
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffpo.models.adapter_folder import ADAPTER_CONFIG, Adapter, adapter_in
+from diffpo.models.adapter_saving import adapter_tensors, factors, is_an_adapter, write_adapter
 from diffpo.models.adapters import adapted_modules
 from diffpo.models.checkpoints import read_config, read_weights
 from diffpo.models.file_replacement import write_atomically
 from diffpo.models.saving import write_checkpoint
 from diffpo.models.sharding import fill, one_writer, reshard, whole
+from diffpo.models.stored_tensors import copy_tensors
+from diffpo.models.threshold_file import add_threshold_fields, stored_threshold
 from diffpo.models.transformer import MaskedDiffusionLM
-from diffpo.models.weights import whole_weights
+from diffpo.models.weights import POLICY, whole_weights
 from diffpo.runs.run_folder import differences
 from diffpo.training.checkpoint_folder import MANIFEST, STATE, checkpoints, completed, digest
 from diffpo.training.finite import NotFiniteError as NotFiniteError
@@ -30,8 +36,8 @@ from diffpo.training.sharded_checkpoints import SHARDED, restore_shards, stored_
 
 OPTIMIZER, TRAINED = "optimizer.safetensors", "trained.safetensors"
 
-# the files of a checkpoint that one process writes, and of one that all write
-_KINDS = ({STATE, OPTIMIZER, "config.json"}, {STATE, SHARDED})
+# the files of a checkpoint that one process writes, whole or an adapter alone, and of one that all write
+_KINDS = ({STATE, OPTIMIZER, "config.json"}, {STATE, OPTIMIZER, ADAPTER_CONFIG}, {STATE, SHARDED})
 
 Tensors = dict[str, torch.Tensor]
 
@@ -44,22 +50,24 @@ def save_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Op
     cannot be, with the older checkpoints as they were.
     """
     reshard(model)
-    check_finite(model, _optimizer_values(model, optimizer))
+    alone = is_an_adapter(model)
+    check_finite(_trained(model) if alone else dict(model.named_parameters()))
+    check_finite(_optimizer_values(model, optimizer))
     with one_writer(model.parameters()) as writes:
-        weights = whole_weights(model, writes)
+        weights = adapter_tensors(model, writes) if alone else whole_weights(model, writes)
         own = {OPTIMIZER: _gathered(_optimizer_values(model, optimizer), writes)}
-        if adapted_modules(model):  # which the weights have merged
+        if adapted_modules(model) and not alone:  # which the weights have merged
             own[TRAINED] = _gathered(_trained(model), writes)
         if writes:
-            _write(folder, model, weights, own, state)
+            _write(folder, partial(write_adapter if alone else write_checkpoint, model, weights), own, state)
 
 
-def _write(folder: Path, model: MaskedDiffusionLM, weights: Tensors, own: dict[str, Tensors], state: dict) -> None:
+def _write(folder: Path, write_model: Callable[[Path], None], own: dict[str, Tensors], state: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{state['update']:06d}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write_checkpoint(model, weights, temporary)
+        write_model(temporary)
         for name, tensors in own.items():
             write_atomically(temporary / name, partial(save_file, tensors))
         completed(folder, temporary, {}, state)
@@ -75,9 +83,10 @@ class Saved:
     state: dict
 
 
-def newest(folder: Path, model: MaskedDiffusionLM) -> Saved | None:
+def newest(folder: Path, model: MaskedDiffusionLM, base: str | None = None) -> Saved | None:
     """The newest undamaged checkpoint, or None if there is none at all. Damaged ones are skipped with a warning.
 
+    base: digest of the weights that the model was loaded from, to be compared with "base" in the state of an adapter's checkpoint.
     ValueError if there are only such, or if it is of another model. Nothing is changed.
     """
     for path in checkpoints(folder):
@@ -89,7 +98,17 @@ def newest(folder: Path, model: MaskedDiffusionLM) -> Saved | None:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             warnings.warn(f"checkpoint {path} is not readable and was skipped: {error}", stacklevel=2)
             continue
-        stored = stored_config(path) if _is_sharded(path) else read_config(path)
+        adapter = adapter_in(path) is not None
+        # of a sharded model with adapters, these alone are there
+        if (adapter or (_is_sharded(path) and adapted_modules(model))) and state.get("base", base) != base:
+            raise ValueError(
+                f"resume: {path} is an adapter for other weights, which --allow-config-change cannot change: give the model that it was "
+                "trained on, or begin a new run"
+            )
+        if adapter:
+            stored = add_threshold_fields(replace(model.config, threshold_gammas=None), path)
+        else:
+            stored = stored_config(path) if _is_sharded(path) else read_config(path)
         if stored != model.config:
             changes = "; ".join(differences(asdict(stored), asdict(model.config)))
             raise ValueError(
@@ -112,15 +131,18 @@ def restore(saved: Saved, model: MaskedDiffusionLM, optimizer: torch.optim.Optim
         return saved.state
     reshard(model)
     tensors, parameters = load_file(saved.path / OPTIMIZER), dict(model.named_parameters())
-    stored = load_file(saved.path / TRAINED) if (saved.path / TRAINED).exists() else {}
-    expected = _trained(model) if adapted_modules(model) else {}
-    known = {name.rpartition("/")[0] for name in tensors} <= parameters.keys()
-    if not known or _shapes(stored) != _shapes(expected):
-        raise ValueError(f"resume: {saved.path} is of a model with other adapters, or of one where others were trained")
-    for name, tensor in stored.items():
-        fill(parameters[name], tensor)
-    if not stored:
-        read_weights(model, saved.path)
+    try:
+        if not {name.rpartition("/")[0] for name in tensors} <= parameters.keys():
+            raise OtherAdaptersError
+        adapter = adapter_in(saved.path)
+        if adapter is not None:
+            _read_adapter(adapter, model)
+        else:
+            _read_model(saved.path, model)
+    except OtherAdaptersError as error:
+        raise ValueError(
+            f"resume: {saved.path} is of a model with other adapters, or of one where others were trained"
+        ) from error
     for name, tensor in tensors.items():
         of, _, key = name.rpartition("/")
         value = tensor
@@ -132,6 +154,32 @@ def restore(saved: Saved, model: MaskedDiffusionLM, optimizer: torch.optim.Optim
 
 def _is_sharded(path: Path) -> bool:
     return (path / SHARDED).exists()
+
+
+class OtherAdaptersError(ValueError):
+    """A checkpoint's adapters are not those of the model."""
+
+
+def _read_adapter(adapter: Adapter, model: MaskedDiffusionLM) -> None:
+    if not is_an_adapter(model):
+        raise OtherAdaptersError
+    try:
+        adapter.read_into(factors(model), model)
+    except ValueError as error:
+        raise OtherAdaptersError from error
+    stored = stored_threshold(model.config, adapter.folder) if model.threshold is not None else {}
+    copy_tensors(stored, {name: model.get_parameter(POLICY + name) for name in stored})
+
+
+def _read_model(path: Path, model: MaskedDiffusionLM) -> None:
+    """The weights, or, with adapters, what was trained: the rest has to be as it was."""
+    stored = load_file(path / TRAINED) if (path / TRAINED).exists() else {}
+    if _shapes(stored) != _shapes(_trained(model) if adapted_modules(model) else {}):
+        raise OtherAdaptersError
+    for name, tensor in stored.items():
+        fill(model.get_parameter(name), tensor)
+    if not stored:
+        read_weights(model, path)
 
 
 def _check_digests(path: Path) -> None:

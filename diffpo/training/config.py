@@ -178,6 +178,9 @@ class TrainConfig(Config):
     """what the network computes in, and frozen weights are kept in; what is trained is kept in float32. auto: as the checkpoint is stored"""
     compile: bool = False
     """torch.compile the network's layers: 20 s to start on a CPU with a C++ compiler, then a quarter less time for each update of a tiny model"""
+    export: Literal["auto", "merged", "adapter"] = "auto"
+    """what the run leaves as its model: all weights, adapters merged, or the adapter alone. auto: the adapter where the base has more
+    than 2 GB of weights"""
     save_every: Count = 25
     """updates between checkpoints"""
     resume: bool = False
@@ -186,10 +189,12 @@ class TrainConfig(Config):
     """delete what an earlier run wrote into the folder first; refused if it holds anything else"""
     allow_config_change: bool = False
     """resume although the configuration differs from the one the run began with"""
+    allow_large: bool = False
+    """start although the estimate of memory says that the run does not fit"""
     tracker: TrackerName | None = None
     """what draws the metrics while the run goes on; trackio and wandb are packages of their own. Default: tensorboard, where it is installed"""
     dry_run: bool = False
-    """print the resolved configuration and stop"""
+    """print the resolved configuration, and the estimate of memory if the model is on this machine, and stop"""
     algorithm: Algorithm = DiffpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
@@ -224,6 +229,8 @@ class TrainConfig(Config):
                 raise ValueError(f"rollout.{name}: no threshold is trained: add it to algorithm.train")
         if learned and self.rollout.threshold_exploration:
             self._check_exploration()
+        if self.lora.rank is None and self.export == "adapter":
+            raise ValueError("export: there is no adapter: give lora.rank, or leave it out")
         if self.lora.rank is not None and "model" not in self.algorithm.train:
             raise ValueError("lora.rank: no model is trained: add it to algorithm.train, or leave the adapters out")
         for part, name in (("model", "lr"), ("threshold", "threshold_lr")):

@@ -46,7 +46,7 @@ class World:
     """``size`` processes, this one being number ``rank``, and number ``local_rank`` on its machine. The first writes, locks and prints.
 
     job: what names the start of torchrun, the same after its restarts; empty without torchrun. group: of torch.distributed, None for the
-    default one.
+    default one. local_size: processes on this machine.
     """
 
     def __init__(
@@ -56,7 +56,9 @@ class World:
         local_rank: int = 0,
         job: str = "",
         group: "distributed.ProcessGroup | None" = None,
+        local_size: int = 1,
     ):
+        self.local_size = local_size
         self.rank, self.size, self.local_rank, self.job, self.group = rank, size, local_rank, job, group
         self._common: BaseException | None = None  # the last error that all have raised
 
@@ -67,7 +69,7 @@ class World:
     def apart(self) -> "World":
         """The same processes, for what another thread has to say."""
         group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
-        return World(self.rank, self.size, self.local_rank, self.job, group)
+        return World(self.rank, self.size, self.local_rank, self.job, group, self.local_size)
 
     def device(self, name: str) -> torch.device:
         """Where this process computes; of several GPUs its own. ValueError for one that there is not."""
@@ -213,13 +215,16 @@ ALONE = World()
 def joined() -> Iterator[World]:
     """The processes that torchrun started together; alone without it. Of several, the first prints, and the others' warnings are not shown.
 
-    In its environment: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, and TORCHELASTIC_RUN_ID.
+    In its environment: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, and TORCHELASTIC_RUN_ID.
     """
     env = os.environ
-    rank, size, local_rank = (int(env.get(name, default)) for name, default in
-                              (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
+    rank, size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
     run = env.get("TORCHELASTIC_RUN_ID")
-    world = World(rank, size, local_rank, "" if run is None else f"{run} {socket.gethostname()} {os.getppid()}")
+    world = World(
+        rank, size,
+        local_rank=int(env.get("LOCAL_RANK", 0)), local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
+        job="" if run is None else f"{run} {socket.gethostname()} {os.getppid()}",
+    )  # fmt: skip
     if size == 1:
         yield world
         return

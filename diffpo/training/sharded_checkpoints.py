@@ -52,7 +52,7 @@ class ShardedSaver:
         except OSError as error:
             failed = error
         tensors = tensors_of(model, optimizer)
-        check_finite(model, {name: value for name, value in tensors.items() if name.startswith(_OPTIMIZER)})
+        check_finite(tensors)
         self._pending = self._begin(folder, tensors, asdict(model.config), state)
         if failed is not None:
             raise failed

@@ -15,19 +15,14 @@ class SharedFolder:
     def __init__(self, path: Path, claim: Callable[[], RunFolder], world: World):
         self.path, self._world = path, world
         self._held = world.agreed(lambda: claim() if world.first else None)
-        self.resumes: bool = world.from_first(lambda: self._held is not None and self._held.resumes)
+        known = world.from_first(lambda: self._held and [self._held.resumes, self._held.inputs, self._held.settings])
+        self.resumes: bool = known[0]
+        self.inputs: dict[str, str] = known[1]
+        self.settings: dict[str, Any] = known[2]
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        return self._held.inputs if self._held else {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self._held.settings if self._held else {}
 
     def begin(self) -> None:
         """Make the folder that of this run."""

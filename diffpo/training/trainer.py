@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffpo.device import release_cached_memory
 from diffpo.keyed_random import derive
 from diffpo.likelihood.latents import Latents, Scores
 from diffpo.models.adapters import replacement, without_wrapper
@@ -22,7 +23,7 @@ from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
 from diffpo.training.distributed import ALONE, World
-from diffpo.training.model_setup import keep_in_fp32
+from diffpo.training.model_setup import keep_in_fp32, shards
 from diffpo.training.reference import Reference
 from diffpo.training.rollout import Rollout, collect
 from diffpo.training.update import accumulate_gradient, scored
@@ -60,7 +61,7 @@ class Trainer:
         # a frozen model cannot drift
         anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
         world.as_first_(p.detach() for p in model.parameters() if p.requires_grad and not is_shard(p))
-        if config.distributed.shard and world.size > 1:
+        if shards(config, world):
             model.compute_dtype = model.dtype
             shard(model, world.mesh(model.device), model.dtype)
         self.sharded = world.size > 1 and reshard(model)
@@ -92,13 +93,15 @@ class Trainer:
                 keep_in_fp32(model, parameters)
             if parameters:
                 groups.append({"params": parameters, "lr": lr, "base_lr": lr})
-        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        fused = True if model.device.type == "cuda" else None  # the default takes a copy of all gradients there
+        return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused)
 
     def step(self) -> dict:
         """One update: a batch of rollouts and ``inner_updates`` optimizer steps. Returns the metrics to log."""
         algorithm = self.config.algorithm
         with self._phase("rollout"):
             rollout = self.collect()
+            release_cached_memory(self.model.device)
         advantage = group_advantage(rollout.reward, algorithm.group_size, algorithm.advantage)
         varied = (advantage != 0).reshape(-1, algorithm.group_size).any(dim=1)
         metrics = self._rollout_metrics(rollout) | {

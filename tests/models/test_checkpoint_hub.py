@@ -69,7 +69,7 @@ def test_weights_of_an_unsupported_model_are_not_fetched(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "sdar"}')
     asked = []
 
-    def snapshot_download(hub_id, *, revision, allow_patterns, ignore_patterns):
+    def snapshot_download(hub_id, *, revision, allow_patterns, ignore_patterns, local_files_only):
         asked.append((revision, allow_patterns, ignore_patterns))
         return str(tmp_path)
 

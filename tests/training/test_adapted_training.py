@@ -5,9 +5,13 @@ import torch
 from safetensors.torch import load_file
 
 import diffpo
+from diffpo.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from diffpo.models.adapters import replacement
 from diffpo.models.checkpoints import load
+from diffpo.models.threshold_file import THRESHOLD
 from diffpo.tasks import get_task
-from diffpo.training.checkpointing import TRAINED, newest, restore, save_state
+from diffpo.training import checkpointing
+from diffpo.training.checkpointing import MANIFEST, OPTIMIZER, STATE, TRAINED, newest, restore, save_state
 from diffpo.training.config import TrainConfig
 from diffpo.training.trainer import Trainer
 
@@ -119,15 +123,37 @@ def test_a_resumed_run_goes_on_to_the_bit(make_adapted, settings, tmp_path):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
-def test_a_checkpoint_with_adapters_is_a_model_with_them_merged(make_adapted, tmp_path):
-    trainer = make_adapted(SETTINGS["lora"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_checkpoint_with_adapters_is_the_model_with_them_merged(make_adapted, settings, tmp_path):
+    """Plain LoRA is kept without its base, others in whole weights and, as it was, what was trained."""
+    trainer = make_adapted(settings)
     trainer.step()
     save(trainer, tmp_path)
     tokens = torch.arange(7)[None]
     loaded = diffpo.load(tmp_path / "000001")
     torch.testing.assert_close(loaded.logits(tokens), trainer.model.logits(tokens), rtol=1e-4, atol=1e-4)
-    names = load_file(tmp_path / "000001" / TRAINED).keys()
-    assert names == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert torch.equal(loaded.threshold.linear.weight, replacement(trainer.model.threshold).linear.weight)
+    files = {path.name for path in (tmp_path / "000001").iterdir()}
+    if settings is SETTINGS["lora"]:
+        assert files == {ADAPTER_CONFIG, ADAPTER_WEIGHTS, THRESHOLD, OPTIMIZER, STATE, MANIFEST}
+    else:
+        assert {"model.safetensors", "config.json", TRAINED} < files
+        names = load_file(tmp_path / "000001" / TRAINED).keys()
+        assert names == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+
+
+def test_a_checkpoint_of_the_earlier_form_goes_on_to_the_bit(make_adapted, tmp_path, monkeypatch):
+    """Until now plain LoRA too was kept in whole weights beside what was trained."""
+    trainer = make_adapted(SETTINGS["lora"])
+    trainer.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "is_an_adapter", lambda model: False)
+        save(trainer, tmp_path)
+    assert (tmp_path / "000001" / TRAINED).exists()
+    again = resumed(make_adapted(SETTINGS["lora"]), tmp_path)
+    assert again.step()["loss"] == trainer.step()["loss"]
+    got, expected = state(again.model), state(trainer.model)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(

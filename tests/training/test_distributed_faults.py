@@ -271,8 +271,8 @@ def test_a_second_run_in_the_folder_is_refused_by_all(train_in_two, tmp_path):
     held = RunFolder(tmp_path / "run", "train", {}, {}, overwrite=True)
     ended = train_in_two("--updates", "1", "--overwrite")
     assert ended.codes == [2, 2]
-    assert "is in use by another run" in ended.said
-    assert ended.said.count("\n") == 1
+    assert "is in use by another run" in ended[0][2]
+    assert ended[0][2].count("\n") == 1
     assert ended[1][1:] == ("", "")
     held.release()
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

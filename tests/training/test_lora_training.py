@@ -119,3 +119,67 @@ def test_a_run_with_adapters_goes_through_the_command(train, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [1, 2]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["lora"]["rank"] == 2
+
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+SHORT = ("--lora.rank", "2", "--updates", "2", "--no-sweep", "--optimizer.lr", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("asked", "small", "expected"),
+    [("auto", 10**9, "model.safetensors"), ("auto", 10, ADAPTER[1]), ("adapter", 10**9, ADAPTER[1]), ("merged", 10, "model.safetensors")],
+)  # fmt: skip
+def test_what_a_run_leaves_as_its_model(train, tmp_path, monkeypatch, asked, small, expected):
+    monkeypatch.setattr("diffpo.training.export._SMALL", small)
+    assert train(*SHORT, "--export", asked) == 0
+    model = tmp_path / "run" / "model"
+    assert (model / expected).exists()
+    assert (model / ADAPTER[1]).exists() != (model / "model.safetensors").exists()
+    loaded, checkpoint = load(model), load(next((tmp_path / "run" / "checkpoints").glob("*2")))
+    for name, tensor in checkpoint.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+    assert loaded.threshold is not None
+    assert train(*SHORT, "--overwrite") == 0, "the adapter's files are the run's own"
+
+
+def test_a_stopped_run_goes_on_to_the_bit_from_its_adapter(train, whole_run, tmp_path, metrics_of):
+    whole = whole_run(*SHORT[:2], *SHORT[4:], "--updates", "4")
+    assert train(*SHORT[:2], *SHORT[4:], "--updates", "4", "--max-minutes", "1e-9") == 0
+    found = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert not any((path / "model.safetensors").exists() for path in found)
+    assert train(*SHORT[:2], *SHORT[4:], "--updates", "4", "--resume") == 0
+    assert metrics_of(tmp_path / "run") == metrics_of(whole)
+    first, second = (load(run / "model").state_dict() for run in (whole, tmp_path / "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_adapter_is_not_resumed_on_other_weights(train, finished_run, tmp_path, sudoku_model, capsys):
+    """The difference of the files may be allowed; the adapter is of no use there."""
+    finished_run(*SHORT)
+    other = load(sudoku_model)
+    with torch.no_grad():
+        other.norm.weight.mul_(1.5)
+    other.save(tmp_path / "other")
+    for more in ((), ("--allow-config-change",)):
+        with pytest.raises(SystemExit, match="2"):
+            train(*SHORT, "--updates", "3", "--resume", "--model", str(tmp_path / "other"), *more)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: resume: ")
+        assert ("adapter for other weights" in line) == bool(more)
+
+
+def test_a_run_begins_from_an_adapter(train, finished_run, tmp_path, sudoku_model):
+    """Its folder is the model; what it changes is compared on a resume as well."""
+    first = finished_run(*SHORT, "--export", "adapter")
+    runs = ("--runs", str(tmp_path / "next"), "--model", str(first / "model"))
+    assert train(*SHORT, *runs) == 0
+    marker = json.loads((tmp_path / "next" / "run" / ".diffpo-run").read_text())
+    assert marker["inputs"].keys() == {"model", "tokenizer", "base"}
+    loaded, start = load(tmp_path / "next" / "run" / "model"), load(first / "model")
+    assert not torch.equal(loaded.layers[0].mlp.up_proj.weight, start.layers[0].mlp.up_proj.weight)
+
+
+def test_export_without_adapters_is_refused(train, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train("--export", "adapter")
+    assert "export: there is no adapter: give lora.rank" in capsys.readouterr().err
