@@ -80,6 +80,11 @@ def evaluate(
     for item in evaluated(model, task, problems, prompts, lengths, rule, batch_size):
         done.append(item)
         seen(item)
+    return of_items(task, problems, rule, done)
+
+
+def of_items(task: Task, problems: Sequence, rule: Rule, done: Sequence[Item]) -> Evaluation:
+    """The evaluation that these items of the problems make."""
     return replace(summarise(rule, done), kinds=by_kind(task, problems, rule, done))
 
 

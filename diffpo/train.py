@@ -20,9 +20,10 @@ from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.prompts import PromptError
 from diffpo.decoding.rules import Rule
 from diffpo.device import choose_device
-from diffpo.evaluation import Evaluation, evaluate, fixed_problems, one_at_a_time, parallel_rules
+from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import open_checkpoint
+from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.report import REPORT, write_report
 from diffpo.reports.page import report_page
 from diffpo.reports.run_record import read_run
@@ -42,17 +43,21 @@ from diffpo.tasks.grading import TaskError
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
+from diffpo.training.distributed import ALONE, World, joined
+from diffpo.training.evaluating import evaluate
 from diffpo.training.export import export
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
 from diffpo.training.model_setup import loaded
 from diffpo.training.plan import check_memory, planned
 from diffpo.training.samples import Samples, read_samples
+from diffpo.training.sharded_checkpoints import ShardedSaver
+from diffpo.training.shared_folder import SharedFolder
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
 _FREE_ON_RESUME = (
     *("allow_config_change", "allow_large", "max_minutes", "save_every", "device", "model"),
-    *("update.tokens_at_once", "update.activation_checkpointing"),
+    *("update.tokens_at_once", "update.activation_checkpointing", "distributed"),
     *("samples", "tracker", "export"),
 )
 _EVALUATED_TOGETHER = 256  # held-out problems at most
@@ -62,65 +67,73 @@ _OTHER_ALGORITHM = "the checkpoints are of another algorithm, which --allow-conf
 def main(arguments: list[str] | None = None) -> int:
     """The exit code, see ``diffpo.runs.faults``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    config = parse_train(arguments)
-    return command.carry_out(lambda: prepare(config, arguments))
+    with joined() as world:
+        config = world.agreed(lambda: parse_train(arguments))
+        return command.carry_out(lambda: world.agreed(lambda: prepare(config, arguments, world)))
 
 
-def prepare(config: TrainConfig, arguments: list[str]) -> "Run | None":
+def prepare(config: TrainConfig, arguments: list[str], world: World = ALONE) -> "Run | None":
     """Everything that can be wrong is found before the run's folder is made or changed. ValueError or OSError."""
     task = get_task(config.task)
     if config.dry_run:
-        _dry_run(config, task)
+        if world.first:
+            _dry_run(config, task, world)
         return None
     check_tracker(config.tracker)
     asked = first_problems(task, config)  # before held-out problems, which may have to be fetched
     problems = fixed_problems(task, config.heldout, config.split)
-    device = choose_device(config.device)
+    device = world.device(config.device)
     checkpoint = open_checkpoint(config.model)
-    plan = planned(config, checkpoint, task, [*problems, *asked], device)
-    check_memory(config, plan.estimate, device, checkpoint.model.dtype)
+    plan = planned(config, checkpoint, task, [*problems, *asked], device, world)
+    check_memory(config, plan.estimate, device, checkpoint.model.dtype, world)
     print(plan.estimate.table())
     keep_freed_memory(plan.estimate.weights)
-    model = loaded(config, checkpoint, device)
-    trainer = Trainer(config, model, plan.task)
+    model = loaded(config, checkpoint, device, world)
+    trainer = Trainer(config, model, plan.task, world)
     trainer.rule.resolve(model).check(model, len(problems), *trainer.lengths)
-    inputs = model_inputs(checkpoint.folder, checkpoint.commit)
-    if checkpoint.base is not None:
-        inputs["base"] = model_inputs(checkpoint.base.folder, checkpoint.base.commit)["model"]
-    folder = run_folder(config, inputs, model.source.files.others if model.source else ())
+    carried = model.source.files.others if model.source else ()
+
+    def claim() -> RunFolder:
+        inputs = model_inputs(checkpoint.folder, checkpoint.commit)
+        if checkpoint.base is not None:
+            inputs["base"] = model_inputs(checkpoint.base.folder, checkpoint.base.commit)["model"]
+        return run_folder(config, inputs, carried, world.job)
+
+    folder = SharedFolder(Path(config.runs) / config.run_name, claim, world)
     saved = None
     with folder.released_on_error():
         if folder.resumes:
-            saved = newest(folder.checkpoints, model, inputs["model"])
+            saved = newest_of_first(folder, model, world)
             if saved is not None and saved.state["update"] > config.updates:
                 raise ValueError(
                     f"resume: {saved.path} has {saved.state['update']} updates, updates is {config.updates}: give at least as many"
                 )
-            read_metrics(folder.path).close()
-            read_samples(folder.path).close()
+            if world.first:
+                read_metrics(folder.path).close()
+                read_samples(folder.path).close()
         folder.begin()
     together = min(plan.at_once or _EVALUATED_TOGETHER, _EVALUATED_TOGETHER)
     return Run(config, folder, trainer, problems, saved, together, arguments)
 
 
-def _dry_run(config: TrainConfig, task: Task) -> None:
+def _dry_run(config: TrainConfig, task: Task, world: World) -> None:
     """The configuration on standard output and, where the model is on this machine, the estimate of memory on standard error."""
     print(config.model_copy(update={"name": config.run_name}).model_dump_json(indent=2), flush=True)
     device = choose_device("auto") if config.device == "auto" else torch.device(config.device)  # which may be elsewhere
     try:
         checkpoint = open_checkpoint(config.model, cached_only=True)
-        plan = planned(config, checkpoint, task, first_problems(task, config), device)
+        plan = planned(config, checkpoint, task, first_problems(task, config), device, world)
     except (OSError, ValueError) as error:
         print(f"no estimate of memory: {error}", file=sys.stderr)
         return
     print(plan.estimate.table(), file=sys.stderr)
     try:
-        check_memory(config, plan.estimate, device, checkpoint.model.dtype)
+        check_memory(config, plan.estimate, device, checkpoint.model.dtype, world)
     except ValueError as error:
         print(f"too large for this machine: {error}", file=sys.stderr)
 
 
-def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = ()) -> RunFolder:
+def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[str] = (), job: str = "") -> RunFolder:
     """The run's folder, claimed. A training may go on under another configuration, but not with another algorithm."""
     may_change = MayChange(
         free=_FREE_ON_RESUME,
@@ -131,7 +144,18 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
     )
     settings = json.loads(config.model_dump_json()) | {"name": config.run_name}
     return RunFolder(Path(config.runs) / config.run_name, "train", settings, inputs, carried,
-                     resume=config.resume, overwrite=config.overwrite, may_change=may_change)  # fmt: skip
+                     resume=config.resume, overwrite=config.overwrite, may_change=may_change, job=job)  # fmt: skip
+
+
+def newest_of_first(folder: SharedFolder, model: MaskedDiffusionLM, world: World) -> Saved | None:
+    """`newest` in the first process, whose choice is everybody's."""
+
+    def found() -> dict | None:
+        saved = newest(folder.checkpoints, model, folder.inputs["model"])
+        return {"path": str(saved.path), "state": saved.state} if saved else None
+
+    saved = world.from_first(found)
+    return Saved(Path(saved["path"]), saved["state"]) if saved else None
 
 
 def first_problems(task: Task, config: TrainConfig) -> list:
@@ -152,7 +176,7 @@ class Run(command.Run):
     def __init__(
         self,
         config: TrainConfig,
-        folder: RunFolder,
+        folder: SharedFolder,
         trainer: Trainer,
         problems: list,
         saved: Saved | None,
@@ -161,6 +185,8 @@ class Run(command.Run):
     ):
         super().__init__()
         self.config, self.folder, self.trainer, self.saved = config, folder, trainer, saved
+        self.world = trainer.world
+        self.saver = ShardedSaver(self.world) if trainer.sharded else None
         self.console = Console(highlight=False, soft_wrap=True)
         self.problems, self.evaluated_together, self.arguments = problems, evaluated_together, arguments
         lengths = trainer.lengths
@@ -174,7 +200,7 @@ class Run(command.Run):
     def work(self) -> None:
         """Interrupted, it ends at the next rule or update."""
         try:
-            self._work()
+            self.world.agreed(self._work)
         except (*self.faults, BrokenPipeError) as error:
             # a diverged run may go on from a checkpoint before it; without one, skipped updates left the weights as they were.
             # Weights whose logits are not finite are kept in no case: nothing goes on from them
@@ -198,19 +224,23 @@ class Run(command.Run):
             self.saved_update = self.trainer.update
         if self.folder.resumes:
             self.console.print(f"resuming after update {self.trainer.update}")
-        tracker = open_tracker(
-            self.config.tracker, self.folder.path, self.folder.settings, finished + 1, self.folder.path.name
-        )
-        log = MetricsLog(self.folder.path, finished, tracker)
+        log = self._open_log(finished) if self.world.first else None
+        lines: list[dict] = []
         try:
             self._train(log, sum(e.decoding_seconds for e in base))
             self._draw_samples()
         finally:
-            lines = log.close()
+            if log is not None:
+                lines = log.close()
             self.samples.close()
         self._save()
-        if not self.interruption.requested:
+        if not self._interrupted():
             self._report(base, lines)
+
+    def _open_log(self, finished: int) -> MetricsLog:
+        path = self.folder.path
+        tracker = open_tracker(self.config.tracker, path, self.folder.settings, finished + 1, path.name)
+        return MetricsLog(path, finished, tracker)
 
     def progress(self) -> str:
         return f"after update {self.trainer.update}"
@@ -225,39 +255,49 @@ class Run(command.Run):
 
     def _base_evaluation(self) -> list[Evaluation]:
         """The untrained model under every rule; kept in base.json with what the guard saw, so that a resumed run does not repeat it."""
-        path = self.folder.path / "base.json"
-        with contextlib.suppress(
-            FileNotFoundError, ValueError, TypeError, KeyError, RecursionError
-        ):  # what is not readable is made again
-            kept = json.loads(path.read_text())
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # what is not readable is made again
+            kept = json.loads(self.world.from_first(self._kept_base))
             evaluations = [Evaluation(**fields) for fields in kept["heldout"]]
             self.guard.base = Evaluation(**kept["watched"]) if kept["watched"] else None
             self.guard.see_base()  # if it has not
             return evaluations
         self.console.print(f"base model {self.config.model} on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(self.rules)
-        if not self.interruption.requested:
+        if not self._interrupted():
             self.guard.see_base()
             watched = self.guard.base and finite(self.guard.base.asdict())
             kept = {"heldout": [finite(e.asdict()) for e in evaluations], "watched": watched}
             self.folder.write("base.json", json.dumps(kept, indent=1))
         return evaluations
 
+    def _kept_base(self) -> str:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return (self.folder.path / "base.json").read_text()
+        return ""
+
+    def _interrupted(self) -> bool:
+        """Whether a signal has come, to whichever process."""
+        interrupted = self.world.any(self.interruption.requested)
+        if interrupted:
+            self.interruption.requested = True
+        return interrupted
+
     def _evaluate(self, rules: Sequence[Rule]) -> list[Evaluation]:
         evaluations = []
         trainer = self.trainer
         with counted(self.console, "evaluation", len(rules) * len(self.problems)) as count:
             for rule in rules:
-                if self.interruption.requested:
+                if self._interrupted():
                     break
                 point = evaluate(
-                    trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together, count
-                )
+                    trainer.model, trainer.task, self.problems, rule, trainer.lengths, self.evaluated_together,
+                    self.world, count,
+                )  # fmt: skip
                 evaluations.append(point)
                 self.console.print(f"  {rule!r:<45} accuracy {point.accuracy:6.1%}  NFE {point.nfe:5.2f}")
         return evaluations
 
-    def _train(self, log: MetricsLog, evaluation_seconds: float) -> None:
+    def _train(self, log: MetricsLog | None, evaluation_seconds: float) -> None:
         trainer, config = self.trainer, self.config
         limit = 60 * (config.max_minutes or math.inf)
         deadline = time.perf_counter() + limit
@@ -266,9 +306,9 @@ class Run(command.Run):
             self.console, config.updates, trainer.update, periods, limit, evaluation_seconds
         ) as progress:
             trainer.on_phase = progress.show
-            while (
-                trainer.update < config.updates and not self.interruption.requested and time.perf_counter() < deadline
-            ):
+            while trainer.update < config.updates and not self._interrupted():
+                if self.world.any(time.perf_counter() >= deadline):
+                    break
                 with progress.doing("update"):
                     metrics = trainer.step()
                 if self.guard.due(trainer.update):
@@ -277,7 +317,8 @@ class Run(command.Run):
                 if self.samples.due(trainer.update):
                     with progress.doing("samples"):
                         self._draw_samples()
-                log.write(metrics | progress.seconds())
+                if log is not None:
+                    log.write(metrics | progress.seconds())
                 progress.advance()
                 if trainer.update == 1 or trainer.update % 5 == 0 or progress.silent:
                     line = summary_line(metrics, config.updates)
@@ -286,7 +327,7 @@ class Run(command.Run):
                 if trainer.update % config.save_every == 0 and not trainer.skipped_in_a_row:
                     try:
                         with progress.doing("save"):
-                            self._save()
+                            self._save(wait=False)
                     except OSError as error:  # the older checkpoint stays, the next save is tried
                         progress.print(f"checkpoint not saved, training goes on: {error}")
 
@@ -305,23 +346,33 @@ class Run(command.Run):
         self.console.print(f"no kind of problem is watched while training: {self.guard.off}", markup=False)
 
     def _draw_samples(self) -> None:
-        if not self.interruption.requested and (fault := self.samples.draw()):
+        if not self._interrupted() and (fault := self.samples.draw()):
             self.console.print(f"no samples are written any more: {fault}", markup=False)
 
-    def _save(self) -> None:
-        """A checkpoint of this update, if there is none yet. OSError when it cannot be written, NotFiniteError when it must not."""
-        if self.saved_update != self.trainer.update:
-            state = self.trainer.state() | {"lost": self.guard.state(), "base": self.folder.inputs["model"]}
-            save_state(self.folder.checkpoints, self.trainer.model, self.trainer.optimizer, state)
-            self.saved_update = self.trainer.update
+    def _save(self, wait: bool = True) -> None:
+        """A checkpoint of this update, if there is none yet; wait: until it is written, where that is done in the background.
+
+        OSError when it, or the one before it, cannot be written, NotFiniteError when it must not.
+        """
+        trainer, folder = self.trainer, self.folder.checkpoints
+        if self.saved_update != trainer.update:
+            self.saved_update = None
+            state = trainer.state() | {"lost": self.guard.state(), "base": self.folder.inputs["model"]}
+            if self.saver is not None:
+                self.saver.save(folder, trainer.model, trainer.optimizer, state)
+            else:
+                trainer.save(lambda: save_state(folder, trainer.model, trainer.optimizer, state))
+            self.saved_update = trainer.update
+        if self.saver is not None and wait:
+            self.saver.finish()
 
     def _report(self, base: list[Evaluation], lines: list[dict]) -> None:
         """The before/after table, the trained model, summary.json, curves.png and report.html."""
         config, path = self.config, self.folder.path
-        export(config, self.trainer.model, path / "model")
+        self.trainer.save(lambda: export(config, self.trainer.model, path / "model"))
         self.console.print(f"trained model on {len(self.problems)} held-out problems")
         evaluations = self._evaluate(distinct([self.trainer.evaluation_rule, *self.rules]))
-        if self.interruption.requested:
+        if self.interruption.requested or not self.world.first:
             return
         draw_curves(
             lines,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -47,10 +48,21 @@ def score(
 
 
 class Plan:
-    """The parts in which latents are scored; iterates over `Part`."""
+    """The parts in which latents are scored; iterates over `Part`.
+
+    rank, size: of ``size`` processes that share the work, the parts of process ``rank``. The distinct inputs are dealt out like cards.
+    in_step: with as many parts as any other process; what is one too many reads an input again and scores nothing.
+    """
 
     def __init__(
-        self, model: MaskedDiffusionLM, trajectory: Trajectory, latents: Latents, tokens_at_once: int | None = None
+        self,
+        model: MaskedDiffusionLM,
+        trajectory: Trajectory,
+        latents: Latents,
+        tokens_at_once: int | None = None,
+        rank: int = 0,
+        size: int = 1,
+        in_step: bool = False,
     ):
         check_same_model(model, trajectory)
         self.trajectory, self.latents = trajectory, latents
@@ -63,31 +75,39 @@ class Plan:
         self.acting = model.threshold is not None and "gamma" in trajectory.actions
         at_once = tokens_at_once // width if tokens_at_once else None
         self.inputs = with_first(latents, B) if self.acting else latents
-        self.first_U, self.source_P = distinct_inputs(trajectory, self.inputs, model.layout, at_once)
-        self.size = at_once or max(len(self.first_U), 1)
+        first_U, source_P = distinct_inputs(trajectory, self.inputs, model.layout, at_once)
+        dealt_U = (torch.arange(len(first_U), device=first_U.device) % size).argsort(stable=True)
+        self.first_U, self.source_P = first_U[dealt_U], dealt_U.argsort()[source_P]
+        counts = [len(range(first, len(first_U), size)) for first in range(size)]
+        self.start, self.stop = sum(counts[:rank]), sum(counts[: rank + 1])
+        self.size = at_once or max(counts[0], 1)
+        self.idle = -(-counts[0] // self.size) - len(self) if in_step else 0
         self.scored_N2 = latents.weight.nonzero()
         source_N = self.source_P[self.scored_N2[:, 0]]
         self.order = source_N.argsort(stable=True)  # of the scored tokens: by part
         self.source_N = source_N[self.order]
 
     def __len__(self) -> int:
-        return -(-len(self.first_U) // self.size)
+        return -(-(self.stop - self.start) // self.size)
 
     def __iter__(self) -> Iterator[Part]:
-        device = self.source_N.device
-        starts = torch.arange(0, len(self.first_U), self.size, device=device)
-        ends = (starts + self.size).clamp(max=len(self.first_U))
-        bounds = zip(*(torch.searchsorted(self.source_N, edge).tolist() for edge in (starts, ends)), strict=True)
-        for start, (low, high) in zip(starts.tolist(), bounds, strict=True):
-            first = self.first_U[start : start + self.size]
-            index = self.order[low:high]
-            acting = None
-            if self.acting:
-                source_B = self.source_P[len(self.latents) :] - start
-                acting = ((source_B >= 0) & (source_B < len(first))).nonzero()[:, 0]
-                acting = (acting, source_B[acting])
-            scored, source = self.scored_N2[index], self.source_N[low:high] - start
-            yield Part(self.trajectory, self.inputs, first, index, scored, source, acting)
+        edges = [*range(self.start, self.stop, self.size), self.stop]
+        cuts = torch.searchsorted(self.source_N, torch.tensor(edges, device=self.source_N.device)).tolist()
+        for (start, low), (stop, high) in pairwise(zip(edges, cuts, strict=True)):
+            yield self._part(start, stop, low, high)
+        for _ in range(self.idle):
+            yield replace(self._part(0, 0, 0, 0), first=self.first_U[:1])
+
+    def _part(self, start: int, stop: int, low: int, high: int) -> Part:
+        """Of the distinct inputs from ``start`` to ``stop``, with the scored tokens from ``low`` to ``high``."""
+        index = self.order[low:high]
+        acting = None
+        if self.acting:
+            source_B = self.source_P[len(self.latents) :]
+            rollout = ((source_B >= start) & (source_B < stop)).nonzero()[:, 0]
+            acting = (rollout, source_B[rollout] - start)
+        scored, source = self.scored_N2[index], self.source_N[low:high] - start
+        return Part(self.trajectory, self.inputs, self.first_U[start:stop], index, scored, source, acting)
 
     def evaluate(self, model: MaskedDiffusionLM) -> Scores:
         """The scores of all parts."""

@@ -77,6 +77,40 @@ def reshard(model: nn.Module) -> bool:
     return bool(parts)
 
 
+def shard(model: nn.Module, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
+    """Spread a model of blocks, ``model.layers``, over the processes of a mesh with one dimension, in place; each block is gathered when
+    it is computed, in ``dtype``. Trained weights are kept, and their gradients summed, in fp32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if dtype.itemsize < 4:
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)  # rotary angles stay in fp32
+    for module in (*model.get_submodule("layers").children(), model):
+        for weight in module.parameters():
+            if weight.requires_grad and not is_shard(weight) and weight.dtype.itemsize < 4:
+                weight.data = weight.data.float()
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within it the weights of a sharded model are whole in every process, and passes without a gradient ask no other process: each may
+    make as many as it likes."""
+    if not reshard(model):
+        yield
+        return
+    parts = [module for module in model.modules() if _gathers_itself(module)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not parts[0], recurse=False)  # the root is used again at once
+        reshard(model)
+
+
 def refuse_unsharded_parameters(model: nn.Module) -> None:
     """ValueError if some trainable parameters are shards and others not: those would be trained apart in each process."""
     if not reshard(model):

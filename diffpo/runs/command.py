@@ -1,15 +1,14 @@
 """The course of a command: prepare, work, and end with one line and the right exit code, whatever happens (``faults``)."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 
-from diffpo.runs.faults import DISK_FAULTS, DONE, INTERRUPTED, STOPPED, described, fail, stopped
+from diffpo.runs.faults import DISK_FAULTS, DONE, INTERRUPTED, STOPPED, ProcessError, described, fail, say, stopped
 from diffpo.runs.interruption import Interruption
 
-_OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
+_OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, ProcessError)
 _NO_MEMORY_ON_THE_CPU = "can't allocate memory"
 
 
@@ -78,7 +77,7 @@ def _carried_out(run: Run) -> int:
         return stopped(f"{run.progress()}: {described(fault)}{kept}")
     if not interrupted:
         return DONE
-    print(f"interrupted {run.progress()}{kept}", file=sys.stderr)
+    say(f"interrupted {run.progress()}{kept}")
     return DONE if kept else INTERRUPTED
 
 
@@ -99,7 +98,9 @@ def _is_of_the_machine(error: Exception) -> bool:
     """Before a run has begun: what no other flag would have avoided."""
     if isinstance(error, OSError):
         return error.errno in DISK_FAULTS
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or _lacks_memory(error)
+    if isinstance(error, ValueError):
+        return False
+    return isinstance(error, MemoryError | torch.OutOfMemoryError | ProcessError) or _lacks_memory(error)
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -1,5 +1,7 @@
 """How a command ends. Its exit code says the same in every command; unless it is 0, one line on standard error says why.
 
+Of several processes, which torchrun has started, all end alike, and the first says why.
+
 0    done; or interrupted by Ctrl-C or SIGTERM, with all that was done saved
 1    stopped by a fault that is not the user's: no space on the disk, no memory, numbers that are not finite, a task without a grade. What
      was done is whole and saved. Also, without a word, when the reader of standard output is gone, as head is after its lines
@@ -18,15 +20,22 @@ DONE, STOPPED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of the machine, where others are a user's mistake
 
 
+class ProcessError(RuntimeError):
+    """Another process of the same run has failed."""
+
+
 def fail(message: str) -> NoReturn:
     """Report a user's mistake, in one line, and leave with exit code 2."""
-    _report(f"error: {one_line(message)}")
-    raise SystemExit(MISTAKE)
+    line = f"error: {one_line(message)}"
+    say(line)
+    error = SystemExit(MISTAKE)
+    error.add_note(line)  # for the other processes of the run
+    raise error
 
 
 def stopped(reason: str, code: int = STOPPED) -> int:
     """The exit code, after the reason in one line."""
-    _report(f"stopped {one_line(reason)}")
+    say(f"stopped {one_line(reason)}")
     return code
 
 
@@ -72,6 +81,9 @@ def one_line(message: str) -> str:
     return "; ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
-def _report(line: str) -> None:
+def say(line: str) -> None:
+    """On standard error, if it can be written."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first speaks
     with contextlib.suppress(OSError):  # the output itself may go to the full disk
         print(line, file=sys.stderr)

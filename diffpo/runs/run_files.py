@@ -18,7 +18,8 @@ _MARKER_BYTES = 2**16
 # Everything a run writes, as paths within its folder. The parts of LEFTOVER are temporary: a run that ends by itself leaves none.
 _TOP = r"(?:config\.json|base\.json|metrics\.jsonl|items\.jsonl|samples\.jsonl|summary\.json|curves\.png|report\.html|\.diffpo-run)"
 _OF_MODEL = (
-    r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained|adapter_model)\.safetensors|adapter_config\.json|state\.json|manifest\.json|config\.json"
+    r"(?:model[-\w]*\.safetensors(?:\.index\.json)?|(?:optimizer|trained|adapter_model|shard-[-\w]+)\.safetensors"
+    r"|adapter_config\.json|state\.json|manifest\.json|sharded\.json|config\.json"
     r"|generation_config\.json|[^/]+\.py|" + "|".join(map(re.escape, (THRESHOLD, *TOKENIZER_FILES))) + ")"
 )
 _FOLDER = re.compile(r"checkpoints(/\d{6,})?|model|tensorboard")
@@ -33,12 +34,13 @@ _EMPTY = re.compile(r"\.lock|\.\.diffpo-run\.[0-9a-f]{8}")  # of a start that wa
 @dataclass(frozen=True)
 class Marker:
     """command: that the run belongs to; begun: there is something to resume; inputs: digests of what it reads, by name; carried: names
-    of the files that came with its model and are saved with it."""
+    of the files that came with its model and are saved with it; job: the start of torchrun that it is of, empty without one."""
 
     command: str
     begun: bool
     inputs: dict[str, str]
     carried: tuple[str, ...]
+    job: str = ""
 
 
 def read_marker(path: Path) -> Marker:
@@ -48,7 +50,7 @@ def read_marker(path: Path) -> Marker:
         with os.fdopen(handle, "rb") as file:
             content = json.loads(file.read(_MARKER_BYTES))
         carried = content.get("carried", [])  # which older versions did not write
-        marker = Marker(content["command"], content["begun"], content["inputs"], tuple(carried))
+        marker = Marker(content["command"], content["begun"], content["inputs"], tuple(carried), content.get("job", ""))
         known = content["format"] == FORMAT and isinstance(marker.begun, bool) and isinstance(marker.inputs, dict)
         known = known and isinstance(carried, list) and all(isinstance(name, str) for name in carried)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

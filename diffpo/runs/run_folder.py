@@ -56,7 +56,8 @@ class RunFolder:
     """<runs>/<name>, claimed by one process of ``command`` as long as it lives. Nothing is written before ``begin`` but the lock.
 
     settings: of the run, as JSON values. inputs: digests of the contents that it reads, by name, such as the model's weights. carried:
-    names of the files that came with the model and are saved with it. resume, overwrite: what the user wants.
+    names of the files that came with the model and are saved with it. resume, overwrite: what the user wants. job: the start of torchrun;
+    what the same one has begun is continued, after a restart, whatever the user wants.
     Raises ValueError when the folder is another's, in use, used without --resume or --overwrite, or when a run to resume had other
     settings or inputs; OSError when the disk is at fault.
     """
@@ -72,11 +73,14 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         may_change: MayChange = MayChange(),
+        job: str = "",
     ):
-        self.path, self.command, self.settings, self.inputs = path, command, settings, inputs
+        self.path, self.command, self.settings, self.inputs, self._job = path, command, settings, inputs, job
         self._resume, self._overwrite, self._may_change, self._carried = resume, overwrite, may_change, set(carried)
         if resume and overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        if self._restarted():
+            self._resume, self._overwrite = resume, overwrite = True, False
         try:
             self._marker()  # before anything is touched
             self.path.mkdir(parents=True, exist_ok=True)
@@ -125,8 +129,17 @@ class RunFolder:
         write_atomically(self.path / name, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
     def _mark(self, begun: bool) -> None:
-        marker = Marker(self.command, begun, self.inputs, tuple(sorted(self._carried | self._carried_before)))
+        marker = Marker(
+            self.command, begun, self.inputs, tuple(sorted(self._carried | self._carried_before)), self._job
+        )
         self.write(MARKER, json.dumps({"format": FORMAT} | asdict(marker), indent=2) + "\n")
+
+    def _restarted(self) -> bool:
+        """Whether the run in the folder was begun by the same start of torchrun."""
+        if not self._job or not os.path.lexists(self.path / MARKER):
+            return False
+        marker = read_marker(self.path)
+        return marker.begun and marker.job == self._job
 
     def _marker(self) -> Marker | None:
         """The marker in the folder, None where no run has been. ValueError unless this run may have the folder."""

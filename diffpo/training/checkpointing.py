@@ -2,18 +2,14 @@
 
 A checkpoint is a model folder with optimizer.safetensors, state.json and, written last, manifest.json with the SHA-256 of every file. Of a
 model with LoRA alone it is the adapter's folder, without the base, which does not change and is known by its digest. That of a model with
-other adapters, which its weights have merged, also holds what was trained as it was: trained.safetensors.
+other adapters, which its weights have merged, also holds what was trained as it was: trained.safetensors. Of a
+model that is spread over processes there are others, see ``sharded_checkpoints``; `newest` and `restore` know both.
 """
 
-import contextlib
-import hashlib
 import json
-import os
-import re
 import shutil
-import stat
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,17 +28,18 @@ from diffpo.models.stored_tensors import copy_tensors
 from diffpo.models.threshold_file import add_threshold_fields, stored_threshold
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.models.weights import POLICY, whole_weights
-from diffpo.runs.run_files import names_of_model
 from diffpo.runs.run_folder import differences
+from diffpo.training.checkpoint_folder import MANIFEST, STATE, checkpoints, completed, digest
+from diffpo.training.finite import NotFiniteError as NotFiniteError
+from diffpo.training.finite import check_finite
+from diffpo.training.sharded_checkpoints import SHARDED, restore_shards, stored_config
 
-KEPT = 2  # checkpoints; an older one survives a fault in the newest
-OPTIMIZER, TRAINED, STATE, MANIFEST = "optimizer.safetensors", "trained.safetensors", "state.json", "manifest.json"
+OPTIMIZER, TRAINED = "optimizer.safetensors", "trained.safetensors"
+
+# the files of a checkpoint that one process writes, whole or an adapter alone, and of one that all write
+_KINDS = ({STATE, OPTIMIZER, "config.json"}, {STATE, OPTIMIZER, ADAPTER_CONFIG}, {STATE, SHARDED})
 
 Tensors = dict[str, torch.Tensor]
-
-
-class NotFiniteError(FloatingPointError):
-    """A weight or a value of the optimizer is NaN or infinite."""
 
 
 def save_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -67,53 +64,15 @@ def save_state(folder: Path, model: MaskedDiffusionLM, optimizer: torch.optim.Op
 
 def _write(folder: Path, write_model: Callable[[Path], None], own: dict[str, Tensors], state: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    target, temporary = folder / f"{state['update']:06d}", folder / f".{state['update']:06d}.partial"
+    temporary = folder / f".{state['update']:06d}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         write_model(temporary)
         for name, tensors in own.items():
             write_atomically(temporary / name, partial(save_file, tensors))
-        _write_json(temporary / STATE, state)
-        _write_json(temporary / MANIFEST, {path.name: _digest(path) for path in sorted(temporary.iterdir())})
-        if target.is_dir():  # damaged, or it would have been resumed from
-            _remove(target, [*_listed(target), *names_of_model(target)])
-            if target.exists():
-                raise OSError(f"{target} holds what no run wrote: move it away")
-        os.replace(temporary, target)
+        completed(folder, temporary, {}, state)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in [path for path in checkpoints(folder) if _listed(path)][KEPT:]:
-        _remove(old, _listed(old))
-
-
-def _remove(checkpoint: Path, names: Iterable[str]) -> None:
-    """Delete these files, the manifest last, and the folder unless somebody else put anything into it."""
-    with contextlib.suppress(OSError):
-        for name in [*(set(names) - {MANIFEST}), MANIFEST]:
-            (checkpoint / name).unlink(missing_ok=True)
-        checkpoint.rmdir()
-
-
-def _listed(checkpoint: Path) -> list[str]:
-    """The files that its manifest names; none if it cannot be read."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        return [name for name in manifest if Path(name).name == name]
-    except (OSError, ValueError, TypeError, RecursionError):
-        return []
-
-
-def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
-    """NotFiniteError, with its name, for a tensor that holds NaN or an infinity; in every process that shares it."""
-    for name, tensor in tensors.items():
-        if not whole(torch.isfinite(tensor).all()):
-            raise NotFiniteError(f"{name} is not finite, so it is not saved")
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first; half-written ones carry another name and do not count."""
-    found = (path for path in folder.glob("*") if re.fullmatch("[0-9]{6,}", path.name))
-    return sorted((p for p in found if p.is_dir() and not p.is_symlink()), key=lambda p: int(p.name), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -139,15 +98,17 @@ def newest(folder: Path, model: MaskedDiffusionLM, base: str | None = None) -> S
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             warnings.warn(f"checkpoint {path} is not readable and was skipped: {error}", stacklevel=2)
             continue
-        if adapter_in(path) is not None:
-            if state.get("base", base) != base:
-                raise ValueError(
-                    f"resume: {path} is an adapter for other weights, which --allow-config-change cannot change: give the model that it was "
-                    "trained on, or begin a new run"
-                )
+        adapter = adapter_in(path) is not None
+        # of a sharded model with adapters, these alone are there
+        if (adapter or (_is_sharded(path) and adapted_modules(model))) and state.get("base", base) != base:
+            raise ValueError(
+                f"resume: {path} is an adapter for other weights, which --allow-config-change cannot change: give the model that it was "
+                "trained on, or begin a new run"
+            )
+        if adapter:
             stored = add_threshold_fields(replace(model.config, threshold_gammas=None), path)
         else:
-            stored = read_config(path)
+            stored = stored_config(path) if _is_sharded(path) else read_config(path)
         if stored != model.config:
             changes = "; ".join(differences(asdict(stored), asdict(model.config)))
             raise ValueError(
@@ -165,6 +126,9 @@ def restore(saved: Saved, model: MaskedDiffusionLM, optimizer: torch.optim.Optim
     With adapters, what is trained is filled, and the rest has to be as it was. ValueError, with nothing changed, for a model whose
     adapters, or optimizer whose parameters, are not those of the checkpoint.
     """
+    if _is_sharded(saved.path):
+        restore_shards(saved.path, model, optimizer)
+        return saved.state
     reshard(model)
     tensors, parameters = load_file(saved.path / OPTIMIZER), dict(model.named_parameters())
     try:
@@ -186,6 +150,10 @@ def restore(saved: Saved, model: MaskedDiffusionLM, optimizer: torch.optim.Optim
             fill(value := torch.empty_like(parameters[of]), tensor)
         optimizer.state[parameters[of]][key] = value
     return saved.state
+
+
+def _is_sharded(path: Path) -> bool:
+    return (path / SHARDED).exists()
 
 
 class OtherAdaptersError(ValueError):
@@ -217,25 +185,12 @@ def _read_model(path: Path, model: MaskedDiffusionLM) -> None:
 def _check_digests(path: Path) -> None:
     """ValueError or OSError unless every file that was saved is there with the same bytes."""
     manifest = json.loads((path / MANIFEST).read_text())
-    model = isinstance(manifest, dict) and {"config.json", ADAPTER_CONFIG} & manifest.keys()
-    if not model or not {OPTIMIZER, STATE} <= manifest.keys():
+    known = isinstance(manifest, dict) and any(kind <= manifest.keys() for kind in _KINDS)
+    if not known:
         raise ValueError(f"{MANIFEST} does not list its files")
-    for name, digest in manifest.items():
-        if Path(name).name != name or _digest(path / name) != digest:
+    for name, expected in manifest.items():
+        if Path(name).name != name or digest(path / name) != expected:
             raise ValueError(f"{name} is not what was saved")
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; a link is not followed."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise ValueError(f"{path.name} is no file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, values: dict) -> None:
-    text = json.dumps(values, allow_nan=False)
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
 
 
 def _trained(model: MaskedDiffusionLM) -> Tensors:

@@ -111,6 +111,13 @@ class UpdateConfig(Config):
     same update"""
 
 
+class DistributedConfig(Config):
+    """How several processes share a model (docs/scaling-out.md); torchrun says how many there are."""
+
+    shard: bool = False
+    """each process holds a part of the weights, gradients and optimizer, gathered block by block (FSDP2), where a whole copy does not fit"""
+
+
 class OptimizerConfig(Config):
     """AdamW with linear warm-up, then linear decay to ``final_lr_fraction``."""
 
@@ -191,6 +198,7 @@ class TrainConfig(Config):
     algorithm: Algorithm = DiffpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
+    distributed: DistributedConfig = DistributedConfig()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffpo.decoding.rules import EntropyBounded, PromptThreshold, Rule
-from diffpo.evaluation import Evaluation, Item, evaluate, wilson_interval
+from diffpo.evaluation import Evaluation, Item, wilson_interval
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.runs.json_lines import finite
 from diffpo.tasks import Task
@@ -29,6 +29,7 @@ from diffpo.tasks.grading import TaskError
 from diffpo.tasks.prompts import check_context, prompt_ids
 from diffpo.tasks.task import NoSplitError
 from diffpo.training.config import TrainConfig
+from diffpo.training.evaluating import evaluate
 from diffpo.training.rollout import rows_at_once
 from diffpo.training.trainer import Trainer
 
@@ -141,7 +142,7 @@ class Guard:
     def _asked(self, rule: Rule) -> Evaluation | None:
         trainer = self.trainer
         try:
-            return evaluate(trainer.model, self.task, self.problems, rule, trainer.lengths, self.rows)
+            return evaluate(trainer.model, self.task, self.problems, rule, trainer.lengths, self.rows, trainer.world)
         except TaskError as error:
             self._turn_off(error)
             return None

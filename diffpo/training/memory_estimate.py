@@ -22,7 +22,7 @@ blocks, V vocabulary, t tokens of network input in one part (``update.tokens_at_
                  cache of keys and values is kept
 
 Sharded ("full") over N processes, weights, gradients, optimizer and reference are an N-th each, and two blocks, the embedding and the head
-are whole while they are used. Replicated, everything is whole, and each process has its share of the prompts.
+are whole while they are used; for rollouts all weights are, e P. Replicated, everything is whole, and each process has its share of the prompts.
 """
 
 from dataclasses import dataclass
@@ -109,8 +109,10 @@ def estimate_memory(
     frozen = 0 if trains_all(config) else sum(weight.numel() for weight in model.parameters())
     blocks = 1 if config.update.activation_checkpointing else shape.num_hidden_layers  # of which all is kept
     copies = e * own * blocks // shape.num_hidden_layers if e < _FP32 else 0
+    decoding = 0
     if shards > 1:  # freed after each block, and gathered again
         copies = e * (2 * _of_block(model) + 2 * shape.vocab_size * d)
+        decoding = max(e * (frozen + own) - copies, 0)
     part = _part(config, model, model.layout.width(prompt_tokens, lengths.gen_length), lengths, world_size)
     block = kept_by_block(config, model, device)
     again = block if config.update.activation_checkpointing else 0
@@ -128,7 +130,7 @@ def estimate_memory(
         optimizer=2 * _FP32 * own // shards,
         reference=_FP32 * own // shards if anchored and trains_all(config) else 0,
         process=int(_PROCESS[device]),
-        rollouts=_rollouts(config, model, prompt_tokens, lengths, world_size),
+        rollouts=decoding + _rollouts(config, model, prompt_tokens, lengths, world_size),
         gradients=_FP32 * own // shards,
         activations=kept if own else 0,
         backward=part.tokens * (passing + again) + largest,

@@ -16,6 +16,7 @@ from diffpo.models.checkpoints import Checkpoint
 from diffpo.models.lora import add_lora, check_lora
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.training.config import TrainConfig
+from diffpo.training.distributed import ALONE, World
 
 _ADAPTERS = 2  # a purpose in the random key, beside those of the trainer
 
@@ -32,16 +33,24 @@ def trains_all(config: TrainConfig) -> bool:
     return "model" in config.algorithm.train and config.lora.rank is None
 
 
+def shards(config: TrainConfig, world: World) -> bool:
+    """Whether the model is spread over the processes."""
+    return config.distributed.shard and world.size > 1
+
+
 def adapted_layers(config: TrainConfig, model: MaskedDiffusionLM) -> list[str]:
     """The layers that get adapters. ValueError that names the field for settings that do not fit the model, which needs no weights yet."""
     lora = config.lora
     return [] if lora.rank is None else check_lora(model, lora.rank, lora.targets)
 
 
-def loaded(config: TrainConfig, checkpoint: Checkpoint, device: torch.device) -> MaskedDiffusionLM:
+def loaded(
+    config: TrainConfig, checkpoint: Checkpoint, device: torch.device, world: World = ALONE
+) -> MaskedDiffusionLM:
     """The checkpoint's model with its weights and, where the run has them, fresh adapters."""
     names, dtype = adapted_layers(config, checkpoint.model), compute_dtype(config, checkpoint.model.dtype)
-    wide = torch.promote_types(dtype, torch.float32)
+    # what will be spread becomes fp32 block by block, when it is a shard
+    wide = torch.promote_types(dtype, checkpoint.model.dtype if shards(config, world) else torch.float32)
     model = checkpoint.load(device, wide if trains_all(config) else dtype)
     model.compute_dtype = dtype
     if config.lora.rank is not None:

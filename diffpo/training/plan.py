@@ -14,8 +14,9 @@ from diffpo.tasks import Task
 from diffpo.tasks.prompts import check_context, prompt_ids, suited
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
+from diffpo.training.distributed import ALONE, World
 from diffpo.training.memory_estimate import Estimate, Sharding, estimate_memory
-from diffpo.training.model_setup import adapted_layers, compute_dtype, trains_all
+from diffpo.training.model_setup import adapted_layers, compute_dtype, shards, trains_all
 from diffpo.training.rollout import rows_at_once
 
 _LARGEST_ADVICE = 3
@@ -36,10 +37,9 @@ def planned(
     task: Task,
     problems: Sequence,
     device: torch.device,
-    world_size: int = 1,
-    sharding: Sharding = "replicated",
+    world: World = ALONE,
 ) -> Plan:
-    """problems: some that the run asks, for the length of its prompts. ValueError, which names the field, for what does not fit together."""
+    """problems: some that the run asks, for the length of its prompts; world: the processes that share the work. ValueError, which names the field, for what does not fit together."""
     model = checkpoint.model
     adapted_layers(config, model)
     task = suited(task, model)
@@ -52,18 +52,23 @@ def planned(
     except PartTooSmallError as error:
         raise ValueError(f"update.{error}") from error
     longest = max(map(len, prompts))
-    estimate = estimate_memory(config, model, longest, lengths, device.type, world_size, sharding)
+    sharding: Sharding = "full" if shards(config, world) else "replicated"
+    estimate = estimate_memory(config, model, longest, lengths, device.type, world.size, sharding)
     return Plan(task, at_once, estimate)
 
 
-def check_memory(config: TrainConfig, estimate: Estimate, device: torch.device, stored: torch.dtype) -> None:
+def check_memory(
+    config: TrainConfig, estimate: Estimate, device: torch.device, stored: torch.dtype, world: World = ALONE
+) -> None:
     """ValueError, with what to change, for a run that the device cannot hold, unless the user allows it. stored: the checkpoint's dtype."""
     limit = memory_limit(device)
-    if limit is None or estimate.peak <= limit or config.allow_large:
+    here = world.local_size if device.type == "cpu" else 1  # processes that share it
+    if limit is None or here * estimate.peak <= limit or config.allow_large:
         return
     kind = "GPU" if device.type == "cuda" else "machine"
+    each = f"each of {here} processes" if here > 1 else "the run"
     raise ValueError(
-        f"memory: the run needs about {estimate.peak / 1e9:.3g} GB and the {kind} has {limit / 1e9:.3g} GB; "
+        f"memory: {each} needs about {estimate.peak / 1e9:.3g} GB and the {kind} has {limit / 1e9:.3g} GB; "
         f"{'; '.join(_advice(config, estimate, stored)) or 'take a larger one'}; --allow-large starts it all the same"
     )
 

@@ -27,25 +27,24 @@ class Samples:
 
     def __init__(self, trainer: Trainer, folder: Path, finished_updates: int = 0):
         self.trainer, self.settings, self.off = trainer, trainer.config.samples, False
-        self._lines: JsonLines | None = None
-        if self.settings.every:
+        self._lines: JsonLines | None = None  # in the first process, which writes
+        if self.settings.every and trainer.world.first:
             self._lines = read_samples(folder)
             self._lines.keep(sum(row["update"] <= finished_updates for row in self._lines.rows))
 
     def due(self, update: int) -> bool:
-        return self._lines is not None and not self.off and update % self.settings.every == 0
+        return bool(self.settings.every) and not self.off and update % self.settings.every == 0
 
     def draw(self) -> str:
         """Ask the model of now, unless it has been asked. Why that failed, for the reader, else "". OSError when the disk cannot take the
         answers."""
-        trainer, lines = self.trainer, self._lines
-        if lines is None or self.off:
+        trainer = self.trainer
+        if not self.settings.every or self.off:
             return ""
-        update = trainer.update
-        there = {row["index"] for row in lines.rows if row["update"] == update}
         # no more than an update asks for: there are so many
         count = min(self.settings.count, trainer.config.algorithm.prompts_per_update)
-        if there >= set(range(count)):
+        missing = trainer.world.from_first(lambda: self._missing(count))
+        if not missing:
             return ""
         seed = derive(trainer.config.seed, _SAMPLES)
         try:
@@ -55,9 +54,15 @@ class Samples:
                 raise
             self.off = True
             return " ".join(f"{type(error).__name__}: {error}".split())
-        for index in sorted(set(range(count)) - there):
-            lines.write({"update": update, **sample_record(trainer, rollout, index)})
+        if self._lines is not None:
+            for index in missing:
+                self._lines.write({"update": trainer.update, **sample_record(trainer, rollout, index)})
         return ""
+
+    def _missing(self, count: int) -> list[int]:
+        rows = self._lines.rows if self._lines is not None else []
+        there = {row["index"] for row in rows if row["update"] == self.trainer.update}
+        return sorted(set(range(count)) - there)
 
     def close(self) -> None:
         if self._lines is not None:

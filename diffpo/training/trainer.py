@@ -3,7 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from diffpo.device import release_cached_memory
 from diffpo.keyed_random import derive
 from diffpo.likelihood.latents import Latents, Scores
-from diffpo.likelihood.score import score
 from diffpo.models.adapters import replacement, without_wrapper
-from diffpo.models.sharding import reshard, whole
+from diffpo.models.sharding import gathered, is_shard, reshard, shard, whole
 from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.objectives import OBJECTIVES, Batch
 from diffpo.objectives.advantage import group_advantage
 from diffpo.tasks import Task
 from diffpo.tasks.task import completion_lengths
 from diffpo.training.config import TrainConfig
-from diffpo.training.model_setup import keep_in_fp32
+from diffpo.training.distributed import ALONE, World
+from diffpo.training.model_setup import keep_in_fp32, shards
 from diffpo.training.reference import Reference
 from diffpo.training.rollout import Rollout, collect
-from diffpo.training.update import accumulate_gradient
+from diffpo.training.update import accumulate_gradient, scored
 from diffpo.trajectory import Trajectory
 
 MAX_CONSECUTIVE_SKIPS = 3
@@ -41,13 +41,13 @@ class Trainer:
     """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update).
 
     model: plain, with peft's adapters (then they are trained, and what else they leave trainable), or sharded by ``fully_shard``: every
-    process then does the same. Its threshold is given to it here, but to a sharded one, which has to have it.
+    process then does the same. world: the processes that share the work, each with a Trainer of its own. Its threshold is given to it here, but to a sharded one, which has to have it.
     ValueError for a model without a parameter to train.
     """
 
-    def __init__(self, config: "TrainConfig", model: MaskedDiffusionLM, task: Task):
+    def __init__(self, config: "TrainConfig", model: MaskedDiffusionLM, task: Task, world: World = ALONE):
         model = without_wrapper(model)
-        self.config, self.model, self.task = config, model, task
+        self.config, self.model, self.task, self.world = config, model, task, world
         algorithm = config.algorithm
         self.objective = OBJECTIVES[algorithm.name](algorithm)
         self.lengths = completion_lengths(task, config.rollout.gen_length, config.rollout.block_length)
@@ -60,6 +60,11 @@ class Trainer:
                 model.add_threshold(rollout.bins, rollout.threshold_order, reads)
         # a frozen model cannot drift
         anchored = self.objective.anchored and algorithm.kl_coefficient > 0 and "model" in algorithm.train
+        world.as_first_(p.detach() for p in model.parameters() if p.requires_grad and not is_shard(p))
+        if shards(config, world):
+            model.compute_dtype = model.dtype
+            shard(model, world.mesh(model.device), model.dtype)
+        self.sharded = world.size > 1 and reshard(model)
         self.optimizer = self._optimizer()
         self.reference = Reference(model) if anchored else None
         model.recompute_activations(config.update.activation_checkpointing)
@@ -68,7 +73,8 @@ class Trainer:
                 layer.compile(dynamic=True)
         self.update = self.rollouts = 0
         self.skipped = self.skipped_in_a_row = 0
-        self.denoiser_calls: Counter[str] = Counter()
+        self.denoiser_calls: Counter[str] = Counter()  # of all processes
+        self._calls: Counter[str] = Counter()  # of this one, in this update
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self.on_phase: Callable[[str], object] = lambda name: None
 
@@ -111,9 +117,13 @@ class Trainer:
             if "threshold" not in algorithm.train:  # what a frozen threshold chose is no action of the model
                 trajectory = replace(trajectory, actions={})
             batch = Batch(trajectory, rollout.reward.to(device), advantage.to(device))
-            metrics |= self._optimise(batch[kept.to(device)])
+            with self.world.in_passes() if self.sharded else nullcontext():
+                metrics |= self._optimise(batch[kept.to(device)])
         self.update += 1
         self.rollouts += len(advantage)
+        for calls in self.world.gather_json(self._calls):
+            self.denoiser_calls.update(calls)
+        self._calls.clear()
         metrics |= {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
         self._seconds.clear()
         return metrics | {
@@ -140,8 +150,10 @@ class Trainer:
             tokens_at_once=self.config.update.tokens_at_once,
             lengths=self.lengths,
             first=self.rollouts,
+            world=self.world,
         )
-        return collected(**others)
+        with gathered(self.model):
+            return collected(**others)
 
     def _optimise(self, batch: Batch) -> dict:
         """All inner updates on one batch; theta starts as old, so the first latents need no separate old scores."""
@@ -152,7 +164,7 @@ class Trainer:
         ]
         with self._phase("score"), torch.no_grad():
             t = batch.trajectory
-            old = [None, *(score(self.model, t, latents, tokens) for latents in drawn[1:])]
+            old = [None, *(scored(self.model, t, latents, tokens, self.world) for latents in drawn[1:])]
             reference = self._reference_scores(t, drawn)
             signals = [self.objective.signal(batch, *scores) for scores in zip(old, reference, strict=True)]
         of_updates = []
@@ -162,7 +174,7 @@ class Trainer:
                 i = inner % len(drawn)
                 self.optimizer.zero_grad()
                 loss, new = accumulate_gradient(
-                    self.model, self.objective, batch, drawn[i], signals[i], old[i], reference[i], tokens
+                    self.model, self.objective, batch, drawn[i], signals[i], old[i], reference[i], tokens, self.world
                 )
                 old[i] = old[i] or new
                 of_updates.append(loss.metrics)
@@ -175,12 +187,13 @@ class Trainer:
         if self.reference is None:
             return [None] * len(drawn)
         with self.reference.in_place():
-            return [score(self.model, trajectory, latents, self.config.update.tokens_at_once) for latents in drawn]
+            tokens = self.config.update.tokens_at_once
+            return [scored(self.model, trajectory, latents, tokens, self.world) for latents in drawn]
 
     def _apply(self, loss: Tensor) -> dict:
         """One optimizer step, or none when the loss or the gradient is not finite."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm))
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        if self.world.any(not (torch.isfinite(loss) and torch.isfinite(norm))):
             self.optimizer.zero_grad()
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             if self.skipped_in_a_row >= MAX_CONSECUTIVE_SKIPS:
@@ -227,7 +240,7 @@ class Trainer:
         started = time.perf_counter()
 
         def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            self.denoiser_calls[name] += len(arguments[0])
+            self._calls[name] += len(arguments[0])
 
         hook = self.model.register_forward_pre_hook(count)
         try:
@@ -235,6 +248,10 @@ class Trainer:
         finally:
             hook.remove()
             self._seconds[name] += time.perf_counter() - started
+
+    def save(self, write: Callable[[], None]) -> None:
+        """Do what writes the model: of a sharded one all processes take part, else the first does it. An error is everybody's."""
+        self.world.agreed(lambda: write() if self.world.first or self.sharded else None)
 
     def state(self) -> dict:
         """What a resume needs beside the model and the optimizer."""

@@ -64,15 +64,25 @@ def train(flags, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def whole_run(sudoku_model, tmp_path_factory):
+def train_into(sudoku_model):
+    """train_into(runs, *more flags) -> exit code, as ``train``, of a run in the folder ``runs``."""
+
+    def run(runs: Path, *more: str) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            shorten_the_report(patch)
+            return diffpo.train.main([*flags_of_a_run(sudoku_model, runs), *more])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(train_into, tmp_path_factory):
     """whole_run(*more flags) -> the folder of ``train(*more flags)`` when nothing stops it, made once: to compare with, not to change."""
 
     @functools.cache
     def run(*more: str) -> Path:
         runs = tmp_path_factory.mktemp("whole")
-        with pytest.MonkeyPatch.context() as patch:
-            shorten_the_report(patch)
-            assert diffpo.train.main([*flags_of_a_run(sudoku_model, runs), *more]) == 0
+        assert train_into(runs, *more) == 0
         return runs / "run"
 
     return run

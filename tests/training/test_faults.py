@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import os
 import resource
 import shutil
 import sys
@@ -13,7 +14,6 @@ import torch
 
 import diffpo.train
 from diffpo.objectives.diffpo import Diffpo
-from diffpo.training import checkpointing
 from diffpo.training.checkpointing import checkpoints, newest, restore, save_state
 
 
@@ -155,14 +155,14 @@ def limit_file_size(patch, size: int = 10_000) -> None:
 
 
 def fail_rename(patch) -> None:
-    rename = checkpointing.os.replace
+    rename = os.replace
 
     def full(source, target):
         if str(target).endswith("000003"):
             raise OSError(errno.ENOSPC, "No space left on device")
         rename(source, target)
 
-    patch.setattr(checkpointing.os, "replace", full)
+    patch.setattr(os, "replace", full)
 
 
 @pytest.mark.parametrize("fault", [limit_file_size, fail_rename], ids=["weights", "rename"])

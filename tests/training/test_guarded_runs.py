@@ -187,7 +187,7 @@ def test_a_resumed_run_goes_on_with_what_was_lost(
         diffpo.training.guard,
         "evaluate",
         lambda model, task, problems, rule, *more: (
-            asked.append(repr(rule)) or evaluate(model, task, problems, rule, *more)
+            asked.append(repr(rule)) or evaluate(model, task, problems, rule, *more[:2])
         ),
     )
     assert train(*WATCHED, "--guard.every", "2", "--resume") == 0
@@ -293,7 +293,7 @@ def test_the_parts_of_an_update_bound_what_is_watched(train, monkeypatch):
     watched = set(get_task("sudoku").problems("validation", 6, 0))
     monkeypatch.setattr(Sudoku, "prompt", lambda self, p: prompt(self, p) + (" 1" * 8 if p in watched else ""))
 
-    def noted(model, task, problems, rule, lengths, batch):
+    def noted(model, task, problems, rule, lengths, batch, world):
         rows.append(batch)
         return evaluate(model, task, problems, rule, lengths, batch)
 
