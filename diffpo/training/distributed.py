@@ -11,7 +11,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from diffpo.device import choose_device
 from diffpo.runs.faults import ProcessError, described, stopped
 from diffpo.tasks.grading import TaskError
-from diffpo.training.rendezvous import fresh_store
+from diffpo.training.rendezvous import fresh_store, leave_together
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -60,6 +60,7 @@ class World:
     ):
         self.local_size = local_size
         self.rank, self.size, self.local_rank, self.job, self.group = rank, size, local_rank, job, group
+        self.broken = False  # a process has left the others
         self._common: BaseException | None = None  # the last error that all have raised
 
     @property
@@ -132,8 +133,8 @@ class World:
             if error is self._common:
                 raise
             if isinstance(error, distributed.DistError) or "gloo" in str(error):
-                raise _lost() from error
-            self._common = error
+                raise self._lost() from error
+            self._common, self.broken = error, True
             if not self.first:
                 print(f"process {self.rank}: {described(error)}", file=sys.stderr)
             raise
@@ -161,7 +162,7 @@ class World:
         """The sum over the processes, in place: the same bits in each."""
         self._meet("sum")
         if self.size > 1:
-            with _peers():
+            with self._asking():
                 distributed.all_reduce(tensor, group=self.group)
         return tensor
 
@@ -169,7 +170,7 @@ class World:
         """Give them the values that they have in the first process."""
         self._meet("as_first")
         if self.size > 1:
-            with _peers():
+            with self._asking():
                 for tensor in tensors:
                     distributed.broadcast(tensor, 0, group=self.group)
 
@@ -193,6 +194,7 @@ class World:
         else:
             self._common = _heard(failed[0], heard[failed[0]])
         assert self._common is not None
+        self.broken |= isinstance(self._common, ProcessError)  # where it happened, nobody handles it
         raise self._common
 
     def _all_gather_bytes(self, data: bytes, lengths: list[int]) -> list[bytes]:
@@ -203,9 +205,20 @@ class World:
 
     def _all_gather(self, own: Tensor) -> list[Tensor]:
         rows = [torch.empty_like(own) for _ in range(self.size)]
-        with _peers():
+        with self._asking():
             distributed.all_gather(rows, own, group=self.group)
         return rows
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost() from error
+
+    def _lost(self) -> ProcessError:
+        self.broken = True
+        return ProcessError("another process has ended, or does not answer: its own message says why")
 
 
 ALONE = World()
@@ -230,7 +243,8 @@ def joined() -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        distributed.init_process_group(backend, store=fresh_store(TIMEOUT), rank=rank, world_size=size, timeout=TIMEOUT)
+        store = fresh_store(TIMEOUT)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(stopped(f"before the start: process {rank} does not reach the others: {error}")) from None
     with (
@@ -241,19 +255,10 @@ def joined() -> Iterator[World]:
         if not world.first:
             warnings.simplefilter("ignore")
         yield world
-    distributed.destroy_process_group()  # after an error the others may not answer
-
-
-@contextmanager
-def _peers() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise _lost() from error
-
-
-def _lost() -> ProcessError:
-    return ProcessError("another process has ended, or does not answer: its own message says why")
+    if not world.broken:
+        with suppress(RuntimeError):  # all is done
+            leave_together(store, rank, size)
+            distributed.destroy_process_group()
 
 
 def _told(point: str, error: BaseException | None) -> dict[str, Any]:

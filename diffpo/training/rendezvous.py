@@ -1,4 +1,4 @@
-"""How the processes of one start find each other.
+"""How the processes of one start find each other, and part.
 
 torchrun keeps its store when it restarts them (torch 2.13, ``TORCHELASTIC_USE_AGENT_STORE``), so the addresses of those that were killed are still
 in it, and who reads one waits for a dead process. Here each process says who it is, and the first gives to each that answers a part
@@ -12,6 +12,7 @@ from datetime import timedelta
 from torch import distributed
 
 _PAUSE = 0.02  # seconds
+_PARTING = timedelta(seconds=30)
 
 
 def fresh_store(timeout: timedelta) -> "distributed.Store":
@@ -20,6 +21,13 @@ def fresh_store(timeout: timedelta) -> "distributed.Store":
     store, rank, size = next(distributed.rendezvous("env://", timeout=timeout))
     part = _invite(store, size, timeout) if rank == 0 else _answer(store, rank)
     return distributed.PrefixStore(part, store)
+
+
+def leave_together(store: "distributed.Store", rank: int, size: int) -> None:
+    """Wait until all have nothing more to say: a connection that one closes early could cost another what was said last. RuntimeError if
+    the store has gone."""
+    store.set(f"{rank} leaves", "")
+    store.wait([f"{other} leaves" for other in range(size)], _PARTING)
 
 
 def _invite(store: "distributed.Store", size: int, timeout: timedelta) -> str:

@@ -261,7 +261,7 @@ def test_another_number_of_processes_goes_on(train_in_two, metrics_of, tmp_path,
     """Not to the bit: sums are rounded otherwise. What one process has saved is spread over two, and shards are put together."""
     assert set(train_in_two(*SHARDED, "--updates", "2", size=before).codes) == {0}
     ended = train_in_two(*SHARDED, "--updates", "3", "--resume", "--allow-config-change", size=after)
-    assert set(ended.codes) == {0}
+    assert set(ended.codes) == {0}, ended
     assert "resuming after update 2" in ended.said
     assert [line["update"] for line in metrics_of(tmp_path / "run")] == [1, 2, 3]
     diffpo.load(tmp_path / "run/model")
