@@ -10,11 +10,9 @@ import math
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from diffpo.cpu_memory import keep_freed_memory
 from diffpo.decoding.prompts import PromptError
@@ -23,7 +21,6 @@ from diffpo.device import choose_device
 from diffpo.evaluation import Evaluation, fixed_problems, one_at_a_time, parallel_rules
 from diffpo.likelihood.score import PartTooSmallError
 from diffpo.models.checkpoints import open_checkpoint
-from diffpo.models.transformer import MaskedDiffusionLM
 from diffpo.report import REPORT, write_report
 from diffpo.reports.page import report_page
 from diffpo.reports.run_record import read_run
@@ -41,17 +38,18 @@ from diffpo.runs.trackers import check_tracker, open_tracker
 from diffpo.tasks import Task, get_task
 from diffpo.tasks.grading import TaskError
 from diffpo.tasks.task import NoSplitError
-from diffpo.training.checkpointing import Saved, checkpoints, newest, restore, save_state
+from diffpo.training.checkpointing import Saved, checkpoints, restore, save_state
 from diffpo.training.config import TrainConfig, parse_train
 from diffpo.training.distributed import ALONE, World, joined
 from diffpo.training.evaluating import evaluate
 from diffpo.training.export import export
 from diffpo.training.guard import Guard, Loss, kinds_table, remedy
-from diffpo.training.model_setup import loaded
+from diffpo.training.model_setup import adapted_layers, loaded
+from diffpo.training.outcome import Outcome, distinct
 from diffpo.training.plan import check_memory, planned
 from diffpo.training.samples import Samples, read_samples
 from diffpo.training.sharded_checkpoints import ShardedSaver
-from diffpo.training.shared_folder import SharedFolder
+from diffpo.training.shared_folder import SharedFolder, newest_of_first
 from diffpo.training.trainer import Trainer, TrainingDivergedError
 
 # what a continued run may do otherwise; the content of the model is compared instead of its name
@@ -122,6 +120,11 @@ def _dry_run(config: TrainConfig, task: Task, world: World) -> None:
     device = choose_device("auto") if config.device == "auto" else torch.device(config.device)  # which may be elsewhere
     try:
         checkpoint = open_checkpoint(config.model, cached_only=True)
+    except (OSError, ValueError) as error:
+        print(f"no estimate of memory: {error}", file=sys.stderr)
+        return
+    adapted_layers(config, checkpoint.model)  # a mistake in the run, too
+    try:
         plan = planned(config, checkpoint, task, first_problems(task, config), device, world)
     except (OSError, ValueError) as error:
         print(f"no estimate of memory: {error}", file=sys.stderr)
@@ -145,17 +148,6 @@ def run_folder(config: TrainConfig, inputs: dict[str, str], carried: Collection[
     settings = json.loads(config.model_dump_json()) | {"name": config.run_name}
     return RunFolder(Path(config.runs) / config.run_name, "train", settings, inputs, carried,
                      resume=config.resume, overwrite=config.overwrite, may_change=may_change, job=job)  # fmt: skip
-
-
-def newest_of_first(folder: SharedFolder, model: MaskedDiffusionLM, world: World) -> Saved | None:
-    """`newest` in the first process, whose choice is everybody's."""
-
-    def found() -> dict | None:
-        saved = newest(folder.checkpoints, model, folder.inputs["model"])
-        return {"path": str(saved.path), "state": saved.state} if saved else None
-
-    saved = world.from_first(found)
-    return Saved(Path(saved["path"]), saved["state"]) if saved else None
 
 
 def first_problems(task: Task, config: TrainConfig) -> list:
@@ -379,59 +371,23 @@ class Run(command.Run):
             path / "curves.png",
             f"{config.run_name}: {config.algorithm.name}, {' + '.join(config.algorithm.train)}",
         )
-        before, after = ({e.rule: e for e in of_model} for of_model in (base, evaluations))
-        trained, best = evaluations[0], max(base, key=lambda e: (e.accuracy, -e.nfe))
-        single, smallest = repr(self.rules[0]), repr(self.guard.careful)
-        # a threshold's smallest bin may itself be fast: then one token at a time is what careful decoding can do
-        careful = max(smallest, single, key=lambda rule: before[rule].accuracy)
-        self.guard.judge(before[careful], trained)
-        kinds = self.guard.by_kind(before[careful], after[careful], trained)
-        summary = {
-            "base": {"one_at_a_time": _point(before[single]), "best": {"rule": best.rule, **_point(best)}},
-            "trained": {**_point(trained), "gamma": trained.gamma},
-            "careful": {"rule": careful, "base": _point(before[careful]), "trained": _point(after[careful])},
-            "kinds": kinds,
-            "lost": [asdict(loss) for loss in self.guard.lost.values()],
+        outcome = Outcome(self.guard, self.rules[0], base, evaluations)
+        summary = outcome.summary() | {
             "heldout": len(self.problems),
             "updates": self.trainer.update,
             "seconds": round(time.perf_counter() - self.started, 1),
             "seed": config.seed,
             "denoiser_calls": sum(self.trainer.denoiser_calls.values()),
-            "sweep": {"base": [e.asdict() for e in base], "trained": [e.asdict() for e in evaluations]},
             "provenance": command_provenance("train", self.arguments, self.folder.inputs),
         }
         self.folder.write("summary.json", json.dumps(finite(summary), indent=2) + "\n")
         write_report(path / REPORT, report_page([read_run(path)]))
-        of_threshold = "smallest bound, " if config.trains_threshold else ""
-        named = {single: "one token at a time", smallest: f"{of_threshold}{smallest}"}
-        rows = [
-            *(("base", name, before[rule]) for rule, name in named.items()),
-            ("base", f"its best rule, {best.rule}", best),
-            *(("trained", name, after[rule]) for rule, name in named.items() if rule != trained.rule),
-            ("trained", trained.rule, trained),
-        ]
-        self._print_table(rows)
-        if trained.kinds:
-            self.console.print(kinds_table(kinds, self.guard.lost))
+        title = f"{config.task}, {len(self.problems)} held-out problems"
+        self.console.print(outcome.table(title, config.trains_threshold))
+        if outcome.trained.kinds:
+            self.console.print(kinds_table(outcome.kinds, self.guard.lost))
         self.console.print(f"model, metrics, summary.json and {REPORT}, which shows them, are in {path}")
         self._warn("at the end", self.guard.lost.values())
-
-    def _print_table(self, rows: Sequence[tuple[str, str, Evaluation]]) -> None:
-        table = Table(title=f"{self.config.task}, {len(self.problems)} held-out problems")
-        for column in ("model", "decoding", "accuracy", "NFE", "gamma\n(nats)"):
-            table.add_column(column, overflow="fold")  # all of a rule's name, in a narrow terminal too
-        for model, name, e in rows:
-            table.add_row(model, name, f"{e.accuracy:.1%}", f"{e.nfe:.2f}", "" if e.gamma is None else f"{e.gamma:.3f}")
-        self.console.print(table)
-
-
-def distinct(rules: Iterable[Rule]) -> list[Rule]:
-    """Each of them once."""
-    return list({repr(rule): rule for rule in rules}.values())
-
-
-def _point(e: Evaluation) -> dict:
-    return {"accuracy": e.accuracy, "nfe": e.nfe}
 
 
 if __name__ == "__main__":

@@ -170,6 +170,26 @@ def browser():
 
 
 @pytest.fixture
+def open_file(browser):
+    """open_file(path, **context): a page in a fresh tab; fails on any error, console message or request but the page itself."""
+    problems, contexts = [], []
+
+    def open_(path, **options):
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("request", lambda request: problems.append(request.url) if request.url != path.as_uri() else None)
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
 def poisoned_memory():
     """torch.empty returns NaN (largest integer, True), so that an output that a kernel forgets to write is seen."""
     torch.use_deterministic_algorithms(True, warn_only=True)

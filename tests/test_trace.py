@@ -3,13 +3,11 @@
 The browser tests need Chromium and playwright (``pip install -e '.[browser]'``) and are skipped without them.
 """
 
-import base64
-import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_pages import Page, assert_self_contained
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -60,56 +58,19 @@ def record(tokenizer):
 # ---- the file
 
 
-class Page(HTMLParser):
-    """Tags with attributes, and the raw content of each script and style."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.raw, self._inside = [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self._inside = tag in ("script", "style")
-        if self._inside:
-            self.raw.append((tag, dict(attributes), ""))
-
-    def handle_endtag(self, tag):
-        self._inside = False
-
-    def handle_data(self, data):
-        if self._inside:
-            tag, attributes, text = self.raw[-1]
-            self.raw[-1] = (tag, attributes, text + data)
-
-
 def test_hostile_text_is_data(record, tokenizer):
     page = Page(trace_page([record(HOSTILE)], tokenizer, FACTS | {"model": HOSTILE}))
     assert [tag for tag, _ in page.tags].count("script") == 2
     assert "img" not in [tag for tag, _ in page.tags]
-    (data,) = [text for tag, attributes, text in page.raw if attributes.get("type") == "application/json"]
-    (row,) = json.loads(data)
+    (row,) = page.data
     assert row["text"] == HOSTILE
     assert "".join(row["pieces"]) == HOSTILE + "<eos>"
-    assert not set(data) & set("<>&")
-    assert data.isascii()
+    assert not set(page.json) & set("<>&")
+    assert page.json.isascii()
 
 
 def test_the_page_is_self_contained_and_its_policy_allows_its_own_code_alone(record, tokenizer):
-    text = trace_page([record("the end")], tokenizer, FACTS)
-    page = Page(text)
-    (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    for tag, attributes, content in page.raw:
-        if attributes.get("type") != "application/json":
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-            assert f"{tag}-src 'sha256-{digest}'" in policy
-    for tag, attributes in page.tags:
-        assert not {"src", "href", "style"} & attributes.keys(), tag
-        assert not [name for name in attributes if name.startswith("on")], tag
-    assert not re.search(r"https?://|@import|url\(", text)
-    assert "innerHTML" not in text
+    assert_self_contained(trace_page([record("the end")], tokenizer, FACTS))
 
 
 def test_the_page_without_scripts_holds_the_text(record, tokenizer):
@@ -148,25 +109,15 @@ def test_json_for_html_round_trips():
 
 
 @pytest.fixture
-def open_page(browser, tmp_path, tokenizer):
-    """open_page(records, **context): the page in a fresh tab; fails on any error, console message or request but the page itself."""
-    problems, contexts = [], []
+def open_page(open_file, tmp_path, tokenizer):
+    """open_page(records, **context): the page in a fresh tab."""
 
     def open_(records, facts=FACTS, **options):
         path = tmp_path / "trace.html"
         path.write_text(trace_page(records, tokenizer, facts), encoding="utf-8")
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("request", lambda request: problems.append(request.url) if request.url != path.as_uri() else None)
-        page.goto(path.as_uri())
-        return page
+        return open_file(path, **options)
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert problems == []
+    return open_
 
 
 def states(page) -> str:

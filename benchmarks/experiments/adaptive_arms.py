@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from study import Run
+from study import Run, crossed
 
 BINS = (0.1, 1.0, 4.0, 32.0)  # nats, of the mixture: from one token at a time to all at once
 MEDLEY = {
@@ -42,9 +42,4 @@ ARMS = {
 
 def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ARMS)) -> list[Run]:
     """The runs of the given arms, seed by seed."""
-    return [
-        Run(arm, task, seed, {name: value for name, value in (COMMON[task] | ARMS[arm]).items() if value is not None})
-        for seed in range(seeds)
-        for task in tasks
-        for arm in arms
-    ]
+    return crossed(seeds, tasks, arms, lambda task, arm: COMMON[task] | ARMS[arm])

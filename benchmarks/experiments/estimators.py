@@ -15,7 +15,7 @@ from learning_curves import AXES, BESIDE, PALETTE, SMOOTHED_UPDATES, STYLE, draw
 from rich.console import Console
 from rich.table import Table
 from seed_statistics import difference, estimate, text, verdict
-from study import QUARTERS, Options, Run, existing, on_one_processor, options, provenance, train_all, write
+from study import QUARTERS, Options, Run, crossed, existing, on_one_processor, options, provenance, train_all, write
 
 from diffpo_kernels.surrogate_loss import WEIGHT_EDGES
 
@@ -54,12 +54,7 @@ OF_TASK = {"countdown": {}, "sudoku": {"algorithm.prompts-per-update": 16, "upda
 
 
 def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ARMS)) -> list[Run]:
-    return [
-        Run(arm, task, seed, COMMON | OF_TASK[task] | ARMS[arm])
-        for seed in range(seeds)
-        for task in tasks
-        for arm in arms
-    ]  # fmt: skip
+    return crossed(seeds, tasks, arms, lambda task, arm: COMMON | OF_TASK[task] | ARMS[arm])
 
 
 def summarise(results: list[dict]) -> dict:

@@ -15,7 +15,7 @@ from estimators import late, mean_weights, points
 from rich.console import Console
 from rich.table import Table
 from seed_statistics import difference, estimate, text, verdict
-from study import Options, Run, existing, parser, provenance, read, train_all, write
+from study import Options, Run, crossed, existing, parser, provenance, read, train_all, write
 
 TASKS = ("countdown", "sudoku")
 SEEDS = 5
@@ -32,12 +32,7 @@ COLUMNS = {"accuracy": (100, 1), "careful": (100, 1), "nfe": (1, 2), "reward": (
 
 
 def runs(seeds: int, tasks: tuple[str, ...], arms: tuple[str, ...] = tuple(ARMS)) -> list[Run]:
-    return [
-        Run(arm, task, seed, {name: value for name, value in (COMMON[task] | ARMS[arm]).items() if value is not None})
-        for seed in range(seeds)
-        for task in tasks
-        for arm in arms
-    ]
+    return crossed(seeds, tasks, arms, lambda task, arm: COMMON[task] | ARMS[arm])
 
 
 def describe(arm: str, of_task: dict[str, list[dict]]) -> dict:

@@ -57,6 +57,18 @@ class Run:
         return f"{self.task}-{self.arm}-seed{self.seed}"
 
 
+def crossed(
+    seeds: int, tasks: Sequence[str], arms: Sequence[str], flags: Callable[[str, str], dict[str, Any]]
+) -> list[Run]:
+    """A run of each arm on each task with each seed, seed by seed. flags: of a task and an arm; None leaves one out."""
+    return [
+        Run(arm, task, seed, {name: value for name, value in flags(task, arm).items() if value is not None})
+        for seed in range(seeds)
+        for task in tasks
+        for arm in arms
+    ]
+
+
 @dataclass(frozen=True)
 class Options:
     """The command line of an experiment."""

@@ -176,7 +176,7 @@ class MaskedDiffusionLM(nn.Module):
         return self.compute_dtype or self.embed_tokens.weight.dtype
 
     def recompute_activations(self, on: bool = True) -> None:
-        """Whether a pass with a gradient keeps the input of each block alone: less memory, a third more time, the same gradient."""
+        """Whether a pass with a gradient keeps the input of each block alone: less memory, one more forward pass, the same gradient."""
         for layer in self.layers:
             layer.recomputed = on  # type: ignore[assignment]  # a module's attribute may be any
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from io import FileIO
@@ -52,7 +53,29 @@ class MayChange:
     advice: str = "; start again with --overwrite"
 
 
-class RunFolder:
+class ClaimedFolder(ABC):
+    """A folder that no other run can take until it is released."""
+
+    path: Path
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let another run claim the folder."""
+
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+
+class RunFolder(ClaimedFolder):
     """<runs>/<name>, claimed by one process of ``command`` as long as it lives. Nothing is written before ``begin`` but the lock.
 
     settings: of the run, as JSON values. inputs: digests of the contents that it reads, by name, such as the model's weights. carried:
@@ -96,20 +119,7 @@ class RunFolder:
             self._changed = marker is not None and self.resumes and self._check_same(marker)
 
     def release(self) -> None:
-        """Let another process claim the folder."""
         self._lock.close()
-
-    @contextlib.contextmanager
-    def released_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.release()
-            raise
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     def begin(self) -> None:
         """Make the folder that of this run: what an earlier one wrote is deleted, or, on a resume, what was left half-written."""

@@ -107,8 +107,8 @@ class UpdateConfig(Config):
     """tokens of network input, prompts and completions, in one part; smaller takes less memory and gives the same update; default: all
     at once"""
     activation_checkpointing: bool = False
-    """keep the input of each block alone and compute the rest again in the backward pass: a tenth of the memory, a third more time, the
-    same update"""
+    """keep the input of each block alone and compute the rest again in the backward pass: a fraction of the memory for activations,
+    one more forward pass, the same update"""
 
 
 class DistributedConfig(Config):

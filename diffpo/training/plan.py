@@ -39,7 +39,10 @@ def planned(
     device: torch.device,
     world: World = ALONE,
 ) -> Plan:
-    """problems: some that the run asks, for the length of its prompts; world: the processes that share the work. ValueError, which names the field, for what does not fit together."""
+    """problems: some that the run asks, for the length of its prompts; world: the processes that share the work.
+
+    ValueError, which names the field, for what does not fit together.
+    """
     model = checkpoint.model
     adapted_layers(config, model)
     task = suited(task, model)

@@ -39,9 +39,8 @@ def _invite(store: "distributed.Store", size: int, timeout: timedelta) -> str:
             if store.check([f"{part} has {rank}"]):
                 missing.remove(rank)
             elif store.check([f"here is {rank}"]):
-                name = store.get(
-                    f"here is {rank}"
-                ).decode()  # perhaps of one that is dead: then a later one will stand there
+                # perhaps of one that is dead: then a later one will stand there
+                name = store.get(f"here is {rank}").decode()
                 if name not in invited:
                     invited.add(name)
                     store.set(f"to {name}", part)

@@ -1,15 +1,16 @@
 """The folder of a run of several processes: the first holds and writes it."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffpo.runs.run_folder import RunFolder
+from diffpo.models.transformer import MaskedDiffusionLM
+from diffpo.runs.run_folder import ClaimedFolder, RunFolder
+from diffpo.training.checkpointing import Saved, newest
 from diffpo.training.distributed import World
 
 
-class SharedFolder:
+class SharedFolder(ClaimedFolder):
     """As `RunFolder`, which ``claim`` makes, for every process. ``path`` has to be the same folder on every machine."""
 
     def __init__(self, path: Path, claim: Callable[[], RunFolder], world: World):
@@ -19,10 +20,6 @@ class SharedFolder:
         self.resumes: bool = known[0]
         self.inputs: dict[str, str] = known[1]
         self.settings: dict[str, Any] = known[2]
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     def begin(self) -> None:
         """Make the folder that of this run."""
@@ -35,14 +32,16 @@ class SharedFolder:
             self._held.write(name, text)
 
     def release(self) -> None:
-        """Let another run claim the folder."""
         if self._held:
             self._held.release()
 
-    @contextlib.contextmanager
-    def released_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.release()
-            raise
+
+def newest_of_first(folder: SharedFolder, model: MaskedDiffusionLM, world: World) -> Saved | None:
+    """`newest` in the first process, whose choice is everybody's."""
+
+    def found() -> dict | None:
+        saved = newest(folder.checkpoints, model, folder.inputs["model"])
+        return {"path": str(saved.path), "state": saved.state} if saved else None
+
+    saved = world.from_first(found)
+    return Saved(Path(saved["path"]), saved["state"]) if saved else None

@@ -41,8 +41,8 @@ class Trainer:
     """Owns the model, its optimizer and the number of finished updates; every random draw is keyed by (seed, update).
 
     model: plain, with peft's adapters (then they are trained, and what else they leave trainable), or sharded by ``fully_shard``: every
-    process then does the same. world: the processes that share the work, each with a Trainer of its own. Its threshold is given to it here, but to a sharded one, which has to have it.
-    ValueError for a model without a parameter to train.
+    process then does the same. world: the processes that share the work, each with a Trainer of its own. Its threshold is given
+    to it here, but to a sharded one, which has to have it. ValueError for a model without a parameter to train.
     """
 
     def __init__(self, config: "TrainConfig", model: MaskedDiffusionLM, task: Task, world: World = ALONE):

@@ -147,9 +147,8 @@ def _summed(own: Scores, world: World) -> Scores:
     if world.size == 1:
         return own
     values = [own.value, *own.actions.values()]
-    flat = world.sum_(torch.cat(values).double()).to(
-        own.value.dtype
-    )  # a process without a part does not know the model's dtype
+    flat = world.sum_(torch.cat(values).double())  # a process without a part does not know the model's dtype
+    flat = flat.to(own.value.dtype)
     value, *actions = flat.split([len(part) for part in values])
     return replace(own, value=value, actions=dict(zip(own.actions, actions, strict=True)))
 

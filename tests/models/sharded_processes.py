@@ -1,8 +1,6 @@
 """What each of two processes does in test_sharded.py: ``python sharded_processes.py FOLDER``, the rendezvous in FOLDER."""
 
 import copy
-import multiprocessing
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from two_processes import both
 
 import diffpo
 from diffpo.config import ModelSize
@@ -267,8 +266,6 @@ def counted(module, name):
 
 
 def check(rank: int, folder: Path) -> None:
-    store = distributed.FileStore(str(folder / "rendezvous"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     check_full(mesh, folder / "apart", rank, {"reshard_after_forward": True}, {"logit_shift": True})
     check_full(mesh, folder / "tied", rank, {}, {"tie_word_embeddings": True})
@@ -280,19 +277,7 @@ def check(rank: int, folder: Path) -> None:
     )  # so decoding finds shards in the head's adapter
     check_training(mesh, folder / "training", rank, {"reshard_after_forward": True}, adapters=False)
     check_training(mesh, folder / "training-lora", rank, {}, adapters=True)
-    distributed.destroy_process_group()
-    print(f"done {rank}\n", end="")  # in one piece: the other process writes to the same pipe
-
-
-def main(folder: Path) -> None:
-    """Two processes of one start, because the imports take seconds."""
-    torch.set_num_threads(1)
-    other = multiprocessing.get_context("fork").Process(target=check, args=(1, folder), daemon=True)
-    other.start()
-    check(0, folder)
-    other.join()
-    sys.exit(other.exitcode)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    both(check)

@@ -1,15 +1,13 @@
 """What each of two processes does in test_distributed_updates.py: ``python distributed_processes.py FOLDER``, the rendezvous in FOLDER."""
 
 import copy
-import multiprocessing
-import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from torch import distributed
 from torch.distributed.tensor import DTensor
+from two_processes import both
 
 from diffpo.config import ModelSize
 from diffpo.pretrain import build_model
@@ -123,27 +121,13 @@ def check_half_precision(world, model):
 
 
 def check(rank: int, folder: Path) -> None:
-    store = distributed.FileStore(str(folder / "rendezvous"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     world = World(rank, 2)
     torch.manual_seed(0)
     model = build_model(Uneven(), SIZE).eval()
     check_updates(world, model)
     check_half_precision(world, model)
     check_adapters(world, model)
-    distributed.destroy_process_group()
-    print(f"done {rank}\n", end="")  # in one piece: the other process writes to the same pipe
-
-
-def main(folder: Path) -> None:
-    """Two processes of one start, because the imports take seconds."""
-    torch.set_num_threads(1)
-    other = multiprocessing.get_context("fork").Process(target=check, args=(1, folder), daemon=True)
-    other.start()
-    check(0, folder)
-    other.join()
-    sys.exit(other.exitcode)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    both(check)

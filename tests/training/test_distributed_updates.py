@@ -1,14 +1,10 @@
 """Two processes that share the work do what one does, replicated and sharded: rollouts, losses, gradients, weights."""
 
-import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from two_processes import run_in_two
 
 from diffpo.training.distributed import World
 
@@ -33,18 +29,4 @@ def test_shares_are_disjoint_complete_and_fair(size, work):
 def test_two_processes_share_what_one_does(tmp_path):
     """All checks in one pair of processes, because starting one takes seconds: those of distributed_processes.py."""
     pytest.importorskip("peft", reason="needs the extra diffpo[lora]")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-W", "ignore", str(HERE / "distributed_processes.py"), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output = process.communicate(timeout=500)[0]
-    finally:
-        with suppress(ProcessLookupError):  # both have ended
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
-    assert {"done 0", "done 1"} <= set(output.splitlines())
+    run_in_two(HERE / "distributed_processes.py", tmp_path, seconds=500)

@@ -228,6 +228,13 @@ def test_the_command_refuses_before_it_loads(train, tmp_path, capsys, monkeypatc
     assert "too large for this machine" in shown.err
 
 
+def test_a_dry_run_refuses_a_target_that_is_none(train, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train("--dry-run", "--lora.rank", "2", "--lora.targets", "upp_proj")
+    assert stopped.value.code == 2
+    assert "lora.targets: 'upp_proj' matches no linear layer" in capsys.readouterr().err
+
+
 def test_a_dry_run_without_the_model_says_that_there_is_no_estimate(train, capsys):
     assert train("--dry-run", "--model", "nobody/no-model") == 0
     shown = capsys.readouterr()
