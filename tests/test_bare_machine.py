@@ -27,7 +27,7 @@ NEED_MORE = {
     "diffpo.train",
     *(
         f"diffpo.training.{name}"
-        for name in ("config", "export", "guard", "lora_config", "memory_estimate", "model_setup", "plan")
+        for name in ("config", "export", "guard", "lora_config", "memory_estimate", "model_setup", "outcome", "plan")
     ),
     "diffpo.training.samples",
     "diffpo.training.trainer",
